@@ -1,0 +1,73 @@
+"""Every error of a job's life, drawn as a tree. All picklable; HTTP status codes live in api/errors.py.
+
+JobError
+├── JobNotFound              no such job (or not this caller's)
+├── IllegalTransition        the job is not in a state that allows this
+├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
+├── IdempotencyKeyReused     the key was used with another request
+├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
+├── ScorerUnavailable        the scorer cannot be reached, or is starting
+├── ScorerOverloaded         the scorer's queue is full
+├── DeadlineExceeded         the scorer did not answer in time
+└── ScoringRefused           the scorer understood the request and refuses it
+"""
+
+from typing import Any
+
+
+class JobError(Exception):
+    """Root of the errors of a job's life."""
+
+
+class JobNotFound(JobError):
+    """No such job."""
+
+
+class IllegalTransition(JobError):
+    """The job is not in a state that allows this."""
+
+    def __init__(self, job_id: str, action: str, status: str) -> None:
+        super().__init__(job_id, action, status)
+        self.job_id, self.action, self.status = job_id, action, status
+
+    def __str__(self) -> str:
+        return f"{self.action} is not possible: {self.job_id} is {self.status}"
+
+
+class LeaseLost(JobError):
+    """Another attempt owns the job, or it has ended: stop and write nothing."""
+
+
+class IdempotencyKeyReused(JobError):
+    """The Idempotency-Key was used before with another request."""
+
+
+class BrokerUnavailable(JobError):
+    """The broker did not take the message."""
+
+
+class ScorerUnavailable(JobError):
+    """The scorer cannot be reached, or is still starting."""
+
+
+class ScorerOverloaded(JobError):
+    """The scorer's queue is full; `retry_after_s` says when to try again."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(JobError):
+    """The scorer did not answer within the request's deadline."""
+
+
+class ScoringRefused(JobError):
+    """The scorer refuses the request: `code` is stable, `detail` is for people."""
+
+    def __init__(self, code: str, detail: str, context: dict[str, Any] | None = None) -> None:
+        super().__init__(code, detail, context)
+        self.code, self.detail, self.context = code, detail, context or {}
+
+    def __str__(self) -> str:
+        return self.detail

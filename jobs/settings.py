@@ -1,0 +1,96 @@
+"""Settings of every process of the stack, from environment variables `KLEASH_*` (or `*_FILE` secrets)."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class RegisteredModel(BaseModel):
+    """A name that requests may use: a folder or hub id, and for an adapter the name of its base."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    base: str | None = None
+
+
+class Registry(BaseModel):
+    """The models a deployment offers by name, and the pair that requests without names use."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: dict[str, RegisteredModel] = Field(default_factory=dict)
+    default_policy: str | None = None
+    default_reference: str | None = None
+
+
+class Settings(BaseSettings):
+    """One process's view of the deployment."""
+
+    model_config = SettingsConfigDict(env_prefix="KLEASH_", frozen=True, extra="ignore")
+
+    database_url: SecretStr = SecretStr("sqlite:///.kleash/kleash.db")
+    broker_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    scorer_url: str = "unix:.kleash/scorer.sock"  # unix:/path or http://host:port
+    data: Path = Path(".kleash")
+    models_file: Path | None = None  # JSON of `Registry`; relative sources are relative to it
+    model_roots: list[Path] = Field(default_factory=list)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    unsafe_no_auth: bool = False
+
+    lease_s: float = 30.0
+    heartbeat_s: float = 5.0
+    dispatch_every_s: float = 2.0
+    resend_after_s: float = 60.0
+    reap_every_s: float = 2.0
+    stop_grace_s: float = 20.0  # between SIGTERM and SIGKILL of a training child
+    stall_after_s: float = 1800.0  # no progress for so long: the attempt is killed
+
+    max_body_bytes: int = 1_000_000
+    max_items: int = 256
+    max_batch_tokens: int = 2048
+    max_queued_tokens: int = 65_536
+    score_timeout_s: float = 60.0
+
+    @model_validator(mode="after")
+    def _no_auth_stays_home(self) -> Self:
+        if self.unsafe_no_auth and self.host not in LOOPBACK:
+            raise ValueError(f"--unsafe-no-auth is refused off loopback (host is {self.host})")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_from_files(cls, values: Any) -> Any:
+        """`KLEASH_DATABASE_URL_FILE` names a file that holds `KLEASH_DATABASE_URL`."""
+        for name in ("database_url", "broker_url"):
+            path = os.environ.get(f"KLEASH_{name.upper()}_FILE")
+            if path and name not in values:
+                values[name] = Path(path).read_text().strip()
+        return values
+
+    @property
+    def artifacts(self) -> Path:
+        """Below it, each job has a folder."""
+        return self.data / "jobs"
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registered models, with relative sources made absolute."""
+        if self.models_file is None:
+            return Registry()
+        registry = Registry.model_validate_json(self.models_file.read_text())
+        here = self.models_file.resolve().parent
+        models = {
+            name: model.model_copy(update={"source": str(here / model.source)})
+            if model.source.startswith(".")
+            else model
+            for name, model in registry.models.items()
+        }
+        return registry.model_copy(update={"models": models})

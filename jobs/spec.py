@@ -1,0 +1,141 @@
+"""What a job is: the request as it is stored, and the frozen values that the store hands out."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from jobs.states import TERMINAL, Desired, Status, public_status
+from rlhf_core.config import Config, PPOConfig
+
+
+class Limits(Config):
+    """Bounds of one job."""
+
+    max_runtime_s: float | None = Field(None, gt=0, description="Of one attempt, in seconds.")
+    max_crashes: int = Field(3, ge=1, le=100, description="Crashes without progress in between.")
+
+
+class JobSpec(Config):
+    """A job as a client asks for it; stored as JSON in the row and never changed."""
+
+    type: Literal["ppo"] = "ppo"
+    name: str | None = Field(None, min_length=1, max_length=200)
+    metadata: dict[
+        Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]
+    ] = Field(default_factory=dict, max_length=16)
+    config: PPOConfig
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailure:
+    """Why a job failed: `code` is stable, the rest is for people."""
+
+    code: str
+    detail: str
+    hint: str | None = None
+    step: int | None = None
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row. Times are seconds since the epoch by the database's clock."""
+
+    id: str
+    owner: str  # id of the API key that created it
+    spec: JobSpec
+    resolved: dict[str, Any]  # what the API resolved: model paths, file paths
+    status: Status
+    desired: Desired
+    phase: str | None
+    epoch: int  # grows with every (re)queueing; a message of another epoch is stale
+    attempt: int  # the fence: grows with every claim
+    crash_count: int
+    dispatched_epoch: int
+    lease_until: float | None
+    worker: str | None
+    step: int  # steps completed
+    latest: dict[str, float]  # the last step's metrics
+    result: dict[str, Any] | None
+    error: JobFailure | None
+    version: int
+    created_at: float
+    queued_at: float
+    started_at: float | None
+    progress_at: float | None
+    heartbeat_at: float | None
+    finished_at: float | None
+    updated_at: float
+
+    @property
+    def public_status(self) -> str:
+        """The status a client sees."""
+        return public_status(self.status, self.desired)
+
+    @property
+    def done(self) -> bool:
+        """True once the status can never change again."""
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewEvent:
+    """An event as its author writes it; the store numbers it."""
+
+    type: str
+    message: str
+    level: str = "info"
+    data: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """An event as stored: `seq` counts from 1 per job, without gaps."""
+
+    seq: int
+    type: str
+    level: str
+    message: str
+    data: dict[str, Any]
+    attempt: int
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRow:
+    """One step's metrics. `timings` are apart, because only `metrics` are reproducible to the bit."""
+
+    step: int
+    metrics: dict[str, float]
+    timings: dict[str, float]
+    attempt: int
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A verified save: `name` is `step-40` or `final`, `path` a folder below the artifacts root."""
+
+    id: str
+    job_id: str
+    name: str
+    step: int
+    path: str
+    sha256: str  # of the manifest
+    bytes: int
+    attempt: int
+    created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One completion: of the rollouts (`kind` = "rollout") or of the held-out prompts ("eval")."""
+
+    step: int
+    kind: str
+    index: int
+    prompt: str
+    completion: str
+    data: dict[str, float]  # reward, kl, k1, length, …
