@@ -5,6 +5,7 @@ JobError
 ├── IllegalTransition        the job is not in a state that allows this
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── IdempotencyKeyReused     the key was used with another request
+├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
 ├── ScorerUnavailable        the scorer cannot be reached, or is starting
 ├── ScorerOverloaded         the scorer's queue is full
@@ -40,6 +41,10 @@ class LeaseLost(JobError):
 
 class IdempotencyKeyReused(JobError):
     """The Idempotency-Key was used before with another request."""
+
+
+class StoreUnavailable(JobError):
+    """The database is down, locked or overloaded: the transaction did not happen, or its end is unknown."""
 
 
 class BrokerUnavailable(JobError):

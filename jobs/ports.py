@@ -152,7 +152,7 @@ class Store(Protocol):
         samples: Sequence[Sample] = (),
         events: Sequence[NewEvent] = (),
     ) -> None:
-        """Upsert the metric row of a completed step (from 1) with its samples and events. Raises LeaseLost."""
+        """Upsert a completed step (from 1): metrics, samples, events. Raises LeaseLost."""
         ...
 
     def record_samples(self, job_id: str, attempt: int, samples: Sequence[Sample]) -> None:
@@ -219,6 +219,10 @@ class Broker(Protocol):
 
     def publish(self, job_id: str, epoch: int, *, queue: str) -> None:
         """Send `{job_id, epoch}`. Raises BrokerUnavailable."""
+        ...
+
+    def ready(self) -> bool:
+        """True if the broker answers within about a second."""
         ...
 
 

@@ -39,7 +39,7 @@ class ScoreRequest(Config):
     policy: ModelSource
     reference: ModelSource
     items: list[ScoreItem]
-    temperature: float = 1.0
+    temperature: float = Field(1.0, gt=0)
     quantities: tuple[str, ...] = QUANTITIES
 
 

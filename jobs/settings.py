@@ -29,6 +29,14 @@ class Registry(BaseModel):
     default_policy: str | None = None
     default_reference: str | None = None
 
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        bases = [model.base for model in self.models.values()]
+        for name in (self.default_policy, self.default_reference, *bases):
+            if name is not None and name not in self.models:
+                raise ValueError(f"{name!r} is not one of the registered models")
+        return self
+
 
 class Settings(BaseSettings):
     """One process's view of the deployment."""

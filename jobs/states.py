@@ -45,3 +45,12 @@ def public_status(status: Status, desired: Desired) -> str:
     if status is Status.RUNNING and desired is Desired.PAUSE:
         return "pausing"
     return status.value
+
+
+def status_after_release(desired: Desired, crash_count: int, max_crashes: int) -> Status:
+    """Where a run goes whose owner gave it up or was lost: first by what was asked, then by its crashes."""
+    if desired is Desired.CANCEL:
+        return Status.CANCELLED
+    if desired is Desired.PAUSE:
+        return Status.PAUSED
+    return Status.FAILED if crash_count >= max_crashes else Status.QUEUED

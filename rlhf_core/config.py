@@ -3,12 +3,13 @@
 The same classes validate the HTTP request, are stored in the job's row and are read by the trainer.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 # JSON has lists; strict mode would refuse them for tuples, so only the container is lax.
-Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False)]
+# fail_fast: 400,000 wrong elements in 1 MB would cost 4 s and 500 MB as 400,000 errors.
+Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(fail_fast=True)]
 
 
 class Config(BaseModel):
@@ -40,7 +41,7 @@ class DataConfig(Config):
     eval_prompts_file: str | None = None
 
     @model_validator(mode="after")
-    def _one_source_each(self) -> Self:
+    def _one_source_each(self) -> "DataConfig":
         if (self.prompts is None) == (self.prompts_file is None):
             raise ValueError("give exactly one of prompts and prompts_file")
         if self.eval_prompts is not None and self.eval_prompts_file is not None:
@@ -116,7 +117,7 @@ class PIBeta(Config):
     beta_max: float = Field(10.0, gt=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _ordered(self) -> "PIBeta":
         if self.beta_min >= self.beta_max:
             raise ValueError(f"beta_min ({self.beta_min}) must be below beta_max ({self.beta_max})")
         return self
@@ -178,7 +179,7 @@ class PPOConfig(Config):
     seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
-    def _batches_fit(self) -> Self:
+    def _batches_fit(self) -> "PPOConfig":
         batch, parts = self.rollout.batch_size, self.optimization.minibatches
         if batch % parts:
             raise ValueError(
@@ -187,7 +188,7 @@ class PPOConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _horizon_fits(self) -> Self:
+    def _horizon_fits(self) -> "PPOConfig":
         controller = self.kl.controller
         if isinstance(controller, AdaptiveBeta) and self.rollout.batch_size > controller.horizon:
             raise ValueError(

@@ -1,0 +1,72 @@
+# `make help` lists the targets. Everything lands in .venv; nothing else on the machine is touched but the model cache.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# Elsewhere on Linux torch's default wheel brings CUDA along; choose another with, for example,
+#   make demo TORCH_PIP_ARGS="--index-url <your torch CPU index>"
+TORCH_PIP_ARGS ?=
+MODELS := .kleash/models.json
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: $(VENV)/.worker $(MODELS) ## Score two sentences and train a model with PPO on this machine, then clean up
+	@$(PY) -m kleash demo --models $(MODELS)
+
+.PHONY: up
+up: $(VENV)/.worker $(MODELS) ## The whole stack in the foreground until Ctrl-C: http://127.0.0.1:8000 (PORT=, DATA=)
+	@$(PY) -m kleash up --models $(MODELS) --unsafe-no-auth $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)")
+
+.PHONY: test
+test: $(VENV)/.dev $(MODELS) ## All tests (at most 10 minutes on 2 cores)
+	@$(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: check
+check: lint types test ## What CI runs: format, lint, types, import contracts, tests
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Format and lint, without changing anything, and the import contracts
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/lint-imports
+
+.PHONY: types
+types: $(VENV)/.dev ## mypy, strict
+	@$(VENV)/bin/mypy
+
+.PHONY: format
+format: $(VENV)/.dev ## Rewrite the sources in the house's format
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+.PHONY: example-adapter
+example-adapter: $(VENV)/.worker $(MODELS) ## Train the default policy's adapter again (examples/README.md)
+	@$(PY) examples/train_adapter.py
+
+.PHONY: lock
+lock: ## Write locks/*.lock again (needs uv)
+	@locks/lock.sh
+
+$(MODELS): $(VENV)/.worker examples/model.lock examples/prepare_model.py
+	@mkdir -p $(dir $@)
+	@$(PY) examples/prepare_model.py --registry $@
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	  || { echo "kleash needs Python 3.11, 3.12 or 3.13; name one with: make demo PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment; install its venv package (Debian: apt install python3-venv)"; exit 1; }
+
+$(VENV)/.worker: $(VENV)/bin/pip locks/worker.lock pyproject.toml
+	@echo "Installing locked dependencies into $(VENV) (a few minutes, once) …"
+	@$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(TORCH_PIP_ARGS)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/worker.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.worker locks/dev.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/dev.lock
+	@touch $@

@@ -1,0 +1,119 @@
+"""The composition root: which parts the API is made of. `uvicorn api.app:create_app --factory` runs it."""
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+
+from api import errors, request_log
+from api.deps import Parts
+from api.limits import BodyLimit
+from api.routes import divergences, health, jobs, models, scores
+from api.schemas import FieldError, Problem
+from api.scorer import HttpScorer
+from api.services.jobs import JobService
+from api.services.models import ModelResolver
+from api.version import VERSION
+from jobs.dispatcher import Dispatcher
+from jobs.ports import Broker, Scorer, Store
+from jobs.queue import CeleryBroker
+from jobs.reaper import Reaper
+from jobs.settings import Settings
+from jobs.sql_store import open_store
+from jobs.system import SystemRng
+
+STOP_TIMEOUT_S = 5.0
+
+
+class Loop(Protocol):
+    """Something that runs in a thread of its own until it is told to stop."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Return soon after `stop` is set."""
+        ...
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    store: Store | None = None,
+    broker: Broker | None = None,
+    scorer: Scorer | None = None,
+) -> FastAPI:
+    """The application. What is not given comes from the environment, and logs then go to stderr as JSON."""
+    if settings is None:
+        settings = Settings()
+        request_log.configure()
+    store = store or open_store(settings)
+    broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
+    scorer = scorer or HttpScorer(settings.scorer_url)
+    dispatcher = Dispatcher(store, broker, settings)
+    model_resolver = ModelResolver(settings, store)
+
+    app = FastAPI(
+        title="kleash",
+        version=VERSION,
+        summary="Per-token KL of a language model from its reference, and PPO on a leash.",
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        redoc_url=None,
+        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake),
+        separate_input_output_schemas=False,
+    )
+    app.state.parts = Parts(
+        settings=settings,
+        store=store,
+        broker=broker,
+        scorer=scorer,
+        models=model_resolver,
+        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake),
+    )
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(request_log.RequestLog)  # added last: outermost
+    errors.install(app)
+    for part in (health, models, scores, divergences, jobs):
+        app.include_router(part.router)
+    _document_problems(app)
+    return app
+
+
+def _running(
+    *loops: Loop, wake: Callable[[], None]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=loop.run, args=(stop,), name=type(loop).__name__, daemon=True)
+            for loop in loops
+        ]
+        for thread in threads:
+            thread.start()
+        yield
+        stop.set()
+        wake()
+        for thread in threads:
+            thread.join(STOP_TIMEOUT_S)
+
+    return lifespan
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add the schemas that `routing.problems` refers to."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (FieldError, Problem):
+            schema = model.model_json_schema(
+                mode="serialization", ref_template="#/components/schemas/{model}"
+            )
+            schema.pop("$defs", None)
+            schemas[model.__name__] = schema
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

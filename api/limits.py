@@ -1,0 +1,37 @@
+"""Refuses bodies over the limit, by their declared length or while they arrive.
+
+Starlette's own limiter answers in plain text; clients of this API read problems.
+"""
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import RequestTooLarge, http_error
+
+
+class BodyLimit:
+    """ASGI middleware: at most `max_bytes` of body per request."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self.max_bytes:
+            await http_error(request, RequestTooLarge(self.max_bytes))(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise RequestTooLarge(self.max_bytes)
+            return message
+
+        await self.app(scope, limited, send)

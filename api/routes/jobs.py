@@ -1,0 +1,185 @@
+"""/v1/jobs: parse, ask the service, answer."""
+
+from typing import Annotated, Literal
+
+from fastapi import Header, Query, Response
+
+from api.auth import Owner
+from api.deps import JobsDep
+from api.routing import BODY_PROBLEMS, DESCRIPTIONS, Responses, problems, v1_router
+from api.schemas_jobs import (
+    CheckpointList,
+    EventList,
+    JobDocument,
+    JobList,
+    MetricsDocument,
+    PublicStatus,
+    SampleList,
+)
+from jobs.spec import JobSpec
+
+router = v1_router("jobs")
+MAX_PAGE, MAX_ROWS, INT32 = 100, 1000, 2**31 - 1
+
+Limit = Annotated[int, Query(description="1 to 100; what is outside is moved inside.")]
+Rows = Annotated[int, Query(description="1 to 1000; what is outside is moved inside.")]
+Step = Annotated[int, Query(ge=0, le=INT32)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key with the same body gives the same job; with another body, 422.",
+    ),
+]
+TEXT = {"schema": {"type": "string"}}
+REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
+CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
+SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
+STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
+
+
+@router.post(
+    "/jobs",
+    operation_id="jobs_create",
+    summary="Create a job",
+    status_code=201,
+    responses=CREATED | BODY_PROBLEMS,
+)
+def create(
+    spec: JobSpec, owner: Owner, jobs: JobsDep, response: Response, idempotency_key: IdempotencyKey = None
+) -> JobDocument:
+    """Queue a training run. A worker takes it when one is free; poll the job to follow it."""
+    created = jobs.create(spec, owner, idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{created.job.id}"
+    response.headers["ETag"] = etag(created.job.version)
+    if created.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return JobDocument.of(created.job)
+
+
+@router.get("/jobs", operation_id="jobs_list", summary="List jobs, newest first", responses=problems(400))
+def index(
+    owner: Owner,
+    jobs: JobsDep,
+    limit: Limit = 20,
+    after: Annotated[str | None, Query(description="The `next_cursor` of the page before.")] = None,
+    status: PublicStatus | None = None,
+) -> JobList:
+    """A page of the caller's jobs."""
+    return JobList.of(jobs.page(owner, status=status, after=after, limit=clamp(limit, MAX_PAGE)))
+
+
+@router.get(
+    "/jobs/{job_id}",
+    operation_id="jobs_get",
+    summary="Show a job",
+    response_model=JobDocument,
+    responses=SHOWN | problems(404),
+)
+def show(
+    job_id: str,
+    owner: Owner,
+    jobs: JobsDep,
+    response: Response,
+    if_none_match: Annotated[str | None, Header(description="An ETag of before.")] = None,
+) -> JobDocument | Response:
+    """The job as it is now, or 304 while its version is the one of If-None-Match."""
+    if if_none_match is not None and matches(if_none_match, current := etag(jobs.version(job_id, owner))):
+        return Response(status_code=304, headers={"ETag": current})
+    job = jobs.get(job_id, owner)
+    response.headers["ETag"] = etag(job.version)
+    return JobDocument.of(job)
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    operation_id="jobs_cancel",
+    summary="Cancel a job",
+    responses=STOPPING | problems(404, 409),
+)
+def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
+    """Cancelled at once if nothing runs; else 202 and `cancelling` until its process has stopped."""
+    job = jobs.cancel(job_id, owner)
+    response.status_code = 200 if job.done else 202
+    response.headers["ETag"] = etag(job.version)
+    return JobDocument.of(job)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    operation_id="jobs_events",
+    summary="List a job's events",
+    responses=problems(404),
+)
+def events(
+    job_id: str,
+    owner: Owner,
+    jobs: JobsDep,
+    after: Annotated[int, Query(ge=0, le=INT32, description="The last `seq` already known.")] = 0,
+    limit: Limit = 100,
+) -> EventList:
+    """What happened to the job, oldest first."""
+    page = jobs.events(job_id, owner, after=after, limit=clamp(limit, MAX_PAGE))
+    return EventList.of(job_id, page)
+
+
+@router.get(
+    "/jobs/{job_id}/metrics",
+    operation_id="jobs_metrics",
+    summary="List a job's metrics by step",
+    responses=problems(404),
+)
+def metrics(
+    job_id: str, owner: Owner, jobs: JobsDep, from_step: Step = 0, limit: Rows = MAX_ROWS
+) -> MetricsDocument:
+    """A row per step, ascending; go on with `from_step` = the last row's step + 1."""
+    series = jobs.metrics(job_id, owner, from_step=from_step, limit=clamp(limit, MAX_ROWS))
+    return MetricsDocument.of(job_id, series)
+
+
+@router.get(
+    "/jobs/{job_id}/checkpoints",
+    operation_id="jobs_checkpoints",
+    summary="List a job's checkpoints",
+    responses=problems(404),
+)
+def checkpoints(job_id: str, owner: Owner, jobs: JobsDep) -> CheckpointList:
+    """Each of them is a model: score it as `job_…@<name>`."""
+    return CheckpointList.of(jobs.checkpoints(job_id, owner))
+
+
+@router.get(
+    "/jobs/{job_id}/samples",
+    operation_id="jobs_samples",
+    summary="List a job's completions",
+    responses=problems(404),
+)
+def samples(
+    job_id: str,
+    owner: Owner,
+    jobs: JobsDep,
+    step: Annotated[int | None, Query(ge=0, le=INT32)] = None,
+    kind: Annotated[Literal["rollout", "eval"] | None, Query()] = None,
+    limit: Rows = 100,
+) -> SampleList:
+    """What the policy wrote, with its rewards and KL."""
+    page = jobs.samples(job_id, owner, step=step, kind=kind, limit=clamp(limit, MAX_ROWS))
+    return SampleList.of(page)
+
+
+def clamp(limit: int, most: int) -> int:
+    """Moved into 1 … most."""
+    return max(1, min(limit, most))
+
+
+def etag(version: int) -> str:
+    """Strong: equal versions, equal documents."""
+    return f'"{version}"'
+
+
+def matches(if_none_match: str, current: str) -> bool:
+    """The weak comparison of RFC 9110 §13.1.2, of any tag in the list."""
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return current in tags or "*" in tags

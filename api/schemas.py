@@ -1,0 +1,112 @@
+"""The JSON documents that clients read, but for jobs and scores: problems, models, probes; and what all share."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, PlainSerializer
+
+from api.services.models import ListedModel
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch as `2026-11-22T11:25:00.123Z`."""
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+Timestamp = Annotated[
+    float,
+    PlainSerializer(rfc3339, return_type=str),
+    Field(json_schema_extra={"type": "string", "format": "date-time"}),
+]
+Number = float | None  # null where a metric is not finite
+
+
+class Document(BaseModel):
+    """Every field is always there: null stands for what is not known."""
+
+    model_config = {"json_schema_serialization_defaults_required": True}
+
+
+class FieldError(Document):
+    """One field that does not fit: a JSON pointer into the body (or `query:name`), why, never the value."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is the contract; `detail` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = Field(None, description="The path, if it is one of ours.")
+    code: str
+    request_id: str
+    retryable: bool
+    errors: list[FieldError]
+    context: dict[str, Any] | None = Field(
+        None, description="The numbers behind `detail`, where it has some."
+    )
+
+
+class Page(Document):
+    """What every list has around its `data`; `next_cursor` goes into `after`."""
+
+    object: Literal["list"] = "list"
+    has_more: bool = False
+    next_cursor: str | None = None
+
+
+class ModelDocument(Document):
+    """A model that requests may name."""
+
+    object: Literal["model"] = "model"
+    id: str
+    kind: Literal["base", "adapter"]
+    base: str | None
+    default_for: list[str]
+
+
+class ModelList(Page):
+    """The registered models."""
+
+    data: list[ModelDocument]
+
+    @classmethod
+    def of(cls, models: list[ListedModel]) -> Self:
+        """The document of all models."""
+        return cls(
+            data=[
+                ModelDocument(
+                    id=model.id,
+                    kind="adapter" if model.base else "base",
+                    base=model.base,
+                    default_for=list(model.default_for),
+                )
+                for model in models
+            ]
+        )
+
+
+class Health(Document):
+    """The process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Document):
+    """`ready` needs the database and the scorer; without a broker jobs are taken and sent later."""
+
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, Literal["ok", "down"]]
+
+
+class Version(Document):
+    """Which software answers."""
+
+    name: Literal["kleash"] = "kleash"
+    version: str

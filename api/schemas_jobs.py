@@ -1,0 +1,253 @@
+"""The JSON documents of a job and of what hangs on it: events, metrics, checkpoints, samples."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from api.schemas import Document, Number, Page, Timestamp
+from api.services.jobs import EventPage, JobPage, SamplePage, Series
+from jobs import spec as jobs
+from jobs.states import Status
+from rlhf_core.config import PPOConfig
+
+PublicStatus = Literal[
+    "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"
+]
+
+
+class Progress(Document):
+    """How far a run is: completed steps, and the metrics of the last one."""
+
+    step: int
+    total_steps: int
+    percent: float
+    eta_s: float | None
+    latest: dict[str, Number]
+
+
+class Worker(Document):
+    """Who runs the job."""
+
+    id: str
+    heartbeat_at: Timestamp | None
+
+
+class JobError(Document):
+    """Why a job failed."""
+
+    code: str
+    detail: str
+    hint: str | None
+    step: int | None
+    log_tail: list[str]
+
+
+class Links(Document):
+    """Where the rest of a job is."""
+
+    self: str
+    events: str
+    metrics: str
+    checkpoints: str
+    samples: str
+
+
+class JobDocument(Document):
+    """A job. `done` is true once its status can never change again."""
+
+    object: Literal["job"] = "job"
+    id: str
+    type: str
+    name: str | None
+    status: PublicStatus
+    done: bool
+    phase: str | None = Field(description="Free text while it runs.")
+    attempt: int
+    version: int
+    created_at: Timestamp
+    queued_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    updated_at: Timestamp
+    progress: Progress
+    worker: Worker | None
+    error: JobError | None
+    result: dict[str, Any] | None
+    metadata: dict[str, str]
+    config: PPOConfig
+    limits: jobs.Limits
+    links: Links
+
+    @classmethod
+    def of(cls, job: jobs.Job) -> Self:
+        """The document of a row."""
+        here = f"/v1/jobs/{job.id}"
+        return cls(
+            id=job.id,
+            type=job.spec.type,
+            name=job.spec.name,
+            status=job.public_status,
+            done=job.done,
+            phase=job.phase,
+            attempt=job.attempt,
+            version=job.version,
+            created_at=job.created_at,
+            queued_at=job.queued_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            updated_at=job.updated_at,
+            progress=_progress(job),
+            worker=Worker(id=job.worker, heartbeat_at=job.heartbeat_at) if job.worker else None,
+            error=_error(job.error),
+            result=job.result,
+            metadata=job.spec.metadata,
+            config=job.spec.config,
+            limits=job.spec.limits,
+            links=Links(
+                self=here,
+                events=f"{here}/events",
+                metrics=f"{here}/metrics",
+                checkpoints=f"{here}/checkpoints",
+                samples=f"{here}/samples",
+            ),
+        )
+
+
+def _progress(job: jobs.Job) -> Progress:
+    """`eta_s` takes the mean time of the steps so far for those to come."""
+    total = job.spec.config.optimization.steps
+    eta_s = None
+    if job.status is Status.RUNNING and job.step and job.started_at and job.progress_at:
+        eta_s = round((job.progress_at - job.started_at) / job.step * (total - job.step), 1)
+    percent = round(100 * job.step / total, 1)
+    return Progress(step=job.step, total_steps=total, percent=percent, eta_s=eta_s, latest=dict(job.latest))
+
+
+def _error(error: jobs.JobFailure | None) -> JobError | None:
+    if error is None:
+        return None
+    return JobError(
+        code=error.code,
+        detail=error.detail,
+        hint=error.hint,
+        step=error.step,
+        log_tail=list(error.log_tail),
+    )
+
+
+class JobList(Page):
+    """Jobs, newest first."""
+
+    data: list[JobDocument]
+
+    @classmethod
+    def of(cls, page: JobPage) -> Self:
+        """The document of a page."""
+        cursor = page.jobs[-1].id if page.more else None
+        return cls(data=[JobDocument.of(job) for job in page.jobs], has_more=page.more, next_cursor=cursor)
+
+
+class EventDocument(Document):
+    """Something that happened to a job; `seq` counts from 1 without gaps."""
+
+    object: Literal["job.event"] = "job.event"
+    job_id: str
+    seq: int
+    type: str
+    level: str
+    message: str
+    data: dict[str, Any]
+    attempt: int
+    created_at: Timestamp
+
+
+class EventList(Page):
+    """Events by seq, ascending."""
+
+    data: list[EventDocument]
+
+    @classmethod
+    def of(cls, job_id: str, page: EventPage) -> Self:
+        """The document of a page."""
+        cursor = str(page.events[-1].seq) if page.more else None
+        data = [EventDocument(job_id=job_id, **vars(event)) for event in page.events]
+        return cls(data=data, has_more=page.more, next_cursor=cursor)
+
+
+class MetricRowDocument(Document):
+    """One step."""
+
+    step: int
+    metrics: dict[str, Number]
+    timings: dict[str, Number]
+    attempt: int
+    created_at: Timestamp
+
+
+class MetricsDocument(Document):
+    """Metrics by step, ascending; `last_step` is the last one completed."""
+
+    object: Literal["metrics"] = "metrics"
+    job_id: str
+    last_step: int
+    rows: list[MetricRowDocument]
+
+    @classmethod
+    def of(cls, job_id: str, series: Series) -> Self:
+        """The document of a series."""
+        rows = [MetricRowDocument(**vars(row)) for row in series.rows]
+        return cls(job_id=job_id, last_step=series.last_step, rows=rows)
+
+
+class CheckpointDocument(Document):
+    """A save of a job; `model` is the name to score it by, `sha256` that of its manifest."""
+
+    object: Literal["checkpoint"] = "checkpoint"
+    id: str
+    job_id: str
+    name: str
+    model: str
+    step: int
+    path: str
+    sha256: str
+    bytes: int
+    attempt: int
+    created_at: Timestamp
+
+
+class CheckpointList(Page):
+    """Checkpoints by step, ascending."""
+
+    data: list[CheckpointDocument]
+
+    @classmethod
+    def of(cls, checkpoints: list[jobs.Checkpoint]) -> Self:
+        """The document of all of a job's checkpoints."""
+        return cls(
+            data=[
+                CheckpointDocument(model=f"{save.job_id}@{save.name}", **vars(save)) for save in checkpoints
+            ]
+        )
+
+
+class SampleDocument(Document):
+    """A completion: `kind` is `rollout`, or `eval` for held-out prompts."""
+
+    object: Literal["sample"] = "sample"
+    step: int
+    kind: str
+    index: int
+    prompt: str
+    completion: str
+    data: dict[str, Number]
+
+
+class SampleList(Page):
+    """Samples by (step, kind, index); where `has_more`, narrow `step` or `kind`, or raise `limit`."""
+
+    data: list[SampleDocument]
+
+    @classmethod
+    def of(cls, page: SamplePage) -> Self:
+        """The document of a page."""
+        return cls(data=[SampleDocument(**vars(sample)) for sample in page.samples], has_more=page.more)

@@ -1,0 +1,137 @@
+"""From a model's name in a request to the folder that holds its weights, and nowhere else.
+
+A name is one of: a registered name; a checkpoint `job_<id>@<name>`; a path below one of the configured roots.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from api.errors import FileNotFound, PathNotAllowed, UnknownModel
+from jobs.errors import JobNotFound
+from jobs.ports import Store
+from jobs.scoring_wire import ModelSource
+from jobs.settings import Settings
+
+CHECKPOINT = re.compile(r"(job_[0-9a-f]{32})@([a-z0-9][a-z0-9-]{0,63})")
+ADAPTER_CONFIG = "adapter_config.json"
+MAX_ADAPTER_CONFIG_BYTES = 1_000_000
+
+
+class ListedModel(NamedTuple):
+    """A registered model: `base` is the name an adapter stands on; `default_for` the roles it fills."""
+
+    id: str
+    base: str | None
+    default_for: tuple[str, ...]
+
+
+class ModelResolver:
+    """Finds models and prompt files by what requests call them."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._registry = settings.registry
+        self._store = store
+        self._roots = [Path(os.path.realpath(root)) for root in settings.model_roots]
+
+    def resolve(self, name: str, owner: str | None) -> ModelSource:
+        """Where the weights of `name` are; `owner` None sees every job's checkpoints.
+
+        Raises:
+            UnknownModel: nothing is called so (or the checkpoint is another owner's).
+            PathNotAllowed: a path that leads outside the roots.
+        """
+        if name in self._registry.models:
+            return self._registered(name)
+        if match := CHECKPOINT.fullmatch(name):
+            return self._checkpoint(match[1], match[2], owner)
+        if "/" in name or name.startswith("."):
+            return self._folder(name)
+        raise UnknownModel("no registered model, job checkpoint or folder has this name; see GET /v1/models")
+
+    def default_pair(self) -> tuple[str, str]:
+        """The names (policy, reference) of requests that give none. Raises UnknownModel if none are set."""
+        policy, reference = self._registry.default_policy, self._registry.default_reference
+        if policy is None or reference is None:
+            raise UnknownModel("this deployment has no default pair: name policy and reference")
+        return policy, reference
+
+    def resolve_file(self, name: str) -> str:
+        """The real path of a file below the roots (relative names are looked up in each root).
+
+        Raises:
+            PathNotAllowed: it leads outside the roots.
+            FileNotFound: there is no such file.
+        """
+        path = self._below_roots(name)
+        if not os.path.isfile(path):
+            raise FileNotFound("there is no such file below the configured roots")
+        return str(path)
+
+    def listed(self) -> list[ListedModel]:
+        """The registered models by name."""
+        registry = self._registry
+        roles = {"policy": registry.default_policy, "reference": registry.default_reference}
+        return [
+            ListedModel(name, model.base, tuple(role for role, default in roles.items() if default == name))
+            for name, model in sorted(registry.models.items())
+        ]
+
+    def _registered(self, name: str) -> ModelSource:
+        model = self._registry.models[name]
+        if model.base is None:
+            return ModelSource(path=model.source)
+        base = self._registry.models.get(model.base)
+        if base is None or base.base is not None:
+            raise UnknownModel("the registry gives this adapter a base that is no registered base model")
+        return ModelSource(path=model.source, base=base.source)
+
+    def _checkpoint(self, job_id: str, name: str, owner: str | None) -> ModelSource:
+        try:
+            job = self._store.get_job(job_id, owner)
+        except JobNotFound:
+            raise UnknownModel("no such job") from None
+        checkpoint = self._store.get_checkpoint(job_id, name)
+        if checkpoint is None:
+            raise UnknownModel("the job has no such checkpoint (any more); see its /checkpoints")
+        source = ModelSource.model_validate(job.resolved["model"])
+        return ModelSource(path=checkpoint.path, base=source.base or source.path)
+
+    def _folder(self, name: str) -> ModelSource:
+        path = self._below_roots(name)
+        if os.path.isfile(path / ADAPTER_CONFIG):
+            return ModelSource(path=str(path), base=self._adapter_base(path / ADAPTER_CONFIG))
+        if not os.path.isfile(path / "config.json"):
+            raise UnknownModel("there is no model folder at this path below the configured roots")
+        return ModelSource(path=str(path))
+
+    def _adapter_base(self, config: Path) -> str:
+        """The base that an adapter's own config names, if a request could name it too."""
+        try:
+            with config.open("rb") as file:
+                named = json.loads(file.read(MAX_ADAPTER_CONFIG_BYTES))["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise UnknownModel(f"the adapter's {ADAPTER_CONFIG} cannot be read") from None
+        if not isinstance(named, str):
+            raise UnknownModel(f"the adapter's {ADAPTER_CONFIG} names no base")
+        bases = {key: model.source for key, model in self._registry.models.items() if model.base is None}
+        if named in bases:
+            return bases[named]
+        if named in bases.values():
+            return named
+        base = self._below_roots(named)
+        if not os.path.isfile(base / "config.json"):
+            raise UnknownModel("the adapter's base is neither registered nor a folder below the roots")
+        return str(base)
+
+    def _below_roots(self, name: str) -> Path:
+        """The real path, symbolic links followed, which must lie below a root. Looks at nothing else."""
+        if "\0" in name:
+            raise PathNotAllowed("a path holds no NUL")
+        candidates = [Path(os.path.realpath(root / name)) for root in self._roots]
+        allowed = [path for path in candidates if any(path.is_relative_to(root) for root in self._roots)]
+        if not allowed:
+            raise PathNotAllowed("paths must lie below one of the configured roots")
+        return next((path for path in allowed if os.path.exists(path)), allowed[0])

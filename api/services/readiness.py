@@ -1,0 +1,31 @@
+"""Which of the parts that a request needs would answer now."""
+
+from typing import Literal
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs.errors import StoreUnavailable
+from jobs.ports import Broker, Scorer, Store
+
+Check = Literal["ok", "down"]
+
+
+def check(store: Store, broker: Broker, scorer: Scorer) -> dict[str, Check]:
+    """`database` (reachable, and with our tables), `broker`, `scorer`."""
+    return {
+        "database": _as_check(_database_answers(store)),
+        "broker": _as_check(broker.ready()),
+        "scorer": _as_check(scorer.ready()),
+    }
+
+
+def _as_check(answers: bool) -> Check:
+    return "ok" if answers else "down"
+
+
+def _database_answers(store: Store) -> bool:
+    try:
+        store.key_secret_sha256("")
+    except (StoreUnavailable, SQLAlchemyError):  # the second: no tables yet
+        return False
+    return True

@@ -1,0 +1,53 @@
+"""CeleryBroker: publishes the hint that a job waits. It imports no worker: the task is known by its name.
+
+The URL is `redis://`, `rediss://` or `redis+socket:///absolute/path` (percent-encode what a URL must).
+"""
+
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from jobs.errors import BrokerUnavailable
+
+RUN_JOB = "kleash.run_job"
+DEFAULT_QUEUE = "cpu"
+
+# One immediate retry for a connection that the server closed. (`publish_retry=False` is no way to fail fast: the
+# client library's own retries, six seconds of them, then apply.)
+RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+PING = {"socket_connect_timeout": 0.5, "socket_timeout": 0.5}  # tried twice
+MESSAGES_ONLY = {
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "task_ignore_result": True,
+    "task_default_queue": DEFAULT_QUEUE,
+    "task_publish_retry_policy": RETRY_ONCE,
+}
+
+
+class CeleryBroker:
+    """jobs.ports.Broker on any server that Celery's Redis transport speaks to."""
+
+    def __init__(self, url: str) -> None:
+        self._app: Any = Celery("kleash", broker=url, set_as_current=False)
+        self._app.conf.update(
+            MESSAGES_ONLY,
+            broker_transport_options={"socket_connect_timeout": 1, "socket_timeout": 3},  # seconds
+        )
+
+    def publish(self, job_id: str, epoch: int, *, queue: str) -> None:
+        """See jobs.ports.Broker."""
+        try:
+            self._app.send_task(RUN_JOB, kwargs={"job_id": job_id, "epoch": epoch}, queue=queue)
+        except OperationalError as error:
+            raise BrokerUnavailable(str(error)) from error
+
+    def ready(self) -> bool:
+        """See jobs.ports.Broker."""
+        try:
+            with self._app.connection_for_write(transport_options=PING) as connection:
+                connection.ensure_connection(**RETRY_ONCE)
+        except OperationalError:
+            return False
+        return True

@@ -1,0 +1,36 @@
+"""The reaper: takes jobs from owners that stopped renewing their lease.
+
+It may run in any number of processes: each row goes by one compare-and-set. It knows no broker.
+"""
+
+import logging
+import threading
+
+from jobs.errors import StoreUnavailable
+from jobs.ports import Reaped, Store
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Reaper:
+    """One loop."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store, self._every_s = store, settings.reap_every_s
+
+    def run_once(self) -> list[Reaped]:
+        """Reap what has expired. Raises StoreUnavailable."""
+        reaped = self._store.reap()
+        for item in reaped:
+            log.warning("lease of %s (attempt %d) ran out: now %s", item.job_id, item.attempt, item.status)
+        return reaped
+
+    def run(self, stop: threading.Event) -> None:
+        """Every `reap_every_s` until `stop` is set."""
+        while not stop.is_set():
+            try:
+                self.run_once()
+            except StoreUnavailable as error:
+                log.warning("nothing reaped: %s", error)
+            stop.wait(self._every_s)

@@ -1,0 +1,167 @@
+"""The tables. Times are seconds since the epoch by the database's clock (`EpochNow`), never a worker's.
+
+Text that a model, a library or a client wrote sits in JSON columns where it may hold a NUL character:
+PostgreSQL's text refuses it, JSON escapes it.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Json = JSON(none_as_null=True)
+
+
+def _job_id() -> Column[str]:
+    return Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("spec", Text, nullable=False),  # JobSpec as JSON text: parsed once, by pydantic
+    Column("resolved", Json, nullable=False),
+    Column("max_crashes", Integer, nullable=False),  # of the spec: the reaper decodes no spec
+    Column("status", String, nullable=False),
+    Column("desired", String, nullable=False),
+    Column("phase", Text),
+    Column("epoch", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("crash_count", Integer, nullable=False),
+    Column("dispatched_epoch", Integer, nullable=False),
+    Column("dispatched_at", Double),
+    Column("dispatches", Integer, nullable=False),  # messages sent in dispatched_epoch
+    Column("lease_until", Double),
+    Column("worker", String),
+    Column("step", Integer, nullable=False),
+    Column("latest", Json, nullable=False),
+    Column("result", Json),
+    Column("error", Json),
+    Column("version", Integer, nullable=False),
+    Column("event_seq", Integer, nullable=False),  # of the last event
+    Column("created_at", Double, nullable=False),
+    Column("queued_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("progress_at", Double),
+    Column("heartbeat_at", Double),
+    Column("finished_at", Double),
+    Column("updated_at", Double, nullable=False),
+    Index("ix_jobs_status_lease_until", "status", "lease_until"),
+    Index("ix_jobs_owner_id", "owner", "id"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    _job_id(),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("type", String, nullable=False),
+    Column("level", String, nullable=False),
+    Column("message", Json, nullable=False),
+    Column("data", Json, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+job_metrics = Table(
+    "job_metrics",
+    metadata,
+    _job_id(),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("metrics", Json, nullable=False),
+    Column("timings", Json, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+job_samples = Table(
+    "job_samples",
+    metadata,
+    _job_id(),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String, primary_key=True),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("prompt", Json, nullable=False),
+    Column("completion", Json, nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("job_id", "name"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("secret_sha256", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("request_sha256", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+
+class EpochNow(FunctionElement[float]):
+    """The database's clock in seconds since the epoch."""
+
+    name = "epoch_now"
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(EpochNow, "sqlite")
+def _sqlite_now(element: EpochNow, compiler: SQLCompiler, **kw: Any) -> str:
+    # unixepoch('now', 'subsec') is silently NULL before SQLite 3.42.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(EpochNow, "postgresql")
+def _postgresql_now(element: EpochNow, compiler: SQLCompiler, **kw: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"

@@ -1,0 +1,5 @@
+"""`python -m kleash` is the `kleash` command."""
+
+from kleash.cli import main
+
+main()

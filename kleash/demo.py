@@ -1,0 +1,217 @@
+"""`make demo`: the stack on a free port, then both halves of the service over HTTP, as any client would.
+
+Scores two sentences, trains a small policy on a leash, scores what it has become, and stops everything.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.rule import Rule
+from rich.text import Text
+
+from kleash import render
+from kleash.client import Client, Document, KleashError
+
+ROOT = Path(__file__).resolve().parent.parent
+JOB = ROOT / "examples" / "demo_job.json"
+SENTENCES = (
+    "The film was a quiet pleasure, and I would gladly see it again.",
+    "The train was late, the coffee was cold, and nobody told us why.",
+)
+STOP_GRACE_S = 40.0
+LOG_TAIL = 25
+
+
+class DemoError(Exception):
+    """The demo did not reach its end; the message says why."""
+
+
+def run(data: Path, models: Path | None) -> None:
+    """The whole demo, from an empty data folder to a stopped stack. Raises DemoError."""
+    out = render.console()
+    folder = data.expanduser().absolute() / time.strftime("demo-%Y%m%d-%H%M%S")
+    with _stack(folder, models) as url, Client(url, timeout_s=300) as client:
+        out.print(f"kleash is ready at {url} (data and logs in {folder})")
+        try:
+            _score_sentences(client, out)
+            job = _train(client, out)
+            _report(client, job, out)
+        except KleashError as error:
+            raise DemoError(f"{error}\n{_tail(folder / 'up.log')}") from error
+    out.print("Every process has been stopped.")
+
+
+@contextlib.contextmanager
+def _stack(folder: Path, models: Path | None) -> Iterator[str]:
+    """`kleash up` as a child that cannot outlive us; yields the URL once it is ready."""
+    folder.mkdir(parents=True)
+    up = [
+        sys.executable,
+        "-m",
+        "kleash",
+        "up",
+        "--port",
+        "0",
+        "--unsafe-no-auth",
+        "--json",
+        "--data",
+        str(folder),
+    ]
+    if models is not None:
+        up += ["--models", str(models)]
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
+    }
+    log = folder / "up.log"
+    with log.open("w") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.lifeline", "--", *up],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        if not ready:
+            raise DemoError(f"The stack did not start. The end of {log}:\n{_tail(log)}")
+        yield json.loads(ready)["url"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()  # and `lifeline` takes the rest with it
+            process.wait()
+
+
+def _score_sentences(client: Client, out: Console) -> None:
+    out.print(Rule("How far is the default policy from its reference?", align="left"))
+    answer = client.scores.create(list(SENTENCES))
+    for item, sentence in zip(answer["data"], SENTENCES, strict=True):
+        out.print(render.score_view(item, sentence))
+        out.print()
+    out.print(render.legend())
+
+
+def _train(client: Client, out: Console) -> Document:
+    """Create the PPO job and follow it by polling. Raises DemoError unless it succeeds."""
+    out.print(Rule("A PPO job on a leash", align="left"))
+    job = client.jobs.create(json.loads(JOB.read_text()))
+    out.print(f"{render.visible(job['id'])} created; polling GET {render.visible(job['links']['self'])}")
+    follow = _follow_with_bar if out.is_terminal else _follow_with_lines
+    job = follow(client, job["id"], out)
+    if job["status"] != "succeeded":
+        reason = render.failure(job["error"]) if job["error"] else "it gave no reason"
+        raise DemoError(f"The job ended as {job['status']}: {reason}")
+    return job
+
+
+def _follow_with_bar(client: Client, job_id: str, out: Console) -> Document:
+    job: Document = {}
+    columns = (BarColumn(bar_width=14), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=out) as bar:
+        task = bar.add_task("")
+        for job, speed in _polls(client, job_id):
+            line = "  ".join([render.visible(job["phase"] or job["status"]), *render.job_numbers(job), speed])
+            progress = job["progress"]
+            bar.update(task, description=line, total=progress["total_steps"], completed=progress["step"])
+    return job
+
+
+def _follow_with_lines(client: Client, job_id: str, out: Console) -> Document:
+    job: Document = {}
+    step = None
+    for job, speed in _polls(client, job_id):
+        if job["progress"]["step"] != step or job["done"]:
+            step = job["progress"]["step"]
+            out.print(f"{render.job_line(job)}  {speed}")
+    return job
+
+
+def _polls(client: Client, job_id: str) -> Iterator[tuple[Document, str]]:
+    """The job at each change, with the tokens/s of its last metric row."""
+    step, speed = 0, ""
+    for job in client.jobs.watch(job_id, every_s=0.5):
+        if job["progress"]["step"] != step:
+            step = job["progress"]["step"]
+            rows = client.jobs.metrics(job_id, from_step=step)["rows"]
+            if rows and "tokens_per_s" in rows[-1]["timings"]:
+                speed = f"{rows[-1]['timings']['tokens_per_s']:.0f} tokens/s"
+        yield job, speed
+
+
+def _report(client: Client, job: Document, out: Console) -> None:
+    """What came of it: reward, KL against its target, the checkpoint, and the policy's own words."""
+    out.print(Rule("What came of it", align="left"))
+    result = job["result"]
+    for line in outcome(result["evaluation"]):
+        out.print(line)
+    out.print(leash(client.jobs.metrics(job["id"])["rows"], job["progress"]["total_steps"]))
+    out.print(f"checkpoint              {render.visible(result['path'])}  (score it as {result['model']})")
+
+    config, model = job["config"], result["model"]
+    before, after = _changed_sample(client, job)
+    out.print(Rule("The first held-out prompt whose completion changed", align="left"))
+    for name, sample in (("before", before), ("after", after)):
+        text = Text(f"{name}, reward {sample['data']['reward']:+.2f}:  ", "bold")
+        text.append(render.visible(sample["prompt"]), "dim not bold")
+        out.print(text.append(render.visible(sample["completion"]), "not bold"))
+    out.print(Rule("The latter, scored with the trained policy against its reference", align="left"))
+    answer = client.scores.create(
+        [{"prompt": after["prompt"], "completion": after["completion"]}],
+        policy=model,
+        reference=config["model"]["name"],
+        temperature=config["rollout"]["temperature"],
+        sampled_from="policy",
+    )
+    out.print(render.score_view(answer["data"][0], after["prompt"] + after["completion"]))
+
+
+def outcome(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """The held-out evaluation before and after training: reward with its paired difference, and the tells."""
+    before, after, rise = evaluation["before"], evaluation["after"], evaluation["reward_difference"]
+    yield (
+        f"held-out reward         {before['reward_mean']:+.3f} → {after['reward_mean']:+.3f}   "
+        f"paired difference {rise['mean']:+.3f} ± {rise['se']:.3f} SE over {rise['n']:.0f} prompts"
+    )
+    yield f"length, tokens          {before['length_mean']:.1f} → {after['length_mean']:.1f}"
+    yield f"repeated bigrams        {before['repeated_bigrams']:.3f} → {after['repeated_bigrams']:.3f}"
+
+
+def leash(rows: Sequence[Mapping[str, Any]], total_steps: int) -> str:
+    """Mean exact sequence KL of the last quarter of the steps against the controller's target."""
+    last_quarter = [row["metrics"] for row in rows if row["step"] > total_steps * 3 / 4]
+    kl = sum(metrics["kl/sequence"] for metrics in last_quarter) / len(last_quarter)
+    text = f"exact KL per sequence   {kl:.2f} nats, mean of the last {len(last_quarter)} steps"
+    target = last_quarter[-1].get("kl/target")
+    return text if target is None else f"{text}   target {target:g} ({kl / target - 1:+.0%})"
+
+
+def _changed_sample(client: Client, job: Document) -> tuple[Document, Document]:
+    """The untrained and the trained policy's completion of the first held-out prompt where they differ."""
+    first, last = (
+        client.jobs.samples(job["id"], kind="eval", step=step, limit=100)["data"]
+        for step in (0, job["progress"]["step"])
+    )
+    pairs = list(zip(first, last, strict=True))
+    return next((pair for pair in pairs if pair[0]["completion"] != pair[1]["completion"]), pairs[0])
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(f"    {line}" for line in lines[-LOG_TAIL:])

@@ -1,0 +1,189 @@
+"""Scores in a terminal: tokens coloured by their exact KL, a table of the numbers behind them, and the sums.
+
+Model output is somebody else's text: nothing of it reaches the terminal before `visible`.
+"""
+
+from bisect import bisect_right
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+# Exact KL in nats -> background; black or white letters keep a contrast of at least 4.5 : 1.
+KL_BOUNDS = (0.02, 0.1, 0.3, 1.0, 3.0)
+KL_STYLES = (
+    "",
+    "black on #fff3c4",
+    "black on #ffd98a",
+    "black on #ffb057",
+    "black on #f97b3c",
+    "white on #b3261e",
+)
+PIPE_WIDTH = 120
+SHOWN_K1 = 0.3  # nats: from here on the number stands beside the token in the running text
+NAMED = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x1b": "␛", "\x00": "␀"}
+
+
+class Token(NamedTuple):
+    """One token of a scored text; None where nothing is defined (the first token, the prompt)."""
+
+    raw: bytes  # UTF-8, which may be a part of a character
+    policy_logprob: float | None
+    reference_logprob: float | None
+    k1: float | None
+    kl: float | None
+
+
+def visible(text: str) -> str:
+    """The text with every character that could steer a terminal spelled out: controls, bidi marks, …"""
+    if text.isprintable():
+        return text
+    return "".join(NAMED.get(c, c if c.isprintable() else f"\\u{{{ord(c):x}}}") for c in text)
+
+
+def tokens_of(score: dict[str, Any], text: str) -> list[Token]:
+    """The tokens of one item of a scores answer; `text` is what was sent, prompt and completion in one."""
+    columns, raw = score["tokens"], text.encode()
+    pieces = [raw[start:end] for start, end in zip(columns["start"], columns["end"], strict=True)]
+    nothing = [None] * len(pieces)
+    numbers = (columns.get(name) or nothing for name in ("policy_logprob", "reference_logprob", "k1", "kl"))
+    return [Token(*row) for row in zip(pieces, *numbers, strict=True)]
+
+
+def running_text(tokens: list[Token]) -> Text:
+    """The text itself: background by exact KL, and the signed k1 beside each token that moved.
+
+    A character that several tokens share stands with the last of them, coloured by the largest KL.
+    """
+    line = Text()
+    decoder = getincrementaldecoder("utf-8")("replace")
+    largest: float | None = None
+    for token in tokens:
+        if token.kl is not None:
+            largest = max(token.kl, largest or 0.0)
+        if piece := decoder.decode(token.raw):
+            line.append(visible(piece), "dim" if largest is None else _background(largest))
+            largest = None
+        if token.k1 is not None and abs(token.k1) >= SHOWN_K1:
+            line.append(f"({token.k1:+.1f})", "dim")
+    return line
+
+
+def token_table(tokens: list[Token]) -> Table:
+    """One row per scored token: both log-probabilities, k1 with its sign, exact KL."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("token", no_wrap=True, max_width=24)
+    for name in ("log p policy", "log p reference", "k1", "kl"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for token in tokens:
+        if token.policy_logprob is None and token.kl is None:
+            continue
+        table.add_row(
+            Text(visible(token.raw.decode(errors="backslashreplace")), _background(token.kl or 0.0)),
+            _number(token.policy_logprob, "8.3f"),
+            _number(token.reference_logprob, "8.3f"),
+            _number(token.k1, "+7.3f"),
+            _number(token.kl, "7.4f"),
+        )
+    return table
+
+
+def sums(score: dict[str, Any]) -> str:
+    """Σ k1 and Σ exact KL over the scored tokens, in nats."""
+    k1, kl = _number(score["sums"].get("k1"), "+.3f"), _number(score["sums"].get("kl"), ".4f")
+    return f"{score['n_scored']} tokens scored   Σ k1 = {k1} nats   Σ exact KL = {kl} nats"
+
+
+def score_view(score: dict[str, Any], text: str) -> RenderableType:
+    """One item of a scores answer, or the reason why it has none; `text` as for `tokens_of`."""
+    if score.get("error"):
+        problem = score["error"]
+        return Text(f"not scored: {visible(problem['detail'])} ({visible(problem['code'])})", "red")
+    tokens = tokens_of(score, text)
+    return Group(running_text(tokens), token_table(tokens), Text(sums(score), "bold"))
+
+
+def legend() -> Text:
+    """What the backgrounds mean."""
+    line = Text("exact KL per token, nats: ", "dim")
+    for style, label in zip(KL_STYLES, _ranges(), strict=True):
+        line.append(f" {label} ", style)
+    return line.append("  (±k1 beside a token that moved)", "dim")
+
+
+def job_table(jobs: list[dict[str, Any]]) -> Table:
+    """Jobs, one per row; ids are never cut."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("id", "status", "step", "reward", "KL/seq"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("name", overflow="fold")
+    for job in jobs:
+        progress = job["progress"]
+        latest = progress["latest"]
+        table.add_row(
+            Text(visible(job["id"])),
+            Text(visible(job["status"])),
+            f"{progress['step']}/{progress['total_steps']}",
+            _number(latest.get("reward/mean"), ".3f"),
+            _number(latest.get("kl/sequence"), ".2f"),
+            Text(visible(job["name"] or "")),
+        )
+    return table
+
+
+def job_line(job: dict[str, Any]) -> str:
+    """Where a job stands, in one line of plain text (and the end of its log if it failed)."""
+    progress, status = job["progress"], visible(job["status"])
+    if job["status"] == "running" and job["phase"]:
+        status += f" ({visible(job['phase'])})"
+    parts = [status, f"step {progress['step']}/{progress['total_steps']}", *job_numbers(job)]
+    if job["error"]:
+        parts.append(failure(job["error"]))
+    return "  ".join(parts)
+
+
+def job_numbers(job: dict[str, Any]) -> Iterator[str]:
+    """The last step's reward, exact KL per sequence and β, as far as they are known."""
+    latest = job["progress"]["latest"]
+    for name, form in (
+        ("reward/mean", "reward {:+.3f}"),
+        ("kl/sequence", "KL/seq {:.2f}"),
+        ("kl/beta", "β {:.4f}"),
+    ):
+        if latest.get(name) is not None:
+            yield form.format(latest[name])
+
+
+def failure(error: dict[str, Any]) -> str:
+    """Why a job failed, its log's last lines below."""
+    text = f"{visible(error['code'])}: {visible(error['detail'])}"
+    if error.get("hint"):
+        text += f" {visible(error['hint'])}"
+    return "\n    ".join([text, *(visible(line) for line in error.get("log_tail") or ())])
+
+
+def console() -> Console:
+    """A console that takes nothing it is given for markup; colourless in a pipe and with NO_COLOR."""
+    out = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH
+    return out
+
+
+def _background(kl: float) -> str:
+    return KL_STYLES[bisect_right(KL_BOUNDS, kl)]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _ranges() -> Iterator[str]:
+    yield f"<{KL_BOUNDS[0]:g}"
+    for low, high in pairwise(KL_BOUNDS):
+        yield f"{low:g}–{high:g}"
+    yield f"≥{KL_BOUNDS[-1]:g}"

@@ -1,0 +1,152 @@
+"""Saving and resuming the whole training state: safetensors and JSON only, every file's sha256 in a manifest.
+
+A folder holds the adapter and tokenizer (PEFT's format: AutoPeftModelForCausalLM loads it), `trainer.safetensors`
+(value head, optimizer moments, torch's RNG), `trainer.json` (step, controller, evaluations, Python's and numpy's
+RNG) and `manifest.json`. Making it durable and visible is the caller's: write → fsync → rename → row.
+"""
+
+import hashlib
+import json
+import platform
+import random
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.controllers import controller_from_state
+from rlhf_core.errors import CheckpointError
+from rlhf_core.evaluation import Evaluation
+from rlhf_core.models import LoraPolicy, load_lora_policy
+from rlhf_core.ppo import TrainState, fresh_state
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def write_checkpoint(folder: Path, policy: LoraPolicy, state: TrainState) -> str:
+    """Write everything a resumed run needs into an empty folder; returns the manifest's sha256."""
+    tensors, numbers = _tensors(policy, state), _numbers(state)
+    policy.save(folder)
+    _restore_rng(numbers["rng"], tensors["rng.torch"])  # PEFT's save draws from Python's generator
+    save_file(tensors, folder / "trainer.safetensors")
+    (folder / "trainer.json").write_text(json.dumps(numbers))
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    manifest = {
+        "format": FORMAT,
+        "step": state.step,
+        "base": policy.source,
+        "files": {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files},
+        "environment": environment(),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return sha256(folder / MANIFEST)
+
+
+def verify_checkpoint(folder: Path, manifest_sha256: str | None = None) -> dict[str, Any]:
+    """Check every file against the manifest, which is returned.
+
+    Raises:
+        CheckpointError: something is missing, was added to the manifest or does not match.
+    """
+    try:
+        if manifest_sha256 is not None and sha256(folder / MANIFEST) != manifest_sha256:
+            raise CheckpointError(f"{folder.name}: the manifest is not the one that was recorded")
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        for name, entry in manifest["files"].items():
+            if sha256(folder / name) != entry["sha256"]:
+                raise CheckpointError(f"{folder.name}: {name} is damaged")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder.name}: {error}") from error
+    return manifest
+
+
+def read_checkpoint(
+    folder: Path, config: PPOConfig, *, source: str, device: str = "cpu"
+) -> tuple[LoraPolicy, TrainState]:
+    """Policy and state as they were saved, and the process's RNGs with them. Verify first.
+
+    Raises:
+        CheckpointError: the content does not belong to this configuration.
+        ModelLoadError: base or adapter cannot be loaded.
+    """
+    policy = load_lora_policy(source, folder, device=device)
+    state = fresh_state(policy, config)
+    try:
+        tensors = load_file(folder / "trainer.safetensors", device=device)
+        numbers = json.loads((folder / "trainer.json").read_text())
+        state.value_head.load_state_dict(
+            {name: tensors[f"value_head.{name}"] for name in state.value_head.state_dict()}
+        )
+        for name, parameter in _optimized(policy, state).items():
+            prefix = f"optimizer.{name}."
+            moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if moments:
+                moments["step"] = moments["step"].cpu()
+                state.optimizer.state[parameter] = moments
+        state.step = int(numbers["step"])
+        state.controller = controller_from_state(numbers["controller"])
+        state.baseline, state.latest = _evaluation(numbers["baseline"]), _evaluation(numbers["latest"])
+        _restore_rng(numbers["rng"], tensors["rng.torch"].cpu())
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder.name}: {error}") from error
+    return policy, state
+
+
+def environment() -> dict[str, Any]:
+    """What a bit-identical resume depends on besides the files."""
+    packages = ("torch", "transformers", "peft", "numpy")
+    return {
+        "packages": {name: version(name) for name in packages},
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _optimized(policy: LoraPolicy, state: TrainState) -> dict[str, nn.Parameter]:
+    head = {f"value_head.{name}": p for name, p in state.value_head.named_parameters()}
+    return policy.trainable_parameters() | head
+
+
+def _tensors(policy: LoraPolicy, state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"value_head.{name}": p for name, p in state.value_head.state_dict().items()}
+    for name, parameter in _optimized(policy, state).items():
+        for key, moment in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = moment
+    tensors["rng.torch"] = torch.get_rng_state()
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _numbers(state: TrainState) -> dict[str, Any]:
+    algorithm, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return {
+        "step": state.step,
+        "controller": state.controller.state_dict(),
+        "baseline": state.baseline,
+        "latest": state.latest,
+        "rng": {"python": random.getstate(), "numpy": [algorithm, keys.tolist(), *rest]},
+    }
+
+
+def _evaluation(columns: list[list[Any]] | None) -> Evaluation | None:
+    return None if columns is None else Evaluation(*(tuple(column) for column in columns))
+
+
+def _restore_rng(rng: dict[str, Any], torch_state: Tensor) -> None:
+    kind, internal, gauss = rng["python"]
+    random.setstate((kind, tuple(internal), gauss))
+    algorithm, keys, *rest = rng["numpy"]
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch_state)

@@ -1,0 +1,153 @@
+"""What the policy did and how likely it was: sampling completions, and scoring their tokens under both models."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rlhf_core.config import RolloutConfig
+from rlhf_core.kl import CHUNK_BYTES, chunked_scores, k1
+from rlhf_core.logprobs import token_logprobs
+from rlhf_core.models import CausalLM
+from rlhf_core.rollout import Rollout, generate
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Text to ids and back."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a completion."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Any id: padding is masked."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of a completion."""
+        ...
+
+
+@runtime_checkable
+class TrainablePolicy(Protocol):
+    """A policy with weights to train and its frozen reference."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the trunk's output."""
+        ...
+
+    @property
+    def codec(self) -> Codec:
+        """The policy's tokenizer."""
+        ...
+
+    def policy(self) -> AbstractContextManager[CausalLM]:
+        """The policy, while the context is entered."""
+        ...
+
+    def reference(self) -> AbstractContextManager[CausalLM]:
+        """The reference, while the context is entered."""
+        ...
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer updates, by name."""
+        ...
+
+
+class Experience(NamedTuple):
+    """A rollout under the policy that made it; per-token values are 0 where `rollout.response_mask` is False."""
+
+    rollout: Rollout
+    logprob: Float[Tensor, "batch response"]
+    k1: Float[Tensor, "batch response"]
+    kl: Float[Tensor, "batch response"]  # exact, over the full vocabulary
+    entropy: Float[Tensor, "batch response"]
+    value: Float[Tensor, "batch response"]
+
+
+def device_of(policy: TrainablePolicy) -> torch.device:
+    """Where the policy's weights are."""
+    return next(iter(policy.trainable_parameters().values())).device
+
+
+def sample(
+    policy: TrainablePolicy, texts: Sequence[str], config: RolloutConfig, random: torch.Generator
+) -> Rollout:
+    """One completion per text."""
+    with policy.policy() as model:
+        return generate(
+            model,
+            [policy.codec.encode(text) for text in texts],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            eos_ids=policy.codec.eos_ids,
+            pad_id=policy.codec.pad_id,
+            generator=random,
+        )
+
+
+def assess(
+    policy: TrainablePolicy,
+    value_head: nn.Linear,
+    rollout: Rollout,
+    minibatches: Sequence[Int[Tensor, " rows"]],
+    temperature: float,
+) -> Experience:
+    """Log-probabilities, exact KL, entropy and value of every response token under the present policy."""
+    shape = rollout.response_mask.shape
+    logprob, d, kl, entropy, value = (
+        torch.zeros(shape, dtype=rollout.sampled_logprob.dtype, device=rollout.input_ids.device)
+        for _ in range(5)
+    )
+    for rows in minibatches:
+        batch = rollout.rows(rows)
+        ids = batch.response_ids[batch.response_mask]
+        with torch.no_grad():
+            with policy.policy() as model:
+                hidden = response_hidden(model, batch)
+                old = token_logprobs(model.logits(hidden), ids, temperature=temperature)
+                policy_logits = model.logits
+            with policy.reference() as model:
+                scores = chunked_scores(
+                    hidden,
+                    response_hidden(model, batch),
+                    policy_logits,
+                    model.logits,
+                    ids,
+                    temperature=temperature,
+                    chunk_bytes=CHUNK_BYTES,
+                )
+            where = torch.zeros(shape, dtype=torch.bool, device=rollout.input_ids.device)
+            where[rows] = batch.response_mask
+            for target, flat in (
+                (logprob, old),
+                (d, k1(old, scores.reference_logprob)),
+                (kl, scores.kl),
+                (entropy, scores.entropy),
+                (value, value_head(hidden).squeeze(-1)),
+            ):
+                target[rows] = target[rows].masked_scatter(batch.response_mask, flat)
+    return Experience(rollout, logprob, d, kl, entropy, value)
+
+
+def response_hidden(model: CausalLM, batch: Rollout) -> Float[Tensor, "tokens hidden"]:
+    """The trunk's output one position before each response token: its distribution before the head."""
+    hidden = model.trunk(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    flat: Tensor = hidden[:, batch.prompt_width - 1 : -1][batch.response_mask]
+    return flat

@@ -1,0 +1,45 @@
+"""From logits to the log-probabilities of tokens.
+
+The logits at position t−1 score token t. A temperature divides the logits of policy and reference alike: the
+policy that is sampled, trained and held on the leash is softmax(logits / temperature).
+"""
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+
+def predictors(
+    states: Shaped[Tensor, "batch time *rest"], *, start: int
+) -> Shaped[Tensor, "batch scored *rest"]:
+    """The positions whose output is the distribution of tokens `start` … `time − 1`: one before each of them.
+
+    `states` are hidden states or logits; `start` ≥ 1, because nothing predicts token 0.
+    """
+    if start < 1:
+        raise ValueError(f"start must be at least 1, not {start}: no position predicts token 0")
+    return states[:, start - 1 : -1]
+
+
+def token_logprobs(
+    logits: Float[Tensor, "*b vocab"], ids: Int[Tensor, "*b"], *, temperature: float = 1.0
+) -> Float[Tensor, "*b"]:
+    """ln softmax(logits / temperature)[ids], in nats and in the dtype of the logits."""
+    return gather_tokens((logits / temperature).log_softmax(-1), ids)
+
+
+def gather_tokens(logprobs: Float[Tensor, "*b vocab"], ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """The entry of each token in its own distribution's log-probabilities."""
+    return logprobs.gather(-1, ids.long().unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(logits: Float[Tensor, "*b vocab"], *, temperature: float = 1.0) -> Float[Tensor, "*b"]:
+    """H(π) = −Σ_v π(v) ln π(v) in nats, π = softmax(logits / temperature). A logit of −∞ contributes 0."""
+    return entropy_of((logits / temperature).log_softmax(-1))
+
+
+def entropy_of(logprobs: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b"]:
+    """H(π) = −Σ_v π(v) ln π(v) in nats, from normalised log-probabilities."""
+    # Finite, because 0 · −∞ would be NaN in the value and in the gradient.
+    finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
+    return -(logprobs.exp() * finite).sum(-1)

@@ -1,0 +1,302 @@
+"""Loading and running models: the only file that knows transformers' and PEFT's loaders.
+
+A model is run as trunk and head apart, so that logits never exist for more rows than asked for. A policy that
+is an adapter shares one copy of the base weights with its reference (adapter off).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from rlhf_core.config import LoraConfig
+from rlhf_core.errors import ModelLoadError, TokenizerMismatch
+
+transformers_logging.disable_progress_bar()
+
+
+class WeightSource(NamedTuple):
+    """A folder or hub id; for a PEFT adapter also the base it belongs to."""
+
+    path: str
+    base: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLM:
+    """One way to run a model: hidden states from the trunk, float32 logits from the head."""
+
+    trunk: nn.Module
+    head: nn.Module
+    vocab_size: int
+    context: int
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    def logits(self, hidden: Float[Tensor, "*b hidden"]) -> Float[Tensor, "*b vocab"]:
+        """Logits in at least float32, scaled and soft-capped as the model defines them; no temperature."""
+        logits: Tensor = self.head(hidden)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.logit_softcap is not None:
+            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+        return logits
+
+
+class Body:
+    """One copy of base weights, with any number of adapters on it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.peft: Any = None
+        self.causal_lm = _split(model)
+
+    def load_adapter(self, path: str) -> str:
+        """Put the adapter of a folder on the weights; its name is its path."""
+        name = hashlib.sha256(path.encode()).hexdigest()[:16]
+        if self.peft is None:
+            self.peft = PeftModel.from_pretrained(self.model, path, adapter_name=name)
+        elif name not in self.peft.peft_config:
+            self.peft.load_adapter(path, adapter_name=name)
+        self.peft.eval()
+        return name
+
+    @contextmanager
+    def run(self, adapter: str | None) -> Iterator[CausalLM]:
+        """The model with this adapter, or with none."""
+        if adapter is not None:
+            self.peft.set_adapter(adapter, inference_mode=True)
+            yield self.causal_lm
+        else:
+            with self.peft.disable_adapter() if self.peft is not None else nullcontext():
+                yield self.causal_lm
+
+
+class ModelPair:
+    """A policy and a reference that share a tokenizer, ready to be scored."""
+
+    def __init__(self, policy: tuple[Body, str | None], reference: tuple[Body, str | None], tokenizer: Any):
+        self._policy, self._reference = policy, reference
+        self.tokenizer = tokenizer
+        self.tokenizer_sha256 = tokenizer_sha256(tokenizer)
+        self.weights_dtype = str(policy[0].model.dtype).removeprefix("torch.")
+
+    def policy(self) -> AbstractContextManager[CausalLM]:
+        """The policy, while the context is entered."""
+        body, adapter = self._policy
+        return body.run(adapter)
+
+    def reference(self) -> AbstractContextManager[CausalLM]:
+        """The reference, while the context is entered."""
+        body, adapter = self._reference
+        return body.run(adapter)
+
+
+class LoraPolicy:
+    """A trainable LoRA policy whose reference is the same weights with the adapter off."""
+
+    def __init__(self, body: Body, source: str, tokenizer: Any) -> None:
+        self._body = body
+        self.source = source
+        self.tokenizer = tokenizer
+        self.codec = TokenizerCodec.of(tokenizer, body.model)
+
+    @contextmanager
+    def policy(self) -> Iterator[CausalLM]:
+        """The base with the adapter on."""
+        yield self._body.causal_lm
+
+    @contextmanager
+    def reference(self) -> Iterator[CausalLM]:
+        """The base with the adapter off."""
+        with self._body.peft.disable_adapter():
+            yield self._body.causal_lm
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's weights by name."""
+        return {name: p for name, p in self._body.peft.named_parameters() if p.requires_grad}
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the trunk's output."""
+        return int(self._body.model.config.get_text_config().hidden_size)
+
+    def save(self, folder: Path) -> None:
+        """Write adapter and tokenizer so that AutoModelForCausalLM and PEFT load them."""
+        self._body.peft.save_pretrained(str(folder), safe_serialization=True)
+        self.tokenizer.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True)
+class TokenizerCodec:
+    """Text to ids and back, and the ids that end or pad a sequence."""
+
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    pad_id: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, model: Any) -> "TokenizerCodec":
+        """Stop ids from tokenizer and generation config; padding is masked, so any id will do."""
+        configured = getattr(model.generation_config, "eos_token_id", None)
+        stops = configured if isinstance(configured, list) else [configured]
+        eos = frozenset(i for i in [tokenizer.eos_token_id, *stops] if i is not None)
+        pad = tokenizer.pad_token_id
+        return cls(tokenizer, eos, pad if pad is not None else min(eos, default=0))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with the special tokens the tokenizer adds."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def load_pair(
+    policy: WeightSource,
+    reference: WeightSource,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ModelPair:
+    """Load both models; equal bases are loaded once.
+
+    Raises:
+        ModelLoadError: weights, tokenizer or adapter cannot be loaded.
+        TokenizerMismatch: the two do not share a tokenizer.
+    """
+    bodies: dict[str, Body] = {}
+
+    def place(source: WeightSource) -> tuple[Body, str | None]:
+        base = source.base or source.path
+        if base not in bodies:
+            bodies[base] = load_body(base, device=device, dtype=dtype)
+        body = bodies[base]
+        if source.base is None:
+            return body, None
+        with _as_load_error(source.path):
+            return body, body.load_adapter(source.path)
+
+    policy_tokenizer, reference_tokenizer = _tokenizer_of(policy), _tokenizer_of(reference)
+    ours, theirs = tokenizer_sha256(policy_tokenizer), tokenizer_sha256(reference_tokenizer)
+    if ours != theirs:
+        raise TokenizerMismatch(
+            f"policy and reference have different tokenizers (sha256 {ours[:12]}… and {theirs[:12]}…)"
+        )
+    return ModelPair(place(policy), place(reference), policy_tokenizer)
+
+
+def load_body(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Body:
+    """A full model from a folder or the hub. Never runs a repository's code, reads safetensors only."""
+    _refuse_custom_code(path)
+    with _as_load_error(path):
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+        return Body(model.to(device).eval().requires_grad_(False))
+
+
+def new_lora_policy(source: str, lora: LoraConfig, *, seed: int, device: str = "cpu") -> LoraPolicy:
+    """A policy equal to its base: a fresh adapter with B = 0 on every linear layer but the head."""
+    body = load_body(source, device=device)
+    config = PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body.peft = get_peft_model(body.model, config)
+    return _trainable(body, source)
+
+
+def load_lora_policy(source: str, adapter: Path, *, device: str = "cpu") -> LoraPolicy:
+    """A policy that goes on from a saved adapter."""
+    body = load_body(source, device=device)
+    with _as_load_error(str(adapter)):
+        body.peft = PeftModel.from_pretrained(body.model, str(adapter), is_trainable=True)
+    return _trainable(body, source)
+
+
+def _trainable(body: Body, source: str) -> LoraPolicy:
+    body.peft.eval()  # no dropout anywhere; gradients flow all the same
+    body.peft.peft_config["default"].base_model_name_or_path = source
+    return LoraPolicy(body, source, load_tokenizer(source))
+
+
+def load_tokenizer(path: str) -> Any:
+    """The fast tokenizer of a folder or hub id."""
+    with _as_load_error(path):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Fingerprint of vocabulary, merges, normaliser and special tokens."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def _tokenizer_of(source: WeightSource) -> Any:
+    """An adapter's own tokenizer if its folder has one, else its base's."""
+    own = source.base is None or (Path(source.path) / "tokenizer.json").is_file()
+    return load_tokenizer(source.path if own else source.base or source.path)
+
+
+def _split(model: Any) -> CausalLM:
+    """Trunk and head of a model whose head is one linear layer; checked against the model's own logits."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelLoadError("the model has no output head")
+    split = CausalLM(
+        trunk=model.base_model,
+        head=head,
+        vocab_size=int(config.vocab_size),
+        context=int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1),
+        logit_scale=_logit_scale(config),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
+    )
+    probe = torch.tensor([[0, 1 % split.vocab_size]], device=model.device)
+    with torch.inference_mode():
+        ours = split.logits(split.trunk(input_ids=probe, use_cache=False).last_hidden_state)
+        theirs = model(input_ids=probe, use_cache=False).logits.float()
+    if not torch.allclose(ours.float(), theirs, rtol=1e-3, atol=1e-3):
+        raise ModelLoadError(f"{type(model).__name__}: its logits are not a linear head's; not supported")
+    return split
+
+
+def _logit_scale(config: Any) -> float:
+    """Cohere multiplies the logits by `logit_scale`, Granite divides them by `logits_scaling`."""
+    if getattr(config, "logits_scaling", None):
+        return 1.0 / float(config.logits_scaling)
+    return float(getattr(config, "logit_scale", None) or 1.0)
+
+
+def _refuse_custom_code(path: str) -> None:
+    config = Path(path) / "config.json"
+    if config.is_file() and "auto_map" in json.loads(config.read_text()):
+        raise ModelLoadError("the model's config.json asks for custom code (auto_map), which is never run")
+
+
+@contextmanager
+def _as_load_error(path: str) -> Iterator[None]:
+    """What loaders raise on a bad folder, as one error without a traceback's noise."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"cannot load {path}: {str(error).splitlines()[0][:300]}") from error

@@ -1,0 +1,91 @@
+"""Rewards by name: plain functions from prompts and completions to one number each. Never code over HTTP."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import regex
+from textblob.en.sentiments import PatternAnalyzer
+
+from rlhf_core.config import KeywordReward, LengthReward, RegexReward, RewardConfig, SentimentReward
+from rlhf_core.errors import RewardError
+
+# (prompts, completions, tokens per completion) -> one score per completion
+RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[int]], list[float]]
+
+
+def make_reward(config: RewardConfig) -> RewardFunction:
+    """The reward function that a config names."""
+    return _REWARDS[type(config)](config)
+
+
+def checked_scores(reward: RewardFunction, *args: Sequence[Any]) -> list[float]:
+    """Call a reward and hold it to its contract.
+
+    Raises:
+        RewardError: it raised, or did not return one finite number per completion.
+    """
+    try:
+        scores = reward(*args)
+    except RewardError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
+    if not isinstance(scores, list) or len(scores) != len(args[1]):
+        raise RewardError(f"the reward function must return a list of {len(args[1])} numbers")
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise RewardError(f"the reward function returned {score!r}, which is no finite number")
+    return [float(score) for score in scores]
+
+
+def _sentiment(_: SentimentReward) -> RewardFunction:
+    analyzer = PatternAnalyzer()
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], _: Sequence[int]) -> list[float]:
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        return [float(analyzer.analyze(text).polarity) for text in texts]
+
+    return reward
+
+
+def _length(config: LengthReward) -> RewardFunction:
+    def reward(_: Sequence[str], __: Sequence[str], tokens: Sequence[int]) -> list[float]:
+        return [-abs(n - config.target_tokens) / config.target_tokens for n in tokens]
+
+    return reward
+
+
+def _keyword(config: KeywordReward) -> RewardFunction:
+    patterns = [regex.compile(rf"\b{regex.escape(word)}\b", regex.IGNORECASE) for word in config.keywords]
+
+    def reward(_: Sequence[str], completions: Sequence[str], __: Sequence[int]) -> list[float]:
+        return [sum(bool(p.search(text)) for p in patterns) / len(patterns) for text in completions]
+
+    return reward
+
+
+def _regex(config: RegexReward) -> RewardFunction:
+    try:
+        pattern = regex.compile(config.pattern)
+    except regex.error as error:
+        raise RewardError(f"the pattern is not a regular expression: {error}") from error
+
+    def found(text: str) -> float:
+        try:
+            return float(pattern.search(text, timeout=config.timeout_s) is not None)
+        except TimeoutError as error:
+            raise RewardError(f"the pattern took over {config.timeout_s} s on one completion") from error
+
+    def reward(_: Sequence[str], completions: Sequence[str], __: Sequence[int]) -> list[float]:
+        return [found(text) for text in completions]
+
+    return reward
+
+
+_REWARDS: dict[type, Callable[[Any], RewardFunction]] = {
+    SentimentReward: _sentiment,
+    LengthReward: _length,
+    KeywordReward: _keyword,
+    RegexReward: _regex,
+}

@@ -1,0 +1,161 @@
+"""Which names become which folders, and which become none."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.errors import FileNotFound, PathNotAllowed, UnknownModel
+from api.services.models import ModelResolver
+from jobs.scoring_wire import ModelSource
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.sql_store import SqlStore
+
+JOB = "job_" + "a" * 32
+
+
+@pytest.fixture
+def resolver(settings: Settings, store: SqlStore) -> ModelResolver:
+    return ModelResolver(settings, store)
+
+
+def test_registered_names(resolver: ModelResolver, roots: Path) -> None:
+    assert resolver.resolve("base", "me") == ModelSource(path="org/base")
+    tuned = resolver.resolve("tuned", "me")
+    assert tuned == ModelSource(path=str(roots.parent / "roots/adapter"), base="org/base")
+    assert resolver.default_pair() == ("tuned", "base")
+
+
+def test_without_a_default_pair_names_are_needed(store: SqlStore) -> None:
+    with pytest.raises(UnknownModel, match="default pair"):
+        ModelResolver(Settings(), store).default_pair()
+
+
+def test_a_jobs_checkpoint_stands_on_the_jobs_model(
+    resolver: ModelResolver, store: SqlStore, spec: dict[str, Any]
+) -> None:
+    resolved = {"model": {"path": "org/base", "base": None}}
+    store.create_job(JOB, "me", JobSpec.model_validate(spec), resolved)
+    job = store.claim(JOB, 1, worker="w", lease_s=60)
+    assert job is not None
+    store.record_checkpoint(JOB, job.attempt, name="step-40", step=40, path="/a/b", sha256="0", size=1)
+    assert resolver.resolve(f"{JOB}@step-40", "me") == ModelSource(path="/a/b", base="org/base")
+    assert resolver.resolve(f"{JOB}@step-40", None).path == "/a/b"
+    for name, owner in (
+        (f"{JOB}@step-40", "you"),
+        (f"{JOB}@final", "me"),
+        (f"{JOB}@../x", "me"),
+        (JOB, "me"),
+    ):
+        with pytest.raises((UnknownModel, PathNotAllowed)):
+            resolver.resolve(name, owner)
+
+
+def test_folders_below_a_root(resolver: ModelResolver, roots: Path) -> None:
+    plain = str((roots / "plain").resolve())
+    assert resolver.resolve(str(roots / "plain"), "me") == ModelSource(path=plain)
+    assert resolver.resolve("./plain", "me") == ModelSource(path=plain)
+    adapter = resolver.resolve(str(roots / "adapter" / ".." / "adapter"), "me")
+    assert adapter == ModelSource(path=str((roots / "adapter").resolve()), base=plain)
+
+
+def hostile_paths(roots: Path) -> list[str]:
+    outside = roots.parent / "outside"
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    (roots / "link").symlink_to(outside)
+    (roots.parent / "roots-evil").mkdir()
+    ups = ["../" * n for n in range(1, 12)]
+    return [
+        *(f"{roots}/{up}etc" for up in ups),
+        *(f"./{up}etc" for up in ups),
+        *(f"plain/{up}../outside" for up in ups),
+        str(outside),
+        f"{roots}/link",
+        f"{roots}/plain/../link",
+        "link/",
+        f"{roots}-evil",
+        f"{roots}/..",
+        "/",
+        "/etc/passwd",
+        "//etc",
+        "/proc/self/root/etc",
+        "..",
+        "a/\0",
+        f"{roots}/plain\0",
+    ]
+
+
+def test_no_path_leads_out_of_the_roots(resolver: ModelResolver, roots: Path) -> None:
+    for name in hostile_paths(roots):
+        with pytest.raises(PathNotAllowed):
+            resolver.resolve(name, "me")
+        with pytest.raises(PathNotAllowed):
+            resolver.resolve_file(name)
+
+
+NOTHING = ["nope", "org/name", "./nope", ".", "a/" * 3000, "x" * 5000, "y" * 300 + "/z", "~root", "~/x"]
+NOTHING += [
+    "file:plain",
+    "hf://org/x",
+    "..%2f..%2fetc",
+    "\\\\host\\share",
+    "prompts.jsonl",
+    "./prompts.jsonl",
+]
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_is_nothing_is_unknown(resolver: ModelResolver, name: str) -> None:
+    with pytest.raises(UnknownModel):
+        resolver.resolve(name, "me")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        '"x"',
+        "{}",
+        "[" * 100_000,
+        '{"base_model_name_or_path": null}',
+        '{"base_model_name_or_path": ["base"]}',
+        '{"base_model_name_or_path": "/etc"}',
+        '{"base_model_name_or_path": "org/unregistered"}',
+        '{"base_model_name_or_path": "tuned"}',
+        '{"base_model_name_or_path": "./adapter"}',
+    ],
+)
+def test_an_adapter_stands_only_on_what_a_request_could_name(
+    resolver: ModelResolver, roots: Path, config: str
+) -> None:
+    (roots / "adapter" / "adapter_config.json").write_text(config)
+    with pytest.raises((UnknownModel, PathNotAllowed)):
+        resolver.resolve("./adapter", "me")
+
+
+@pytest.mark.parametrize("named", ["base", "org/base"])
+def test_an_adapter_may_name_a_registered_base_or_its_source(
+    resolver: ModelResolver, roots: Path, named: str
+) -> None:
+    config = json.dumps({"base_model_name_or_path": named})
+    (roots / "adapter" / "adapter_config.json").write_text(config)
+    assert resolver.resolve("./adapter", "me").base == "org/base"
+
+
+def test_prompt_files_below_the_roots(resolver: ModelResolver, roots: Path) -> None:
+    expected = os.path.realpath(roots / "prompts.jsonl")
+    assert resolver.resolve_file("prompts.jsonl") == expected
+    assert resolver.resolve_file(str(roots / "prompts.jsonl")) == expected
+    for name in ("nope.jsonl", "plain", ".", "x" * 5000):
+        with pytest.raises(FileNotFound):
+            resolver.resolve_file(name)
+
+
+def test_without_roots_no_path_is_allowed(store: SqlStore, roots: Path) -> None:
+    with pytest.raises(PathNotAllowed):
+        ModelResolver(Settings(), store).resolve(str(roots / "plain"), "me")

@@ -1,0 +1,95 @@
+"""Who may call: keys on every operation but the probes; in open mode, loopback names only."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from jobs.sql_store import SqlStore
+
+PROBES = {"/health", "/ready", "/version"}
+NewKey = Callable[[], dict[str, str]]
+
+
+def operations(app: FastAPI) -> list[tuple[str, str]]:
+    paths = app.openapi()["paths"]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
+def test_every_operation_but_the_probes_needs_a_key(keyed_client: TestClient, new_key: NewKey) -> None:
+    revoked_looking = new_key()["Authorization"][:-1] + "!"
+    walked = 0
+    for method, path in operations(keyed_client.app):  # type: ignore[arg-type]
+        url = path.replace("{job_id}", "job_" + "0" * 32)
+        if path in PROBES:
+            assert keyed_client.request(method, url).status_code == 200
+            continue
+        walked += 1
+        for value in (
+            None,
+            "Bearer",
+            "Bearer x",
+            "Basic eDp5",
+            "Bearer kl_a_b",
+            "Bearer kl__",
+            revoked_looking,
+        ):
+            # A body that is no JSON either: the key comes first.
+            headers = {"Content-Type": "application/json"} | ({"Authorization": value} if value else {})
+            response = keyed_client.request(method, url, headers=headers, content=b"{")
+            assert response.status_code == 401, (method, path, value)
+            assert response.json()["code"] == "unauthenticated"
+            assert response.headers["www-authenticate"] == "Bearer"
+    assert walked >= 11
+
+
+def test_a_key_opens_the_door_and_its_jobs_are_its_own(
+    keyed_client: TestClient, store: SqlStore, new_key: NewKey, spec: dict[str, Any]
+) -> None:
+    mine, other = new_key(), new_key()
+    job = keyed_client.post("/v1/jobs", json=spec, headers=mine | {"Idempotency-Key": "k"}).json()
+    for part in ("", "/events", "/metrics", "/checkpoints", "/samples"):
+        url = f"/v1/jobs/{job['id']}{part}"
+        assert keyed_client.get(url, headers=mine).status_code == 200
+        stranger = keyed_client.get(url, headers=other | {"If-None-Match": '"1"'})
+        assert (stranger.status_code, stranger.json()["code"]) == (404, "not_found")
+    assert keyed_client.post(f"/v1/jobs/{job['id']}/cancel", headers=other).status_code == 404
+    assert keyed_client.get("/v1/jobs", headers=other).json()["data"] == []
+    # The same Idempotency-Key of another caller is another key.
+    theirs = keyed_client.post("/v1/jobs", json=spec, headers=other | {"Idempotency-Key": "k"})
+    assert theirs.status_code == 201
+    assert theirs.json()["id"] != job["id"]
+    assert store.get_job(job["id"]).public_status == "queued"
+
+
+def test_a_checkpoint_of_a_stranger_is_no_model(
+    keyed_client: TestClient, store: SqlStore, new_key: NewKey, spec: dict[str, Any]
+) -> None:
+    job_id = keyed_client.post("/v1/jobs", json=spec, headers=new_key()).json()["id"]
+    running = store.claim(job_id, 1, worker="w", lease_s=60)
+    assert running is not None
+    store.record_checkpoint(job_id, running.attempt, name="final", step=1, path="/x", sha256="0" * 64, size=1)
+    spec["config"]["model"]["name"] = f"{job_id}@final"
+    refused = keyed_client.post("/v1/jobs", json=spec, headers=new_key())
+    assert (refused.status_code, refused.json()["code"]) == (422, "unknown_model")
+
+
+def test_open_mode_answers_under_loopback_names(client: TestClient) -> None:
+    for host in ("localhost", "localhost:8000", "127.0.0.1", "[::1]:8000", "LOCALHOST:1"):
+        assert client.get("/v1/jobs", headers={"Host": host}).status_code == 200
+
+
+def test_open_mode_refuses_every_other_name(client: TestClient, app: FastAPI) -> None:
+    hosts = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8000", "0.0.0.0", "[", ""]
+    for (method, path), host in product(operations(app), hosts):
+        if path in PROBES:
+            continue
+        response = client.request(method, path.replace("{job_id}", "job_" + "0" * 32), headers={"Host": host})
+        assert (response.status_code, response.json()["code"]) == (403, "host_not_allowed"), (path, host)
+
+
+def test_with_keys_any_host_name_will_do(keyed_client: TestClient, new_key: NewKey) -> None:
+    response = keyed_client.get("/v1/jobs", headers=new_key() | {"Host": "kleash.example"})
+    assert response.status_code == 200

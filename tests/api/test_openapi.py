@@ -1,0 +1,76 @@
+"""The OpenAPI document says what the service does."""
+
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.schemas_jobs import PublicStatus
+from api.version import VERSION
+from jobs.states import Desired, Status, public_status
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def operations(app: FastAPI) -> list[tuple[str, str, dict[str, Any]]]:
+    paths = app.openapi()["paths"]
+    return [(method, path, operation) for path, ops in paths.items() for method, operation in ops.items()]
+
+
+def test_every_operation_has_a_name_of_its_own_and_a_summary(app: FastAPI) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(app)]
+    assert len(set(names)) == len(names) >= 14
+    for _, path, operation in operations(app):
+        assert operation["summary"], path
+        assert operation["description"], path
+        assert operation["tags"], path
+
+
+def test_every_problem_is_declared_as_one(app: FastAPI) -> None:
+    schemas = app.openapi()["components"]["schemas"]
+    assert "HTTPValidationError" not in schemas
+    assert {"code", "request_id", "retryable", "errors"} <= set(schemas["Problem"]["required"])
+    for _, path, operation in operations(app):
+        if not path.startswith("/v1"):
+            continue
+        assert {"401", "403", "413", "422", "500", "503"} <= set(operation["responses"])
+        assert ("requestBody" in operation) == ("415" in operation["responses"]), path
+        assert ("{job_id}" in path) == ("404" in operation["responses"]), path
+        assert operation["security"], path
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                assert list(response["content"]) == ["application/problem+json"], (path, status)
+
+
+def test_every_reference_leads_somewhere(app: FastAPI) -> None:
+    document = app.openapi()
+    found: list[str] = []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            found.extend([node["$ref"]] if isinstance(node.get("$ref"), str) else [])
+            for child in node.values():
+                walk(child)
+        elif isinstance(node, list):
+            for child in node:
+                walk(child)
+
+    walk(document)
+    assert found
+    for reference in found:
+        at: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            at = at[part]
+
+
+def test_clients_see_every_status_that_the_state_machine_has() -> None:
+    assert set(get_args(PublicStatus)) == {public_status(s, d) for s, d in product(Status, Desired)}
+
+
+def test_the_version_is_that_of_the_project(client: TestClient) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert client.get("/version").json() == {"name": "kleash", "version": project["version"]}
+    assert project["version"] == VERSION

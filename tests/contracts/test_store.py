@@ -1,0 +1,523 @@
+"""jobs.ports.Store, on SQLite and on PostgreSQL: the state table, the fence, the races."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from jobs.errors import IdempotencyKeyReused, IllegalTransition, JobNotFound, LeaseLost, StoreUnavailable
+from jobs.schema import api_keys, jobs
+from jobs.spec import Job, JobFailure, JobSpec, NewEvent, Sample
+from jobs.sql_store import SqlStore
+from jobs.states import SOURCES, TERMINAL, Desired, Status
+
+LEASE_S = 30.0
+SPEC = JobSpec.model_validate_json(
+    """{"name": "n", "metadata": {"team": "rl"}, "limits": {"max_crashes": 2},
+        "config": {"model": {"name": "m"}, "data": {"prompts": ["a", "b\\u0000"]},
+                   "reward": {"kind": "length", "target_tokens": 3}, "optimization": {"steps": 5}}}"""
+)
+FAILURE = JobFailure(code="nan_loss", detail="NaN\x00", hint="h", step=3, log_tail=("a", "b"))
+
+
+def create(store: SqlStore, job_id: str = "job_1", **options: Any) -> Job:
+    return store.create_job(job_id, "me", SPEC, {"model": {"path": "/m", "base": None}}, **options).job
+
+
+def claim(store: SqlStore, job_id: str = "job_1") -> Job:
+    job = store.claim(job_id, store.get_job(job_id).epoch, worker="w", lease_s=LEASE_S)
+    assert job is not None
+    return job
+
+
+def set_row(store: SqlStore, job_id: str, **values: Any) -> None:
+    with store.writing() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+
+
+def in_state(store: SqlStore, name: str) -> Job:
+    """A job in a public state, reached through the port (`desired = pause` has no method yet)."""
+    create(store)
+    if name in ("queued", "cancelled"):
+        return store.get_job("job_1") if name == "queued" else store.request_cancel("job_1")
+    job = claim(store)
+    if name == "cancelling":
+        return store.request_cancel("job_1")
+    if name in ("pausing", "paused"):
+        set_row(store, "job_1", desired=Desired.PAUSE)
+    if name == "paused":
+        store.hand_back("job_1", job.attempt, reason="r")
+    if name in ("succeeded", "failed"):
+        store.finish("job_1", job.attempt, Status(name))
+    return store.get_job("job_1")
+
+
+def reap_later(store: SqlStore, clock: Any) -> Any:
+    clock.time += LEASE_S + 1
+    return store.reap()
+
+
+SAMPLE = Sample(step=1, kind="rollout", index=0, prompt="p\x00", completion="c", data={"reward": 1.0})
+CHECKPOINT = {"name": "step-1", "step": 1, "path": "/p", "sha256": "0" * 64, "size": 2**40}
+OWNER_WRITES: dict[str, Callable[[SqlStore, Job], Any]] = {
+    "heartbeat": lambda s, j: s.heartbeat(j.id, j.attempt, lease_s=LEASE_S),
+    "set_phase": lambda s, j: s.set_phase(j.id, j.attempt, "rollout"),
+    "record_step": lambda s, j: s.record_step(
+        j.id,
+        j.attempt,
+        step=1,
+        metrics={"a": 0.1},
+        timings={},
+        samples=[SAMPLE],
+        events=[NewEvent(type="t", message="m")],
+    ),
+    "record_samples": lambda s, j: s.record_samples(j.id, j.attempt, [SAMPLE]),
+    "add_event": lambda s, j: s.add_event(j.id, j.attempt, NewEvent(type="t", message="m")),
+    "record_checkpoint": lambda s, j: s.record_checkpoint(j.id, j.attempt, **CHECKPOINT),
+    "drop_checkpoints": lambda s, j: s.drop_checkpoints(j.id, j.attempt, ["step-1"]),
+    "finish succeeded": lambda s, j: s.finish(j.id, j.attempt, Status.SUCCEEDED),
+    "finish failed": lambda s, j: s.finish(j.id, j.attempt, Status.FAILED, error=FAILURE),
+    "finish cancelled": lambda s, j: s.finish(j.id, j.attempt, Status.CANCELLED),
+    "hand_back": lambda s, j: s.hand_back(j.id, j.attempt, reason="r"),
+    "hand_back crashed": lambda s, j: s.hand_back(j.id, j.attempt, reason="r", crashed=True),
+}
+STATES = ["queued", "running", "pausing", "cancelling", "paused", "succeeded", "failed", "cancelled"]
+
+# action -> state -> the public state afterwards; a state that is not named refuses.
+AFTER_OWNER_WRITE: dict[str, dict[str, str]] = {
+    **{name: {s: s for s in ("running", "pausing", "cancelling")} for name in list(OWNER_WRITES)[:7]},
+    **{
+        f"finish {end}": dict.fromkeys(("running", "pausing", "cancelling"), end)
+        for end in ("succeeded", "failed", "cancelled")
+    },
+    "hand_back": {"running": "queued", "pausing": "paused", "cancelling": "cancelled"},
+    "hand_back crashed": {"running": "queued", "pausing": "paused", "cancelling": "cancelled"},
+}
+
+
+def assert_gap_free(store: SqlStore, job_id: str = "job_1") -> None:
+    seqs = [event.seq for event in store.list_events(job_id, limit=10_000)]
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert seqs, "a job has at least its first event"
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("action", OWNER_WRITES)
+def test_owner_writes_move_the_row_as_the_table_says_or_are_refused_whole(
+    store: SqlStore, state: str, action: str
+) -> None:
+    before = in_state(store, state)
+    events = store.list_events("job_1")
+    expected = AFTER_OWNER_WRITE[action].get(state)
+    if expected is None:
+        with pytest.raises(LeaseLost):
+            OWNER_WRITES[action](store, before)
+        assert store.get_job("job_1") == before
+        assert store.list_events("job_1") == events
+        assert not store.list_metrics("job_1")
+        assert not store.list_samples("job_1")
+        assert not store.list_checkpoints("job_1")
+        return
+    OWNER_WRITES[action](store, before)
+    after = store.get_job("job_1")
+    assert after.public_status == expected
+    assert after.version == before.version + 1
+    assert after.done == (after.finished_at is not None)
+    if after.status is not Status.RUNNING:
+        assert (after.worker, after.lease_until, after.phase) == (None, None, None)
+        assert before.status in SOURCES[after.status]
+        assert store.list_events("job_1")[-1].type == {"queued": "job.requeued"}.get(
+            expected, f"job.{expected}"
+        )
+    assert_gap_free(store)
+
+
+@pytest.mark.parametrize("action", OWNER_WRITES)
+def test_the_fence_stops_an_owner_that_was_replaced(store: SqlStore, clock: Any, action: str) -> None:
+    first = in_state(store, "running")
+    reap_later(store, clock)
+    second = claim(store)
+    assert second.attempt == first.attempt + 1
+    with pytest.raises(LeaseLost):
+        OWNER_WRITES[action](store, first)
+    assert store.get_job("job_1") == second
+    OWNER_WRITES[action](store, second)
+
+
+@pytest.mark.parametrize("action", OWNER_WRITES)
+def test_owner_writes_to_a_job_that_never_was_are_refused(store: SqlStore, action: str) -> None:
+    with pytest.raises(LeaseLost):
+        OWNER_WRITES[action](store, replace(in_state(store, "running"), id="job_2"))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_claim_takes_queued_jobs_of_its_epoch_only(store: SqlStore, state: str) -> None:
+    before = in_state(store, state)
+    assert store.claim("job_1", before.epoch + 1, worker="w", lease_s=LEASE_S) is None
+    assert store.claim("job_1", before.epoch - 1, worker="w", lease_s=LEASE_S) is None
+    assert store.get_job("job_1") == before
+    claimed = store.claim("job_1", before.epoch, worker="w", lease_s=LEASE_S)
+    if state != "queued":
+        assert claimed is None
+        assert store.get_job("job_1") == before
+        return
+    assert claimed == store.get_job("job_1")
+    assert (claimed.status, claimed.attempt, claimed.worker) == (Status.RUNNING, 1, "w")
+    assert claimed.lease_until == claimed.started_at + LEASE_S  # type: ignore[operator]
+
+
+AFTER_CANCEL = {
+    "queued": "cancelled",
+    "paused": "cancelled",
+    "running": "cancelling",
+    "pausing": "cancelling",
+    "cancelling": "cancelling",
+    "cancelled": "cancelled",
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_cancel(store: SqlStore, state: str) -> None:
+    before = in_state(store, state)
+    if state not in AFTER_CANCEL:
+        with pytest.raises(IllegalTransition, match=f"job_1 is {state}"):
+            store.request_cancel("job_1")
+        assert store.get_job("job_1") == before
+        return
+    after = store.request_cancel("job_1")
+    assert after == store.get_job("job_1")
+    assert after.public_status == AFTER_CANCEL[state]
+    assert (after == before) == (state == AFTER_CANCEL[state])  # a repeated request changes nothing
+    assert_gap_free(store)
+
+
+AFTER_REAP = {"running": "queued", "pausing": "paused", "cancelling": "cancelled"}
+
+
+@pytest.mark.parametrize("lease", ["live", "expired", "null"])
+@pytest.mark.parametrize("state", STATES)
+def test_reap(store: SqlStore, clock: Any, state: str, lease: str) -> None:
+    before = in_state(store, state)
+    if lease == "null":
+        set_row(store, "job_1", lease_until=None)
+        before = store.get_job("job_1")
+    clock.time += LEASE_S + (0.5 if lease == "expired" else -0.5)
+    reaped = store.reap()
+    after = store.get_job("job_1")
+    if state not in AFTER_REAP or lease == "live":
+        assert reaped == []
+        assert after == before
+        return
+    assert after.public_status == AFTER_REAP[state]
+    assert [(r.job_id, r.attempt, r.status) for r in reaped] == [("job_1", 1, after.status)]
+    assert after.crash_count == 1
+    assert after.epoch == before.epoch + (state == "running")
+    assert after.desired == (Desired.CANCEL if state == "cancelling" else Desired.RUN)
+    assert store.reap() == []
+    assert_gap_free(store)
+
+
+def test_a_crash_loop_ends_and_a_checkpoint_forgives(store: SqlStore) -> None:
+    create(store)  # max_crashes = 2
+    job = claim(store)
+    assert store.hand_back("job_1", job.attempt, reason="r", crashed=True) is Status.QUEUED
+    job = claim(store)
+    assert job.crash_count == 1
+    store.record_checkpoint("job_1", job.attempt, **CHECKPOINT)  # type: ignore[arg-type]
+    assert store.hand_back("job_1", job.attempt, reason="r", crashed=True) is Status.QUEUED
+    assert store.hand_back("job_1", claim(store).attempt, reason="shutdown") is Status.QUEUED
+    assert store.hand_back("job_1", claim(store).attempt, reason="r", crashed=True) is Status.FAILED
+    ended = store.get_job("job_1")
+    assert ended.done
+    assert ended.error is not None
+    assert ended.error.code == "worker_lost"
+    assert (ended.crash_count, ended.attempt, ended.epoch) == (2, 4, 4)
+
+
+def test_the_reaper_fails_a_job_whose_workers_keep_dying(store: SqlStore, clock: Any) -> None:
+    create(store)
+    claim(store)
+    assert [r.status for r in reap_later(store, clock)] == [Status.QUEUED]
+    claim(store)
+    assert [r.status for r in reap_later(store, clock)] == [Status.FAILED]
+    error = store.get_job("job_1").error
+    assert error is not None
+    assert error.code == "worker_lost"
+
+
+def test_everything_written_is_read_back_equal(store: SqlStore, clock: Any) -> None:
+    created = create(store)
+    assert created == store.get_job("job_1")
+    assert created.spec == SPEC
+    assert created.resolved == {"model": {"path": "/m", "base": None}}
+    attempt = claim(store).attempt
+    samples = [replace(SAMPLE, index=i, completion="é\x00" * i, data={"kl": 0.1 + 0.2}) for i in range(3)]
+    clock.time += 1
+    metrics = {"kl": 0.1 + 0.2, "tiny": 5e-324, "undefined": float("nan"), "huge": float("inf")}
+    event = NewEvent(type="eval.completed", message="m\x00", level="warning", data={"x": [1, None]})
+    store.record_step("job_1", attempt, step=1, metrics=metrics, timings={"t": 2}, samples=samples)
+    store.record_step("job_1", attempt, step=2, metrics=metrics, timings={}, events=[event, event])
+    job = store.get_job("job_1")
+    assert (job.step, job.latest) == (2, {"kl": 0.1 + 0.2, "tiny": 5e-324})
+    assert job.progress_at == clock.time
+    rows = store.list_metrics("job_1")
+    assert [(r.step, r.metrics, r.timings, r.attempt) for r in rows] == [
+        (1, job.latest, {"t": 2.0}, attempt),
+        (2, job.latest, {}, attempt),
+    ]
+    assert store.list_metrics("job_1", from_step=2) == rows[1:]
+    assert store.list_metrics("job_1", limit=1) == rows[:1]
+    assert store.list_samples("job_1") == samples
+    assert store.list_samples("job_1", step=1, kind="rollout", limit=2) == samples[:2]
+    assert store.list_samples("job_1", step=2) == store.list_samples("job_1", kind="eval") == []
+    stored = store.list_events("job_1", after=2)
+    assert [(e.seq, e.type, e.message, e.level, e.data) for e in stored] == [
+        (seq, "eval.completed", "m\x00", "warning", {"x": [1, None]}) for seq in (3, 4)
+    ]
+    assert store.list_events("job_1", after=2, limit=1) == stored[:1]
+    store.finish("job_1", attempt, Status.FAILED, error=FAILURE, result={"a": [1.5, float("nan")]})
+    ended = store.get_job("job_1")
+    assert ended.error == FAILURE
+    assert ended.result == {"a": [1.5, None]}
+    assert store.get_version("job_1") == ended.version
+
+
+def test_a_resumed_attempt_overwrites_the_steps_it_repeats(store: SqlStore, clock: Any) -> None:
+    create(store)
+    first = claim(store).attempt
+    store.record_step("job_1", first, step=7, metrics={"a": 1.0}, timings={}, samples=[SAMPLE])
+    reap_later(store, clock)
+    second = claim(store).attempt
+    again = replace(SAMPLE, completion="again")
+    store.record_step("job_1", second, step=7, metrics={"b": 2.0}, timings={}, samples=[again])
+    assert [(r.step, r.metrics, r.attempt) for r in store.list_metrics("job_1")] == [(7, {"b": 2.0}, second)]
+    assert store.list_samples("job_1") == [again]
+
+
+def test_checkpoints(store: SqlStore) -> None:
+    create(store)
+    attempt = claim(store).attempt
+    kinds: list[dict[str, Any]] = [
+        CHECKPOINT | {"name": "final", "step": 9},
+        CHECKPOINT | {"name": "step-8", "step": 8},
+        CHECKPOINT,
+    ]
+    final, eighth, first = (store.record_checkpoint("job_1", attempt, **kind) for kind in kinds)
+    assert store.list_checkpoints("job_1") == [first, eighth, final]
+    assert len({c.id for c in (first, eighth, final)}) == 3
+    assert first.bytes == 2**40
+    replaced = store.record_checkpoint("job_1", attempt, **{**CHECKPOINT, "sha256": "1" * 64, "size": 1})  # type: ignore[arg-type]
+    assert replaced.id != first.id
+    assert store.get_checkpoint("job_1", "step-1") == replaced
+    store.drop_checkpoints("job_1", attempt, ["step-1", "step-8", "never"])
+    assert store.list_checkpoints("job_1") == [final]
+    assert store.get_checkpoint("job_1", "step-8") is None
+    assert store.get_checkpoint("job_1", "final\x00") is None
+
+
+def test_strangers_see_no_job(store: SqlStore) -> None:
+    create(store)
+    for call in (store.get_job, store.get_version, store.request_cancel):
+        for job_id, owner in (("job_1", "you"), ("job_2", "me"), ("job_2", None), ("job_1\x00", None)):
+            with pytest.raises(JobNotFound):
+                call(job_id, owner)
+    assert store.get_job("job_1", "me").id == "job_1"
+    assert store.list_jobs(owner="you") == []
+
+
+def test_pages_newest_first(store: SqlStore) -> None:
+    for n in range(5):
+        create(store, f"job_{n}")
+    claim(store, "job_3")
+    store.request_cancel("job_3")
+    claim(store, "job_1")
+    ids = [job.id for job in store.list_jobs(limit=3)]
+    assert ids == ["job_4", "job_3", "job_2"]
+    assert [job.id for job in store.list_jobs(after=ids[-1], limit=3)] == ["job_1", "job_0"]
+    by_status = {status: [job.id for job in store.list_jobs(owner="me", status=status)] for status in STATES}
+    assert {status: found for status, found in by_status.items() if found} == {
+        "queued": ["job_4", "job_2", "job_0"],
+        "running": ["job_1"],
+        "cancelling": ["job_3"],
+    }
+    with pytest.raises(ValueError, match="nonsense"):
+        store.list_jobs(status="nonsense")
+
+
+def test_messages_are_sent_once_per_epoch_and_again_when_nobody_claims(store: SqlStore, clock: Any) -> None:
+    def waiting() -> list[str]:
+        return [job.id for job in store.undispatched(resend_after_s=60.0)]
+
+    create(store)
+    version = store.get_version("job_1")
+    assert waiting() == ["job_1"]
+    store.mark_dispatched("job_1", 1)
+    assert waiting() == []
+    clock.time += 60.5
+    assert waiting() == ["job_1"]
+    store.mark_dispatched("job_1", 1)
+    clock.time += 60.5
+    assert waiting() == [], "the second pause is twice as long"
+    clock.time += 60.0
+    assert waiting() == ["job_1"]
+    assert store.get_version("job_1") == version, "dispatching is not visible"
+    attempt = claim(store).attempt
+    assert waiting() == []
+    store.hand_back("job_1", attempt, reason="r")
+    assert waiting() == ["job_1"]
+    store.mark_dispatched("job_1", 2)
+    assert waiting() == []
+    store.mark_dispatched("job_1", 1)  # late, of the epoch before
+    assert waiting() == []
+    clock.time += 60.5
+    assert waiting() == ["job_1"], "a new epoch begins with the short pause"
+
+
+def test_idempotency_keys_belong_to_their_owner_and_their_request(store: SqlStore) -> None:
+    first = store.create_job("job_1", "me", SPEC, {}, idempotency_key="k", request_sha256="a")
+    again = store.create_job("job_2", "me", SPEC, {}, idempotency_key="k", request_sha256="a")
+    assert (first.replayed, again.replayed) == (False, True)
+    assert again.job == first.job
+    with pytest.raises(IdempotencyKeyReused):
+        store.create_job("job_3", "me", SPEC, {}, idempotency_key="k", request_sha256="b")
+    other = store.create_job("job_4", "you", SPEC, {}, idempotency_key="k", request_sha256="b")
+    assert not other.replayed
+    assert [job.id for job in store.list_jobs()] == ["job_4", "job_1"]
+
+
+def together(work: Callable[[int], Any], threads: int) -> list[Any]:
+    """Run `work(0) … work(threads − 1)` at once; exceptions are results."""
+    barrier = threading.Barrier(threads)
+
+    def start(n: int) -> Any:
+        barrier.wait()
+        try:
+            return work(n)
+        except LeaseLost as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(start, range(threads)))
+
+
+def test_32_creates_with_one_key_make_one_job(store: SqlStore) -> None:
+    made = together(
+        lambda n: store.create_job(f"job_{n}", "me", SPEC, {}, idempotency_key="k", request_sha256="a"), 32
+    )
+    assert sum(not created.replayed for created in made) == 1
+    assert len({created.job.id for created in made}) == 1
+    assert len(store.list_jobs(limit=100)) == 1
+
+
+def test_8_claims_have_one_winner(store: SqlStore) -> None:
+    create(store)
+    won = together(lambda n: store.claim("job_1", 1, worker=f"w{n}", lease_s=LEASE_S), 8)
+    (winner,) = [job for job in won if job is not None]
+    assert store.get_job("job_1") == winner
+
+
+def test_events_of_8_writers_have_no_gap(store: SqlStore) -> None:
+    create(store)
+    attempt = claim(store).attempt
+
+    def write(n: int) -> None:
+        for i in range(20):
+            store.add_event("job_1", attempt, NewEvent(type="t", message=f"{n}.{i}"))
+
+    together(write, 8)
+    assert_gap_free(store)
+    messages = [event.message for event in store.list_events("job_1", limit=1000)]
+    for n in range(8):  # nothing lost, and each writer's order is kept
+        assert [m for m in messages if m.startswith(f"{n}.")] == [f"{n}.{i}" for i in range(20)]
+
+
+def test_two_reapers_and_a_finishing_owner_end_in_one_of_the_two_ways(store: SqlStore, clock: Any) -> None:
+    for n in range(20):
+        create(store, f"job_{n:02}")
+    attempts = {job.id: claim(store, job.id).attempt for job in store.list_jobs(limit=100)}
+    clock.time += LEASE_S + 1
+
+    def act(n: int) -> Any:
+        if n < 2:
+            return store.reap()
+        finished = []
+        for job_id, attempt in attempts.items():
+            try:
+                store.finish(job_id, attempt, Status.SUCCEEDED)
+                finished.append(job_id)
+            except LeaseLost:
+                pass
+        return finished
+
+    one, two, finished = together(act, 3)
+    reaped = [item.job_id for item in one + two]
+    assert sorted(reaped + finished) == sorted(attempts), "each job exactly once"
+    for job in store.list_jobs(limit=100):
+        assert job.status is (Status.SUCCEEDED if job.id in finished else Status.QUEUED)
+        assert_gap_free(store, job.id)
+
+
+def test_a_heartbeat_races_the_reaper(store: SqlStore, clock: Any) -> None:
+    for n in range(10):
+        job_id = f"job_{n}"
+        create(store, job_id)
+        attempt = claim(store, job_id).attempt
+        clock.time += LEASE_S + 1
+        lost, reaped = together(
+            lambda k, job_id=job_id, attempt=attempt: (
+                store.reap() if k else store.heartbeat(job_id, attempt, lease_s=LEASE_S)
+            ),
+            2,
+        )
+        taken = job_id in [item.job_id for item in reaped]
+        assert isinstance(lost, LeaseLost) == taken
+        assert store.get_job(job_id).status is (Status.QUEUED if taken else Status.RUNNING)
+
+
+def test_terminal_means_no_way_out() -> None:
+    assert not any(sources & TERMINAL for sources in SOURCES.values())
+
+
+def test_the_database_clock_runs(clean: SqlStore) -> None:
+    # sqlite's unixepoch('now', 'subsec') gives NULL here, integer seconds would lose leases of a second.
+    create(clean)
+    job = claim(clean)
+    assert abs(job.created_at - time.time()) < 300
+    assert job.lease_until is not None
+    assert job.heartbeat_at is not None
+    assert job.lease_until - job.heartbeat_at == pytest.approx(LEASE_S, abs=1.0)
+    stamps = {clean.heartbeat(job.id, job.attempt, lease_s=LEASE_S).heartbeat_at for _ in range(50)}
+    assert any(stamp is not None and stamp % 1 for stamp in stamps)
+
+
+def test_keys(store: SqlStore) -> None:
+    store.create_key("id", "hash", "name")
+    assert store.key_secret_sha256("id") == "hash"
+    assert store.key_secret_sha256("other") is None
+    with store.writing() as connection:
+        connection.execute(update(api_keys).values(revoked_at=1.0))
+    assert store.key_secret_sha256("id") is None
+
+
+def test_readers_pass_a_writer_that_hangs_in_its_transaction(store: SqlStore) -> None:
+    create(store)
+    with store.writing() as connection:
+        connection.execute(update(jobs).values(phase="unfinished"))
+        assert store.get_job("job_1").phase is None
+        assert [job.phase for job in store.list_jobs()] == [None]
+
+
+def test_a_writer_does_not_wait_for_ever(store: SqlStore) -> None:
+    create(store)
+    hasty = SqlStore(store.engine.url.render_as_string(hide_password=False), lock_wait_s=0.1)
+    with store.writing() as connection:
+        connection.execute(update(jobs).values(phase="unfinished"))
+        with pytest.raises(StoreUnavailable):
+            hasty.request_cancel("job_1")
+    assert hasty.request_cancel("job_1").done
+    hasty.close()

@@ -1,0 +1,128 @@
+"""Dispatcher and reaper: what is sent, and that one's trouble is not the other's."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import text
+
+from jobs.dispatcher import Dispatcher
+from jobs.errors import BrokerUnavailable, StoreUnavailable
+from jobs.reaper import Reaper
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.sql_store import SqlStore
+from jobs.states import Status
+
+SETTINGS = Settings(dispatch_every_s=0.05, reap_every_s=0.05)
+SPEC = JobSpec.model_validate_json(
+    """{"config": {"model": {"name": "m"}, "data": {"prompts": ["a"]},
+        "reward": {"kind": "sentiment"}, "optimization": {"steps": 1}}}"""
+)
+
+
+class SwitchedBroker:
+    """A broker with a switch; `asked` is released at each publish, `arrived` at each that succeeds."""
+
+    def __init__(self, *, up: bool = True) -> None:
+        self.up = up
+        self.sent: list[tuple[str, int, str]] = []
+        self.asked, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
+
+    def publish(self, job_id: str, epoch: int, *, queue: str) -> None:
+        self.asked.release()
+        if not self.up:
+            raise BrokerUnavailable("down")
+        self.sent.append((job_id, epoch, queue))
+        self.arrived.release()
+
+    def ready(self) -> bool:
+        return self.up
+
+
+def create(store: SqlStore, job_id: str) -> None:
+    store.create_job(job_id, "me", SPEC, {})
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(run: Callable[[threading.Event], None]) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(stop,))
+    thread.start()
+    yield
+    stop.set()
+    thread.join(timeout=30)
+    assert not thread.is_alive(), "the loop ends when told"
+
+
+def test_each_queued_job_is_sent_once(store: SqlStore) -> None:
+    broker = SwitchedBroker()
+    dispatcher = Dispatcher(store, broker, SETTINGS)
+    create(store, "job_1")
+    create(store, "job_2")
+    assert [dispatcher.run_once(), dispatcher.run_once()] == [2, 0]
+    assert broker.sent == [("job_1", 1, "cpu"), ("job_2", 1, "cpu")]
+    job = store.claim("job_1", 1, worker="w", lease_s=30)
+    assert job is not None
+    store.hand_back("job_1", job.attempt, reason="r")
+    dispatcher.run_once()
+    assert broker.sent[2:] == [("job_1", 2, "cpu")]
+
+
+def test_jobs_wait_in_their_rows_while_the_broker_is_down(store: SqlStore) -> None:
+    broker = SwitchedBroker(up=False)
+    create(store, "job_1")
+    with running(Dispatcher(store, broker, SETTINGS).run):
+        assert broker.asked.acquire(timeout=60)
+        assert broker.asked.acquire(timeout=60), "it tries again"
+        broker.up = True
+        assert broker.arrived.acquire(timeout=60)
+    assert broker.sent == [("job_1", 1, "cpu")]
+    assert store.undispatched(resend_after_s=60) == []
+
+
+def test_a_woken_dispatcher_does_not_wait_for_its_turn(store: SqlStore) -> None:
+    broker = SwitchedBroker()
+    dispatcher = Dispatcher(store, broker, Settings(dispatch_every_s=1e6))
+    create(store, "job_1")
+    with running(dispatcher.run):
+        assert broker.arrived.acquire(timeout=60)
+        create(store, "job_2")
+        dispatcher.wake()
+        assert broker.arrived.acquire(timeout=60)
+
+
+def test_loops_outlive_a_database_that_is_away(store: SqlStore, caplog: pytest.LogCaptureFixture) -> None:
+    broker = SwitchedBroker()
+    with store.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE jobs RENAME TO hidden"))
+    dispatcher, reaper = Dispatcher(store, broker, SETTINGS), Reaper(store, SETTINGS)
+    for loop in (dispatcher, reaper):
+        with pytest.raises(StoreUnavailable):
+            loop.run_once()
+    with running(dispatcher.run), running(reaper.run):
+        wait_until(lambda: {"jobs.dispatcher", "jobs.reaper"} <= {record.name for record in caplog.records})
+        with store.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE hidden RENAME TO jobs"))
+        create(store, "job_1")
+        assert broker.arrived.acquire(timeout=60)
+
+
+def test_the_reaper_works_while_the_broker_is_down(store: SqlStore) -> None:
+    broker = SwitchedBroker(up=False)
+    create(store, "job_1")
+    create(store, "job_2")
+    assert store.claim("job_1", 1, worker="w", lease_s=-1) is not None
+    with running(Dispatcher(store, broker, SETTINGS).run), running(Reaper(store, SETTINGS).run):
+        wait_until(lambda: store.get_job("job_1").status is Status.QUEUED)
+    assert store.get_job("job_1").epoch == 2
+    assert broker.sent == []

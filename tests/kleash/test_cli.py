@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kleash.cli import app
+from tests.kleash.scripted import Service, a_job, a_score, problem
+
+
+def kleash(service: Service, *arguments: str, given: str | None = None) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--url", service.url], input=given)
+
+
+def test_score_prints_the_text_its_numbers_and_the_sums(service: Service) -> None:
+    service.answers = [(200, {}, {"data": [a_score()]})]
+    done = kleash(service, "score", "Oh certainly", "--policy", "job_1@final", "--reference", "base")
+    assert done.exit_code == 0
+    assert "Σ k1 = +1.609 nats" in done.stdout
+    assert service.asked[0].body == {"input": ["Oh certainly"], "policy": "job_1@final", "reference": "base"}
+
+
+def test_score_takes_a_prompt_and_standard_input(service: Service) -> None:
+    service.answers = [(200, {}, {"data": [a_score()]})]
+    done = kleash(service, "score", "-", "--prompt", "Oh ", given="certainly")
+    assert "Oh certainly(+1.6)" in done.stdout
+    assert service.asked[0].body == {"input": [{"prompt": "Oh ", "completion": "certainly"}]}
+
+
+def test_a_text_that_could_not_be_scored_shows_in_the_exit_code(service: Service) -> None:
+    service.answers = [(200, {}, {"data": [{"error": {"code": "input_too_long", "detail": "long"}}]})]
+    assert kleash(service, "score", "x").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "document"),
+    [
+        (["score", "x"], {"data": [a_score("\x1b[2J")]}),
+        (["jobs", "list"], {"data": [a_job()], "has_more": False}),
+        (["jobs", "show", "job_0"], a_job()),
+        (["jobs", "cancel", "job_0"], a_job("cancelling")),
+        (["jobs", "watch", "job_0"], a_job("succeeded", 4)),
+    ],
+)
+def test_json_is_the_service_s_document_on_one_line(
+    service: Service, arguments: list[str], document: dict[str, object]
+) -> None:
+    service.answers = [(200, {}, document)]
+    done = kleash(service, *arguments, "--json")
+    assert done.exit_code == 0
+    assert done.stdout.count("\n") == 1
+    assert "\x1b" not in done.stdout
+    assert json.loads(done.stdout) == document
+
+
+def test_create_sends_the_file_and_prints_the_id(service: Service, tmp_path: Path) -> None:
+    spec = {"type": "ppo", "config": {"seed": 3}}
+    (tmp_path / "job.json").write_text(json.dumps(spec))
+    service.answers = [(201, {}, a_job("queued"))]
+    done = kleash(service, "jobs", "create", str(tmp_path / "job.json"), "--idempotency-key", "k")
+    assert (done.exit_code, done.stdout) == (0, "job_0\n")
+    assert service.asked[0].body == spec
+    assert service.asked[0].headers["idempotency-key"] == "k"
+
+
+def test_create_and_watch_follows_it_to_its_end(service: Service) -> None:
+    service.answers = [(201, {}, a_job("queued")), (200, {}, a_job("succeeded", 4))]
+    done = kleash(service, "jobs", "create", "-", "--watch", given="{}")
+    assert done.exit_code == 0
+    assert done.stdout == "succeeded  step 4/4  reward +0.250  KL/seq 1.50\n"
+
+
+def test_a_spec_that_is_not_json_never_leaves(service: Service) -> None:
+    done = kleash(service, "jobs", "create", "-", given="{")
+    assert done.exit_code == 2
+    assert "is not JSON" in done.stderr
+    assert service.asked == []
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_watching_a_job_that_does_not_succeed_exits_with_1(service: Service, end: str) -> None:
+    service.answers = [(200, {}, a_job(end))]
+    assert kleash(service, "jobs", "watch", "job_0").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [
+        (401, "unauthenticated", 4),
+        (403, "insufficient_scope", 4),
+        (404, "not_found", 2),
+        (409, "invalid_state", 2),
+        (422, "validation_error", 2),
+        (500, "internal", 3),
+        (503, "scorer_unavailable", 3),
+    ],
+)
+def test_a_refusal_is_one_clear_line_and_an_exit_code(
+    service: Service, status: int, code: str, exit_code: int
+) -> None:
+    service.answers = [problem(status, code, "what is\x1b wrong")]
+    done = kleash(service, "jobs", "show", "job_0")
+    assert (done.exit_code, done.stdout) == (exit_code, "")
+    assert done.stderr == f"kleash: what is␛ wrong ({code})\n"
+    as_json = kleash(service, "jobs", "show", "job_0", "--json")
+    assert as_json.exit_code == exit_code
+    assert json.loads(as_json.stderr)["error"]["code"] == code
+
+
+def test_nobody_there_exits_with_3() -> None:
+    done = CliRunner().invoke(app, ["jobs", "list", "--url", "http://127.0.0.1:1"])
+    assert done.exit_code == 3
+    assert "no answer from http://127.0.0.1:1" in done.stderr
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    assert CliRunner().invoke(app, ["jobs", "show"]).exit_code == 2

@@ -1,0 +1,148 @@
+"""A run that stops at any step and goes on from its checkpoint is, to the bit, a run that never stopped."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_core.checkpoint import MANIFEST, read_checkpoint, verify_checkpoint, write_checkpoint
+from rlhf_core.config import PPOConfig
+from rlhf_core.errors import CheckpointError
+from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.ppo import TrainState, fresh_state, train
+from rlhf_core.rewards import make_reward
+
+PROMPTS = ("The cat", "A lovely", "The quick brown", "Naïve")
+STEPS = 4
+
+
+def config(controller: dict[str, Any]) -> PPOConfig:
+    return PPOConfig.model_validate(
+        {
+            "model": {"name": "tiny", "lora": {"rank": 2}},
+            "data": {"prompts": PROMPTS, "eval_prompts": PROMPTS[:2]},
+            "reward": {"kind": "length", "target_tokens": 4},
+            "rollout": {"batch_size": 4, "max_new_tokens": 6},
+            "kl": {"beta": 0.1, "controller": controller},
+            "optimization": {"steps": STEPS, "learning_rate": 0.01, "minibatches": 2},
+        }
+    )
+
+
+def advance(policy: LoraPolicy, state: TrainState, options: PPOConfig, until: int) -> list[dict[str, float]]:
+    """Run up to step `until`; returns the metrics of the steps."""
+    lines = []
+    for step in train(
+        policy,
+        state,
+        options,
+        prompts=PROMPTS,
+        eval_prompts=PROMPTS[:2],
+        reward=make_reward(options.reward),
+    ):
+        if step.step:
+            lines.append(step.metrics)
+        if step.step == until:
+            break
+    return lines
+
+
+def digest(policy: LoraPolicy, state: TrainState, folder: Path) -> str:
+    """One hash over everything a checkpoint holds but its manifest (which names files, not the run)."""
+    folder.mkdir()
+    random.seed(0)  # beartype picks what it checks with Python's generator: not part of the run
+    write_checkpoint(folder, policy, state)
+    whole = hashlib.sha256()
+    for name in ("adapter_model.safetensors", "trainer.safetensors", "trainer.json"):
+        whole.update((folder / name).read_bytes())
+    return whole.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "controller",
+    [{"kind": "fixed"}, {"kind": "adaptive", "target_nats_per_sequence": 0.5, "horizon": 40}, {"kind": "pi"}],
+    ids=lambda controller: controller["kind"],
+)
+def test_t26_resume_is_bit_identical_at_every_step_boundary(
+    tiny_model: Path, tmp_path: Path, controller: dict[str, Any]
+) -> None:
+    options, source = config(controller), str(tiny_model)
+    torch.manual_seed(11)  # the process's own generator is part of the state
+    policy = new_lora_policy(source, options.model.lora, seed=0)
+    state = fresh_state(policy, options)
+    undisturbed: list[dict[str, float]] = []
+    for boundary in range(1, STEPS):
+        undisturbed += advance(policy, state, options, boundary)
+        folder = tmp_path / f"step-{boundary}"
+        folder.mkdir()
+        write_checkpoint(folder, policy, state)
+    undisturbed += advance(policy, state, options, STEPS)
+    expected = digest(policy, state, tmp_path / "undisturbed")
+
+    for boundary in range(1, STEPS):
+        torch.manual_seed(99)  # whatever the new process did before
+        policy, state = read_checkpoint(tmp_path / f"step-{boundary}", options, source=source)
+        resumed = advance(policy, state, options, STEPS)
+        assert json.dumps(resumed) == json.dumps(undisturbed[boundary:])
+        assert digest(policy, state, tmp_path / f"resumed-{boundary}") == expected
+
+
+def test_the_generators_of_the_process_go_on_where_they_were(tiny_model: Path, tmp_path: Path) -> None:
+    """A reward may draw from Python's, numpy's or torch's generator: each is part of the state."""
+
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    options = config({"kind": "pi"})
+    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    write_checkpoint(tmp_path, policy, fresh_state(policy, options))
+    expected = draws()
+    assert draws() != expected
+    read_checkpoint(tmp_path, options, source=str(tiny_model))
+    assert draws() == expected
+
+
+@pytest.fixture
+def saved(tiny_model: Path, tmp_path: Path) -> tuple[Path, str]:
+    options = config({"kind": "pi"})
+    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    return folder, write_checkpoint(folder, policy, fresh_state(policy, options))
+
+
+def test_every_damaged_or_missing_file_is_found(saved: tuple[Path, str]) -> None:
+    folder, recorded = saved
+    verify_checkpoint(folder, recorded)
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for damage in (content[:-1], bytes([content[0] ^ 1]) + content[1:], b""):
+            path.write_bytes(damage)
+            with pytest.raises(CheckpointError):
+                verify_checkpoint(folder, recorded)
+        path.unlink()
+        with pytest.raises(CheckpointError):
+            verify_checkpoint(folder, recorded)
+        path.write_bytes(content)
+    assert verify_checkpoint(folder, recorded)["step"] == 0
+
+
+def test_a_checkpoint_is_safetensors_and_json_and_says_what_made_it(saved: tuple[Path, str]) -> None:
+    folder, _ = saved
+    suffixes = {path.suffix for path in folder.iterdir()}
+    assert suffixes <= {".safetensors", ".json", ".jinja", ".md"}
+    environment = json.loads((folder / MANIFEST).read_text())["environment"]
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["threads"] == torch.get_num_threads()
+
+
+def test_peft_and_transformers_load_it(saved: tuple[Path, str]) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    model = AutoPeftModelForCausalLM.from_pretrained(saved[0])
+    assert model.peft_config["default"].r == 2

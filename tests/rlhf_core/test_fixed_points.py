@@ -1,0 +1,221 @@
+"""The whole PPO loop on tabular policies whose optimum is known in closed form (oracles T13, T13b, T21).
+
+maximise E[score] − β KL(π ‖ ref)   ⇒   π* ∝ ref · e^{score/β}
+
+A loop with a wrong sign, position, mask, whitening or KL gradient lands elsewhere: see the negative controls.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rlhf_core import ppo
+from rlhf_core.config import PPOConfig
+from rlhf_core.models import CausalLM
+
+
+class StateTrunk(nn.Module):
+    """Hidden state = one-hot of what has been said: nothing (state 0), or the last token v (state 1 + v)."""
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, **_: Any) -> SimpleNamespace:
+        state = torch.where(position_ids == 0, 0, (1 + input_ids).clamp(max=self.states - 1))
+        hidden = nn.functional.one_hot(state, self.states).double()
+        return SimpleNamespace(last_hidden_state=hidden, past_key_values=None)
+
+
+class TabularPolicy:
+    """Logits per state as the head's weight; the reference is a frozen copy of where the policy starts."""
+
+    def __init__(self, reference: list[list[float]]) -> None:
+        table = torch.tensor(reference, dtype=torch.float64).log().T  # [vocab, states]
+        self._policy, self._reference = (self._model(table) for _ in range(2))
+        self._reference.head.requires_grad_(False)
+        self.hidden_size = table.shape[1]
+        self.codec = self
+
+    eos_ids: frozenset[int] = frozenset()
+    pad_id = 0
+
+    def encode(self, _: str) -> list[int]:
+        return [0]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+    @staticmethod
+    def _model(table: Tensor) -> CausalLM:
+        head = nn.Linear(table.shape[1], table.shape[0], bias=False, dtype=torch.float64)
+        head.weight.data.copy_(table)
+        return CausalLM(StateTrunk(table.shape[1]), head, vocab_size=table.shape[0], context=8)
+
+    @contextmanager
+    def policy(self) -> Iterator[CausalLM]:
+        yield self._policy
+
+    @contextmanager
+    def reference(self) -> Iterator[CausalLM]:
+        yield self._reference
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return {"table": self._policy.head.weight}  # type: ignore[dict-item]
+
+    def probabilities(self, state: int = 0) -> Tensor:
+        weight: Tensor = self._policy.head.weight.detach()  # type: ignore[assignment]
+        return weight[:, state].softmax(0)
+
+
+def config(*, beta: float, tokens: int, steps: int, kl_loss: str = "none", batch: int = 256) -> PPOConfig:
+    return PPOConfig.model_validate(
+        {
+            "model": {"name": "tabular"},
+            "data": {"prompts": ["."]},
+            "reward": {"kind": "sentiment"},
+            "rollout": {"batch_size": batch, "max_new_tokens": tokens},
+            "kl": {"beta": beta, "penalty": "none" if kl_loss == "k2" else "k1", "loss": kl_loss},
+            "optimization": {
+                "steps": steps,
+                "learning_rate": 0.03,
+                "value_learning_rate": 0.03,
+                "learning_rate_schedule": "linear",
+                "epochs": 4,
+                "minibatches": 4,
+                "max_grad_norm": 1e6,
+                "gae_lambda": 1.0,
+            },
+        }
+    )
+
+
+def run(policy: TabularPolicy, options: PPOConfig, score: Callable[[list[int]], float]) -> list[Any]:
+    """The real loop; the reward reads the sampled tokens back from the text."""
+
+    def reward(_: Any, completions: Any, __: Any) -> list[float]:
+        return [score([int(token) for token in text.split()]) for text in completions]
+
+    state = ppo.fresh_state(policy, options)
+    steps = ppo.train(policy, state, options, prompts=["."], eval_prompts=[], reward=reward)
+    return list(steps)
+
+
+def total_variation(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().sum() / 2)
+
+
+REFERENCE, SCORES, BETA = [0.4, 0.4, 0.2], [1.0, 0.0, 0.5], 0.5
+# q·e^{r/β} = (.4e², .4, .2e) = (2.955622, .4, .543656), Z = 3.899279
+OPTIMUM = torch.tensor([0.75799208, 0.10258307, 0.13942485], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kl_loss", ["none", "k2"])
+def test_t13_the_loop_lands_on_the_closed_form_optimum(kl_loss: str) -> None:
+    policy = TabularPolicy([REFERENCE])
+    run(policy, config(beta=BETA, tokens=1, steps=150, kl_loss=kl_loss), lambda ids: SCORES[ids[0]])
+    assert total_variation(policy.probabilities(), OPTIMUM) < 0.01
+
+
+@settings(max_examples=3, deadline=None)
+@given(data=st.data(), beta=st.sampled_from([0.1, 0.2, 0.5, 1.0, 2.0]), vocab=st.integers(3, 8))
+def test_t13_holds_for_random_references_and_scores(data: st.DataObject, beta: float, vocab: int) -> None:
+    draw = st.lists(st.floats(0.05, 1.0), min_size=vocab, max_size=vocab)
+    weights, scores = data.draw(draw), data.draw(draw)
+    reference = [w / sum(weights) for w in weights]
+    optimum = torch.tensor([q * math.exp(r / beta) for q, r in zip(reference, scores, strict=True)])
+    policy = TabularPolicy([reference])
+    run(policy, config(beta=beta, tokens=1, steps=200), lambda ids: scores[ids[0]])
+    assert total_variation(policy.probabilities(), optimum / optimum.sum()) < 0.02
+
+
+def test_t13_negative_control_exact_kl_in_the_reward_alone_runs_to_the_argmax(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The exact KL of a position does not depend on its own token, so as a reward it holds nothing back."""
+    real = ppo.assess
+
+    def assess(*args: Any) -> ppo.Experience:
+        experience = real(*args)
+        return experience._replace(k1=experience.kl)
+
+    monkeypatch.setattr(ppo, "assess", assess)
+    policy = TabularPolicy([REFERENCE])
+    run(policy, config(beta=BETA, tokens=1, steps=150), lambda ids: SCORES[ids[0]])
+    assert policy.probabilities()[0] > 0.95
+
+
+def test_t13_negative_control_whitening_needs_beta_over_sigma_in_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whitening divides the score's advantages by σ_A; a loss with β instead of β/σ_A holds too loosely."""
+    monkeypatch.setattr(ppo, "beta_in_loss", lambda beta, sigma: beta)
+    policy = TabularPolicy([REFERENCE])
+    run(policy, config(beta=BETA, tokens=1, steps=150, kl_loss="k2"), lambda ids: SCORES[ids[0]])
+    assert total_variation(policy.probabilities(), OPTIMUM) > 0.05
+
+
+# Two tokens: ref of numerics.md T5, score [[1, 0], [.7, .7]] by (first, second) token, β = .25.
+CHAIN = [[0.5, 0.5], [0.6, 0.4], [0.5, 0.5]]  # after nothing, after 0, after 1
+CHAIN_SCORES = [[1.0, 0.0], [0.7, 0.7]]
+CHAIN_OPTIMUM = torch.tensor([0.66041440, 0.00806394, 0.16576083, 0.16576083])
+PER_TOKEN_OPTIMUM = torch.tensor([0.75066403, 0.00916593, 0.12008502, 0.12008502])
+
+
+def chain_distribution(policy: TabularPolicy) -> Tensor:
+    first = policy.probabilities(0)
+    return torch.cat([first[0] * policy.probabilities(1), first[1] * policy.probabilities(2)])
+
+
+def test_t13b_the_reward_penalty_pays_for_the_kl_of_later_tokens() -> None:
+    policy = TabularPolicy(CHAIN)
+    steps = run(policy, config(beta=0.25, tokens=2, steps=200), lambda ids: CHAIN_SCORES[ids[0]][ids[1]])
+    assert total_variation(chain_distribution(policy), CHAIN_OPTIMUM) < 0.02
+    # The exact sequence KL that is reported is that of the process: .3590032887 at the optimum.
+    assert steps[-1].metrics["kl/sequence"] == pytest.approx(0.3590, abs=0.05)
+
+
+def test_t13b_a_kl_loss_freezes_the_prefixes_and_lands_elsewhere() -> None:
+    """numerics.md §4: `kl_loss` optimises Σ KL_t with prefixes frozen, another optimum than sequence KL's."""
+    policy = TabularPolicy(CHAIN)
+    run(
+        policy,
+        config(beta=0.25, tokens=2, steps=200, kl_loss="k2"),
+        lambda ids: CHAIN_SCORES[ids[0]][ids[1]],
+    )
+    reached = chain_distribution(policy)
+    assert total_variation(reached, PER_TOKEN_OPTIMUM) < 0.02
+    assert total_variation(reached, CHAIN_OPTIMUM) > 0.05
+
+
+def test_t21_the_first_minibatch_is_exactly_on_policy() -> None:
+    """Ratio 1 to the bit: nothing clipped, approx_kl 0, and the policy loss is −mean(A) = 0 when whitened."""
+    policy = TabularPolicy(CHAIN)
+    options = config(beta=0.25, tokens=2, steps=1, batch=64)
+    options = options.model_copy(
+        update={"optimization": options.optimization.model_copy(update={"epochs": 1, "minibatches": 1})}
+    )
+    (step,) = run(policy, options, lambda ids: CHAIN_SCORES[ids[0]][ids[1]])
+    assert step.metrics["policy/ratio_max"] == 1.0
+    assert step.metrics["policy/approx_kl"] == 0.0
+    assert step.metrics["policy/clip_fraction"] == 0.0
+    assert step.metrics["loss/policy"] == pytest.approx(0.0, abs=1e-12)
+    assert step.metrics["kl/sequence"] == 0.0  # the policy still is its reference
+    assert step.metrics["policy/generation_mismatch"] < 1e-12
+
+
+def test_a_reported_penalty_is_what_was_subtracted() -> None:
+    policy = TabularPolicy(CHAIN)
+    steps = run(policy, config(beta=0.25, tokens=2, steps=5), lambda ids: CHAIN_SCORES[ids[0]][ids[1]])
+    for step in steps:
+        m = step.metrics
+        assert m["reward/adjusted_mean"] == pytest.approx(m["reward/mean"] - m["kl/penalty"], abs=1e-12)
+        assert m["kl/penalty"] == pytest.approx(m["kl/beta"] * m["kl/k1_sequence"], abs=1e-12)

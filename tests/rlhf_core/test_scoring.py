@@ -1,0 +1,148 @@
+"""Scores against a float64 computation of full logits that shares no code with rlhf_core."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_core.errors import TokenizerMismatch
+from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.scoring import PADDING_WASTE, capacity, fill_batch, score_batch, score_texts
+from rlhf_core.tokenization import tokenize
+from tests import tiny_models
+
+TEXTS = [
+    ("the cat sat on the mat", None),
+    (" sat on the log and 日本語 👩‍👩‍👧", "the dog"),
+    ("reinforcement learning from human feedback keeps the policy near its reference", None),
+    ("x!", "a prompt that is longer than its completion"),
+    ("<|end|>", "ends at once"),
+    ("before<|end|>after", None),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    torch.set_num_threads(1)
+    return tiny_models.build(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def pair(tiny):
+    return load_pair(WeightSource(str(tiny.adapter), str(tiny.base)), WeightSource(str(tiny.base)))
+
+
+@pytest.fixture(scope="module")
+def texts(pair):
+    limit = capacity(pair).context
+    return [tokenize(pair.tokenizer, text, prompt, context=limit) for text, prompt in TEXTS]
+
+
+def naive(tiny, text, prompt, temperature):
+    """All quantities of the scored tokens, from log-softmaxes over the whole vocabulary in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.base)
+    lead = [] if prompt is None else tokenizer(prompt)["input_ids"]
+    ids = lead + tokenizer(text)["input_ids"]
+    reference = AutoModelForCausalLM.from_pretrained(tiny.base, dtype=torch.float64)
+    policy = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny.base, dtype=torch.float64), tiny.adapter
+    ).double()
+    first = max(len(lead), 1)
+    with torch.no_grad():
+        lp, lq = (
+            torch.log_softmax(m(input_ids=torch.tensor([ids])).logits[0, first - 1 : -1] / temperature, -1)
+            for m in (policy.eval(), reference.eval())
+        )
+    token = torch.tensor(ids[first:])[:, None]
+    ours, theirs = lp.gather(-1, token)[:, 0], lq.gather(-1, token)[:, 0]
+    d = ours - theirs
+    return {
+        "policy_logprob": ours,
+        "reference_logprob": theirs,
+        "k1": d,
+        "k2": d**2 / 2,
+        "k3": torch.exp(-d) - 1 + d,
+        "kl": (lp.exp() * (lp - lq)).sum(-1),
+        "kl_ref": (lq.exp() * (lq - lp)).sum(-1),
+        "entropy": -(lp.exp() * lp).sum(-1),
+    }
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_equals_full_logits_in_float64(tiny, pair, texts, temperature):
+    scores = score_texts(pair, texts, temperature=temperature)
+    for (text, prompt), tokens, score in zip(TEXTS, texts, scores, strict=True):
+        expected = naive(tiny, text, prompt, temperature)
+        assert score.scored.tolist() == [t >= tokens.first_scored for t in range(len(tokens.ids))]
+        assert expected["kl"].max() > 0.01  # the adapter does something
+        for name, values in expected.items():
+            ours = score.quantities[name]
+            assert np.isnan(ours[~score.scored]).all()
+            # fp32 log-probabilities; k2 and k3 multiply their error by d and by e^{−d}
+            tolerance = 1e-5 * max(1.0, float(values.abs().max()))
+            np.testing.assert_allclose(ours[score.scored], values.numpy(), rtol=1e-5, atol=tolerance)
+
+
+def test_batching_and_padding_change_nothing(pair, texts):
+    """T7, T22: alone, padded beside longer texts, in any order, in any chunks."""
+    alone = [score_batch(pair, [text])[0] for text in texts]
+    together = score_batch(pair, texts)
+    reversed_ = score_batch(pair, texts[::-1])[::-1]
+    chunked = score_texts(pair, texts, max_batch_tokens=40, chunk_bytes=1)
+    for one, *others in zip(alone, together, reversed_, chunked, strict=True):
+        for other in others:
+            assert one.ids.tolist() == other.ids.tolist()
+            for name, values in one.quantities.items():
+                scale = max(1.0, np.nanmax(np.abs(values)))
+                np.testing.assert_allclose(values, other.quantities[name], atol=1e-5 * scale)
+
+
+def test_an_adapter_that_does_nothing_is_its_base_to_the_bit(tiny, texts):
+    """T16: B = 0, adapter on against off."""
+    same = load_pair(WeightSource(str(tiny.null_adapter), str(tiny.base)), WeightSource(str(tiny.base)))
+    for score in score_batch(same, texts):
+        for name in ("k1", "k2", "k3", "kl", "kl_ref"):
+            assert (score.quantities[name][score.scored] == 0.0).all()
+
+
+def test_swapping_policy_and_reference_swaps_the_directions(tiny, pair, texts):
+    base, adapter = WeightSource(str(tiny.base)), WeightSource(str(tiny.adapter), str(tiny.base))
+    swapped = score_batch(load_pair(base, adapter), texts)
+    for score, other in zip(score_batch(pair, texts), swapped, strict=True):
+        for ours, theirs in (("kl", "kl_ref"), ("policy_logprob", "reference_logprob")):
+            np.testing.assert_allclose(score.quantities[ours], other.quantities[theirs], rtol=1e-5, atol=1e-7)
+
+
+def test_the_end_token_counts_and_so_does_what_the_caller_puts_after_it(pair, texts):
+    """T20: masks come from lengths, not from ids."""
+    scores = score_texts(pair, texts)
+    assert scores[4].scored.tolist()[-1] is True
+    assert scores[4].scored.sum() == 1  # the completion is the end token alone
+    assert scores[5].scored.tolist() == [False] + [True] * (len(scores[5].ids) - 1)
+
+
+def test_other_tokenizers_and_vocabularies_are_refused(tiny):
+    with pytest.raises(TokenizerMismatch):
+        load_pair(WeightSource(str(tiny.base)), WeightSource(str(tiny.foreign)))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    first=st.integers(0, 29),
+    budget=st.integers(1, 200),
+)
+def test_a_batch_keeps_to_its_budget_and_wastes_little(lengths, first, budget):
+    first %= len(lengths)
+    batch = fill_batch(lengths, first, max_batch_tokens=budget)
+    assert batch[0] == first
+    assert len(set(batch)) == len(batch)
+    chosen = [lengths[index] for index in batch]
+    padded = max(chosen) * len(chosen)
+    assert len(batch) == 1 or padded <= budget
+    assert padded <= PADDING_WASTE * sum(chosen)
+    for index in set(range(len(lengths))) - set(batch):  # an equally long text is left only for the budget
+        if lengths[index] == lengths[first]:
+            assert padded + max(chosen) > budget

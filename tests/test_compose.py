@@ -1,0 +1,156 @@
+"""docker-compose.yml, read by the real Compose binary (no engine needed), and a lint of what it hardens."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE = Path(sys.executable).parent / "docker-compose"
+SERVICES = ("api", "migrate", "postgres", "scorer", "valkey", "worker", "worker-gpu")
+
+
+def compose(*arguments: str) -> str:
+    done = subprocess.run(
+        [COMPOSE, "--profile", "*", "config", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def stack() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(compose("--format", "json"))
+    return document
+
+
+def test_compose_accepts_the_file() -> None:
+    compose("-q")
+
+
+def test_the_lint_sees_every_service(stack: dict[str, Any]) -> None:
+    assert sorted(stack["services"]) == sorted(SERVICES)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_is_hardened(stack: dict[str, Any], name: str) -> None:
+    service = stack["services"][name]
+    uid = service["user"].split(":")[0]
+    assert uid.isdigit()
+    assert int(uid) > 0
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["init"] is True
+    assert not service.get("privileged")
+    assert all(service.get(space) is None for space in ("network_mode", "pid", "ipc"))
+    assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    assert any(mount.startswith("/tmp:") for mount in service["tmpfs"])
+    assert {"max-size", "max-file"} <= set(service["logging"]["options"])
+    assert not any("docker.sock" in str(volume) for volume in service.get("volumes", []))
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"migrate"}))
+def test_each_lasting_service_has_a_healthcheck(stack: dict[str, Any], name: str) -> None:
+    check = stack["services"][name]["healthcheck"]
+    assert check["test"][0] in ("CMD", "CMD-SHELL")
+    assert {"interval", "timeout", "retries", "start_period"} <= set(check)
+
+
+def test_the_one_shot_migration_ends_and_the_services_wait_for_it(stack: dict[str, Any]) -> None:
+    services = stack["services"]
+    assert services["migrate"]["restart"] == "no"
+    for name in ("api", "worker", "worker-gpu"):
+        assert services[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+
+
+def test_only_the_api_is_published_and_only_on_loopback(stack: dict[str, Any]) -> None:
+    published = {
+        name: service["ports"] for name, service in stack["services"].items() if service.get("ports")
+    }
+    assert list(published) == ["api"]
+    assert [port["host_ip"] for port in published["api"]] == ["127.0.0.1"]
+
+
+def test_database_and_broker_are_on_the_internal_network_alone(stack: dict[str, Any]) -> None:
+    assert stack["networks"]["backend"]["internal"] is True
+    for name in ("postgres", "valkey", "migrate"):
+        assert set(stack["services"][name]["networks"]) == {"backend"}
+
+
+def test_secrets_are_files(stack: dict[str, Any]) -> None:
+    for name, service in stack["services"].items():
+        for variable, value in (service.get("environment") or {}).items():
+            assert "://" not in value or "@" not in value, f"{name}: {variable} holds a secret"
+            if re.search("PASSWORD|SECRET|_TOKEN|(DATABASE|BROKER)_URL", variable):
+                assert variable.endswith("_FILE"), f"{name}: {variable}"
+                assert value.removeprefix("/run/secrets/") in [
+                    secret["source"] for secret in service["secrets"]
+                ]
+
+
+def test_every_kleash_variable_is_one_that_settings_reads(stack: dict[str, Any]) -> None:
+    known = {f"KLEASH_{field.upper()}" for field in Settings.model_fields}
+    known |= {"KLEASH_DATABASE_URL_FILE", "KLEASH_BROKER_URL_FILE"}
+    used = {
+        variable
+        for service in stack["services"].values()
+        for variable in service.get("environment") or {}
+        if variable.startswith("KLEASH_")
+    }
+    assert used
+    assert used <= known
+
+
+@pytest.mark.parametrize("name", ["api", "migrate", "scorer", "worker", "worker-gpu"])
+def test_settings_accept_the_environment_of_each_service(
+    stack: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("redis://a-secret")
+    for variable, value in stack["services"][name]["environment"].items():
+        monkeypatch.setenv(variable, str(tmp_path / "secret") if variable.endswith("_URL_FILE") else value)
+    settings = Settings()
+    assert settings.database_url.get_secret_value() == "redis://a-secret"
+    assert settings.data == Path("/data")
+    assert settings.unsafe_no_auth is False
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_dockerfiles_do_not_run_as_root_and_copy_what_exists(name: str) -> None:
+    text = (ROOT / "deploy" / f"Dockerfile.{name}").read_text()
+    final_stage = text[text.rindex("\nFROM ") :]
+    assert re.search(r"^USER 10001:10001$", final_stage, re.MULTILINE)
+    for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+
+
+def test_the_api_image_is_free_of_torch() -> None:
+    text = (ROOT / "deploy" / "Dockerfile.api").read_text()
+    assert "torch" not in "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    assert not re.search(r"^(torch|transformers)==", (ROOT / "locks" / "api.lock").read_text(), re.MULTILINE)
+
+
+def test_secrets_script_writes_each_declared_secret(stack: dict[str, Any], tmp_path: Path) -> None:
+    script = tmp_path / "make-secrets.sh"
+    script.write_text((ROOT / "deploy" / "make-secrets.sh").read_text())
+    subprocess.run(["sh", script], check=True)
+    declared = {Path(secret["file"]).name for secret in stack["secrets"].values()}
+    assert {path.name for path in (tmp_path / "secrets").iterdir()} == declared
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    password = (tmp_path / "secrets" / "postgres_password").read_text()
+    assert len(password) == 48
+    assert f":{password}@postgres:" in (tmp_path / "secrets" / "database_url").read_text()
+    again = subprocess.run(["sh", script], check=False, capture_output=True)
+    assert again.returncode == 1

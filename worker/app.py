@@ -1,0 +1,59 @@
+"""The Celery app of the workers: `celery -A worker.app worker --pool prefork --concurrency 1 -Q cpu,gpu.any`.
+
+Messages are acknowledged when they arrive: the row is the truth, and a late acknowledgement on Redis starts long
+jobs twice. Whoever starts a worker sets REMAP_SIGTERM=SIGQUIT, so that SIGTERM hands the running job back.
+"""
+
+import logging
+import os
+import socket
+from functools import cache
+from typing import Any
+
+from celery import Celery
+
+from jobs.errors import StoreUnavailable
+from jobs.queue import MESSAGES_ONLY, RUN_JOB
+from jobs.settings import Settings
+from jobs.sql_store import SqlStore, open_store
+from worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+settings = Settings()
+
+app: Any = Celery("kleash", broker=settings.broker_url.get_secret_value())
+app.conf.update(
+    MESSAGES_ONLY,
+    task_acks_late=False,
+    task_reject_on_worker_lost=False,
+    worker_pool="prefork",
+    worker_concurrency=1,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_soft_shutdown_timeout=1,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    # Covers only messages that a dead worker held and had not started; the dispatcher is faster.
+    broker_transport_options={"visibility_timeout": 7 * 86_400},
+)
+
+
+def run_job(job_id: object, epoch: object) -> None:
+    """The task: supervise one run. A message that is not ours to understand is dropped."""
+    if not isinstance(job_id, str) or not isinstance(epoch, int):
+        log.warning("a malformed message was dropped")
+        return
+    try:
+        supervisor = Supervisor(_store(), settings, worker=f"{socket.gethostname()}:{os.getpid()}")
+        supervisor.run(job_id, epoch)
+    except StoreUnavailable as error:
+        log.warning("%s: not claimed, the dispatcher will send it again: %s", job_id, error)
+
+
+app.task(name=RUN_JOB)(run_job)
+
+
+@cache
+def _store() -> SqlStore:
+    """The pool process's own store: connections must not cross the fork."""
+    return open_store(settings)

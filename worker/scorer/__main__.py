@@ -1,0 +1,89 @@
+"""The scorer process: `python -m worker.scorer` listens on KLEASH_SCORER_URL (`unix:/path` or `http://host:port`)."""
+
+import os
+
+from jobs.lifeline import die_with_parent
+
+die_with_parent()  # before the slow imports: an orphan must not keep the GPU
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # an idle scorer leaves the cores to others
+
+import logging  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+from urllib.parse import urlsplit  # noqa: E402
+
+import torch  # noqa: E402
+import uvicorn  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+
+from jobs.errors import ScoringRefused  # noqa: E402
+from jobs.settings import Settings  # noqa: E402
+from rlhf_core.errors import RLHFError  # noqa: E402
+from rlhf_core.models import ModelPair, WeightSource, load_pair  # noqa: E402
+from worker.scorer.app import create_app  # noqa: E402
+from worker.scorer.batcher import Batcher  # noqa: E402
+from worker.scorer.pairs import PairCache  # noqa: E402
+from worker.scorer.sources import AllowedSources, default_pair  # noqa: E402
+
+KEEP_ALIVE_S = 75  # longer than any client keeps an idle connection, so none is closed under a request
+log = logging.getLogger("worker.scorer")
+
+
+def main() -> int:
+    """Serve until told to stop; 1 if the default pair cannot be loaded."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = Settings()
+    sources = AllowedSources(settings)
+    batcher = Batcher(
+        PairCache(_load),
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queued_tokens=settings.max_queued_tokens,
+    )
+    ready = threading.Event()
+    app = create_app(batcher, sources, ready, max_timeout_s=settings.score_timeout_s)
+    server = uvicorn.Server(_serving(app, settings))
+
+    def own_the_models() -> None:
+        try:
+            if pair := default_pair(settings.registry):
+                batcher.preload((sources.weights(pair[0]), sources.weights(pair[1])))
+            ready.set()
+            batcher.run()
+        except (RLHFError, ScoringRefused) as error:
+            log.error("the default pair cannot be loaded: %s", error)
+        finally:
+            server.should_exit = True
+
+    thread = threading.Thread(target=own_the_models, name="batcher")
+    thread.start()
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass  # uvicorn has shut down in order and raises the signal again
+    finally:
+        batcher.close()
+        thread.join()
+    return 0 if ready.is_set() else 1
+
+
+def _serving(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    address = settings.scorer_url
+    url = urlsplit(address)
+    return uvicorn.Config(
+        app,
+        uds=address.removeprefix("unix:") if address.startswith("unix:") else None,
+        host=url.hostname or "127.0.0.1",
+        port=url.port or 80,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.stop_grace_s),
+    )
+
+
+def _load(policy: WeightSource, reference: WeightSource) -> ModelPair:
+    return load_pair(policy, reference, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

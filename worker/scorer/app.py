@@ -1,0 +1,98 @@
+"""The scorer over HTTP, for the API alone: POST /score, GET /ready, GET /health.
+
+Answers are binary (jobs/scoring_wire.py); refusals are JSON `{"code", "detail", "context"}`.
+"""
+
+import asyncio
+import threading
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+
+from jobs.errors import DeadlineExceeded, JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
+from jobs.scoring_wire import MEDIA_TYPE, ScoreReply, ScoreRequest, encode_reply
+from worker.scorer.batcher import Batcher
+from worker.scorer.sources import AllowedSources
+
+STATUS = {"input_too_long": 413}  # other refusals are 422
+
+
+def create_app(
+    batcher: Batcher, sources: AllowedSources, ready: threading.Event, *, max_timeout_s: float
+) -> FastAPI:
+    """The application; `ready` is set once the default pair is loaded."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post("/score")
+    async def score(request: Request, timeout_s: Annotated[float, Header(gt=0)] = max_timeout_s) -> Response:
+        parsed = ScoreRequest.model_validate_json(await request.body())
+        pair = sources.weights(parsed.policy), sources.weights(parsed.reference)
+        answer = asyncio.wrap_future(batcher.submit(parsed, pair))
+        reply = await _while_wanted(request, answer, timeout_s=min(timeout_s, max_timeout_s))
+        return Response(encode_reply(reply), media_type=MEDIA_TYPE)
+
+    @app.get("/ready")
+    async def is_ready() -> Response:
+        if ready.is_set():
+            return JSONResponse({"status": "ready"})
+        return _refusal(503, "starting", "the default pair is being loaded")
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", **asdict(batcher.stats())}
+
+    app.add_exception_handler(JobError, _known)
+    app.add_exception_handler(ValidationError, _malformed)
+    return app
+
+
+async def _while_wanted(
+    request: Request, answer: asyncio.Future[ScoreReply], *, timeout_s: float
+) -> ScoreReply:
+    """The answer, unless the client leaves or the time is up first; then the request is given up."""
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        either: set[asyncio.Future[Any]] = {answer, gone}
+        await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise DeadlineExceeded("not scored in time, or nobody waits for the answer")
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    if isinstance(error, ScoringRefused):
+        return _refusal(STATUS.get(error.code, 422), error.code, error.detail, error.context)
+    if isinstance(error, ScorerOverloaded):
+        headers = {"Retry-After": str(error.retry_after_s)}
+        return _refusal(503, "overloaded", "the queue is full", headers=headers)
+    if isinstance(error, ScorerUnavailable):
+        return _refusal(503, "unavailable", str(error))
+    assert isinstance(error, DeadlineExceeded)
+    return _refusal(504, "deadline_exceeded", str(error))
+
+
+async def _malformed(request: Request, error: Exception) -> Response:
+    return _refusal(422, "validation_error", "not a request of jobs/scoring_wire.py")
+
+
+def _refusal(
+    status: int,
+    code: str,
+    detail: str,
+    context: dict[str, Any] | None = None,
+    *,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    body = {"code": code, "detail": detail, "context": context or {}}
+    return JSONResponse(body, status, headers=headers)

@@ -1,0 +1,50 @@
+"""Which weights this process may open: registered ones, and folders below the model roots or the artifacts.
+
+The API resolves names to folders under the same rule; it is checked again here, where the files are opened.
+"""
+
+from pathlib import Path
+
+from jobs.errors import ScoringRefused
+from jobs.scoring_wire import ModelSource
+from jobs.settings import Registry, Settings
+from rlhf_core.models import WeightSource
+
+
+class AllowedSources:
+    """The rule, with its roots resolved once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._registered = {model.source for model in settings.registry.models.values()}
+        self._roots = [root.resolve() for root in [*settings.model_roots, settings.artifacts]]
+
+    def weights(self, source: ModelSource) -> WeightSource:
+        """The source as the loader takes it. Raises ScoringRefused (`path_not_allowed`)."""
+        for path in (source.path, source.base):
+            if path is not None and not self._allows(path):
+                raise ScoringRefused("path_not_allowed", "a model's path is outside the configured roots")
+        full_model = source.base or source.path
+        if (Path(full_model) / "adapter_config.json").is_file():  # its own config would name the base to open
+            raise ScoringRefused("model_load_failed", "an adapter cannot be loaded without its base")
+        return WeightSource(source.path, source.base)
+
+    def _allows(self, path: str) -> bool:
+        if path in self._registered:
+            return True
+        if "\0" in path:
+            return False
+        resolved = Path(path).resolve()
+        return any(resolved.is_relative_to(root) for root in self._roots)
+
+
+def default_pair(registry: Registry) -> tuple[ModelSource, ModelSource] | None:
+    """Policy and reference of requests that name none, or None where the registry has no such pair."""
+    if registry.default_policy is None or registry.default_reference is None:
+        return None
+    return _registered(registry, registry.default_policy), _registered(registry, registry.default_reference)
+
+
+def _registered(registry: Registry, name: str) -> ModelSource:
+    model = registry.models[name]
+    base = None if model.base is None else registry.models[model.base].source
+    return ModelSource(path=model.source, base=base)
