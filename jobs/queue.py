@@ -17,7 +17,7 @@ DEFAULT_QUEUE = "cpu"
 # client library's own retries, six seconds of them, then apply.)
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 PING = {"socket_connect_timeout": 0.5, "socket_timeout": 0.5}  # tried twice
-MESSAGES_ONLY = {
+MESSAGE_SETTINGS = {
     "task_serializer": "json",
     "accept_content": ["json"],
     "task_ignore_result": True,
@@ -32,8 +32,8 @@ class CeleryBroker:
     def __init__(self, url: str) -> None:
         self._app: Any = Celery("kleash", broker=url, set_as_current=False)
         self._app.conf.update(
-            MESSAGES_ONLY,
-            broker_transport_options={"socket_connect_timeout": 1, "socket_timeout": 3},  # seconds
+            MESSAGE_SETTINGS,
+            broker_transport_options={"socket_connect_timeout": 1, "socket_timeout": 1.5},  # seconds
         )
 
     def publish(self, job_id: str, epoch: int, *, queue: str) -> None:

@@ -65,13 +65,19 @@ class Body:
         self.causal_lm = _split(model)
 
     def load_adapter(self, path: str) -> str:
-        """Put the adapter of a folder on the weights; its name is its path."""
+        """Put the adapter of a folder on the weights; returns its name.
+
+        Raises:
+            ModelLoadError: it changes the head or replaces whole modules, which the head's split would miss.
+        """
         name = hashlib.sha256(path.encode()).hexdigest()[:16]
         if self.peft is None:
             self.peft = PeftModel.from_pretrained(self.model, path, adapter_name=name)
         elif name not in self.peft.peft_config:
             self.peft.load_adapter(path, adapter_name=name)
         self.peft.eval()
+        if self.peft.peft_config[name].modules_to_save or not _is_plain(self.model.get_output_embeddings()):
+            raise ModelLoadError(f"{path}: an adapter of the head or of whole modules is not supported")
         return name
 
     @contextmanager
@@ -278,6 +284,11 @@ def _split(model: Any) -> CausalLM:
     if not torch.allclose(ours.float(), theirs, rtol=1e-3, atol=1e-3):
         raise ModelLoadError(f"{type(model).__name__}: its logits are not a linear head's; not supported")
     return split
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """False once PEFT has wrapped it."""
+    return type(head).__module__.split(".")[0] != "peft"
 
 
 def _logit_scale(config: Any) -> float:

@@ -32,8 +32,15 @@ class Rollout(NamedTuple):
 
     def rows(self, index: Int[Tensor, " rows"]) -> "Rollout":
         """Some of the sequences, padded as they were."""
-        tensors = (x[index] for x in self if isinstance(x, Tensor))
-        return Rollout(*tensors, prompt_width=self.prompt_width)
+        return Rollout(
+            input_ids=self.input_ids[index],
+            attention_mask=self.attention_mask[index],
+            position_ids=self.position_ids[index],
+            response_mask=self.response_mask[index],
+            sampled_logprob=self.sampled_logprob[index],
+            ended=self.ended[index],
+            prompt_width=self.prompt_width,
+        )
 
 
 def response_ids(rollout: Rollout) -> list[list[int]]:

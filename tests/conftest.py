@@ -1,4 +1,4 @@
-"""A tiny real model that every suite shares: Llama's architecture, random weights, its own byte-level BPE tokenizer."""
+"""A tiny real model that every suite shares: Llama with random weights and its own byte-level BPE tokenizer."""
 
 import os
 

@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 
 from jobs.errors import StoreUnavailable
-from jobs.queue import MESSAGES_ONLY, RUN_JOB
+from jobs.queue import MESSAGE_SETTINGS, RUN_JOB
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore, open_store
 from worker.supervisor import Supervisor
@@ -23,7 +23,7 @@ settings = Settings()
 
 app: Any = Celery("kleash", broker=settings.broker_url.get_secret_value())
 app.conf.update(
-    MESSAGES_ONLY,
+    MESSAGE_SETTINGS,
     task_acks_late=False,
     task_reject_on_worker_lost=False,
     worker_pool="prefork",

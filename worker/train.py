@@ -1,7 +1,7 @@
 """The training child: `python -m worker.train JOB_ID ATTEMPT`, started and watched by worker/supervisor.py.
 
-It writes fenced metrics, samples and checkpoints, and the terminal state `succeeded`. SIGTERM: checkpoint at the
-next step boundary, exit 75. A failure that has a name: error.json, exit 70. All else shows in the exit code.
+It writes fenced metrics, samples and checkpoints, and the terminal state `succeeded`. SIGTERM: checkpoint what is
+not saved at the next step boundary, exit 75. A failure that has a name: error.json, exit 70. All else shows in the exit code.
 """
 
 import json
@@ -37,14 +37,21 @@ EXIT_FAILED, EXIT_STOPPED = 70, 75
 log = structlog.get_logger()
 
 
+class Stopped(BaseException):
+    """SIGTERM came while there was nothing to save."""
+
+
 class Stop:
-    """Set by SIGTERM, read at step boundaries."""
+    """SIGTERM's handler: at once while nothing is unsaved, else a request that is read at step boundaries."""
 
     requested = False
+    unsaved = False
 
     def request(self, signum: int, frame: FrameType | None) -> None:
         """The signal handler."""
         self.requested = True
+        if not self.unsaved:
+            raise Stopped
 
 
 class TrainingRun:
@@ -68,6 +75,7 @@ class TrainingRun:
         for step in train(
             policy, state, self.config, prompts=prompts, eval_prompts=eval_prompts, reward=reward
         ):
+            stop.unsaved = step.step > 0
             self._record(step)
             last = step.step == self.config.optimization.steps
             if stop.requested and not last:
@@ -75,6 +83,7 @@ class TrainingRun:
                 return EXIT_STOPPED
             if not last and step.step and step.step % self.config.checkpoint.every_steps == 0:
                 self._save(policy, state, f"step-{state.step}")
+                stop.unsaved = False
         final = self._save(policy, state, "final")
         self._succeed(final, state.baseline, state.latest)
         return 0
@@ -220,6 +229,8 @@ def main() -> int:
     run = TrainingRun(store, LocalFiles(), job, folder, device)
     try:
         return run.run(stop)
+    except Stopped:
+        return EXIT_STOPPED
     except LeaseLost:
         log.warning("lease lost: another attempt owns the job")
         return EXIT_STOPPED

@@ -2,7 +2,7 @@
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -41,23 +41,25 @@ def postgres_url() -> Iterator[str]:
         server.cleanup()
 
 
+@pytest.fixture(scope="session")
+def new_postgres_database(postgres_url: str) -> Callable[[str], str]:
+    """`new_postgres_database(name)` is the URL of another, empty database of the server."""
+
+    def create(name: str) -> str:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return postgres_url.replace("/postgres?", f"/{name}?")
+
+    return create
+
+
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 def empty_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A database without a table."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('db')}/kleash.db"
-    server: str = request.getfixturevalue("postgres_url")
-    return new_database(server)
-
-
-def new_database(server: str) -> str:
-    """Another empty database of the server."""
-    with psycopg.connect(server, autocommit=True) as connection:
-        count = connection.execute("SELECT count(*) FROM pg_database").fetchone()
-        assert count is not None
-        name = f"test_{count[0]}"
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return server.replace("/postgres?", f"/{name}?")
+    url: str = request.getfixturevalue("new_postgres_database")("contract")
+    return url
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,9 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -33,9 +33,9 @@ def test_an_upgrade_of_the_newest_schema_changes_nothing(clean: SqlStore) -> Non
 
 
 def test_a_stack_that_starts_three_times_at_once_has_one_schema_and_one_key(
-    request: pytest.FixtureRequest, tmp_path: Path
+    new_postgres_database: Callable[[str], str], tmp_path: Path
 ) -> None:
-    for url in (f"sqlite:///{tmp_path}/a b %20/k.db", _new_postgres(request)):
+    for url in (f"sqlite:///{tmp_path}/a b %20/k.db", new_postgres_database("at_once")):
         file = tmp_path / url[:6] / "key"
         command = [sys.executable, "-m", "jobs.migrate", "--first-key", str(file)]
         environment = os.environ | {"KLEASH_DATABASE_URL": url}
@@ -47,13 +47,6 @@ def test_a_stack_that_starts_three_times_at_once_has_one_schema_and_one_key(
         assert keys.verify(store, file.read_text().strip())
         assert set(inspect(store.engine).get_table_names()) == {*metadata.tables, "alembic_version"}
         store.close()
-
-
-def _new_postgres(request: pytest.FixtureRequest) -> str:
-    server: str = request.getfixturevalue("postgres_url")
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE at_once")
-    return server.replace("/postgres?", "/at_once?")
 
 
 def test_a_key_file_survives_its_database(clean: SqlStore, tmp_path: Path) -> None:

@@ -7,17 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kleash import Client, KleashError
 from kleash.claims import UpError, free_port, locked, socket_folder
+from tests.stack import PATIENCE_S, Stack, alive, nobody_is_left
 
-PATIENCE_S = 90.0
 SPEC = {
     "config": {
         "model": {"name": "ghost"},
@@ -30,66 +28,6 @@ SPEC = {
 
 
 ROLES = {"valkey", "worker.scorer", "celery", "-m api"}
-
-
-class Stack:
-    """One `kleash up`, as a person would start it."""
-
-    def __init__(self, data: Path, models: Path, *more: str) -> None:
-        self.log = data.parent / f"{time.monotonic_ns()}.log"
-        command = [
-            sys.executable,
-            "-m",
-            "kleash",
-            "up",
-            "--json",
-            "--data",
-            str(data),
-            "--models",
-            str(models),
-        ]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, *(more or ("--port", "0"))],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={name: value for name, value in os.environ.items() if not name.startswith("KLEASH_")},
-            )
-
-    def ready(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.log.read_text()
-        document: dict[str, Any] = json.loads(line)
-        return document
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
-
-
-def alive(data: Path) -> dict[int, str]:
-    """Processes with the stack's mark in their environment, or (Valkey overwrites its own) at home in it."""
-    mark = f"KLEASH_DATA={data}".encode()
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            marked = mark in (process / "environ").read_bytes().split(b"\0")
-            if marked or (process / "cwd").readlink().is_relative_to(data):
-                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-    return found
-
-
-def nobody_is_left(data: Path) -> bool:
-    give_up_at = time.monotonic() + PATIENCE_S
-    while left := alive(data):
-        if time.monotonic() > give_up_at:
-            pytest.fail(f"still running: {left}")
-        time.sleep(0.05)
-    return True
 
 
 @pytest.fixture
