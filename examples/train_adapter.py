@@ -2,7 +2,7 @@
 
     make example-adapter        about three minutes on 2 cores; prints each step and the adapter's sha256
 
-It runs the same `train(...)` as a worker does, with a smaller adapter (rank 2), so that it can live in the repository.
+It runs the same `train(...)` as a worker does, with an adapter small enough (rank 2) for the repository.
 """
 
 import json
@@ -29,7 +29,8 @@ def main() -> None:
         update={"lora": spec.config.model.lora.model_copy(update={"rank": 2})}
     )
     config = spec.config.model_copy(update={"model": model, "seed": 1})
-    assert config.data.prompts is not None and config.data.eval_prompts is not None
+    assert config.data.prompts is not None
+    assert config.data.eval_prompts is not None
     policy = new_lora_policy(str(prepare()), model.lora, seed=config.seed)
     state = fresh_state(policy, config)
     for step in train(

@@ -1,7 +1,8 @@
 """The training child: `python -m worker.train JOB_ID ATTEMPT`, started and watched by worker/supervisor.py.
 
 It writes fenced metrics, samples and checkpoints, and the terminal state `succeeded`. SIGTERM: checkpoint what is
-not saved at the next step boundary, exit 75. A failure that has a name: error.json, exit 70. All else shows in the exit code.
+not saved at the next step boundary, exit 75. A failure that has a name: error.json, exit 70. All else shows in the
+exit code.
 """
 
 import json
