@@ -165,8 +165,8 @@ def _report(client: Client, job: Document, out: Console) -> None:
     out.print(f"checkpoint              {render.visible(result['path'])}  (score it as {result['model']})")
 
     config, model = job["config"], result["model"]
-    before, after = _changed_sample(client, job)
-    out.print(Rule("The first held-out prompt whose completion changed", align="left"))
+    before, after = _typical_sample(client, job)
+    out.print(Rule("The held-out prompt with the median change in reward", align="left"))
     for name, sample in (("before", before), ("after", after)):
         text = Text(f"{name}, reward {sample['data']['reward']:+.2f}:  ", "bold")
         text.append(render.visible(sample["prompt"]), "dim not bold")
@@ -202,14 +202,16 @@ def leash(rows: Sequence[Mapping[str, Any]], total_steps: int) -> str:
     return text if target is None else f"{text}   target {target:g} ({kl / target - 1:+.0%})"
 
 
-def _changed_sample(client: Client, job: Document) -> tuple[Document, Document]:
-    """The untrained and the trained policy's completion of the first held-out prompt where they differ."""
+def _typical_sample(client: Client, job: Document) -> tuple[Document, Document]:
+    """The untrained and the trained policy's completion of the prompt whose reward changed by the median."""
     first, last = (
         client.jobs.samples(job["id"], kind="eval", step=step, limit=100)["data"]
         for step in (0, job["progress"]["step"])
     )
-    pairs = list(zip(first, last, strict=True))
-    return next((pair for pair in pairs if pair[0]["completion"] != pair[1]["completion"]), pairs[0])
+    pairs = sorted(
+        zip(first, last, strict=True), key=lambda pair: pair[1]["data"]["reward"] - pair[0]["data"]["reward"]
+    )
+    return pairs[len(pairs) // 2]
 
 
 def _tail(log: Path) -> str:

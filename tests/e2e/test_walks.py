@@ -28,7 +28,7 @@ JOB = {
         "reward": {"kind": "sentiment"},
         "rollout": {"batch_size": 4, "max_new_tokens": 8},
         "kl": {"beta": 0.05, "controller": {"kind": "pi", "target_nats_per_sequence": 3.0}},
-        "optimization": {"steps": 2, "learning_rate": 0.005},
+        "optimization": {"steps": 2, "learning_rate": 0.001},
     },
 }
 
@@ -91,10 +91,13 @@ def check(item: dict[str, Any], text: str, base: str, adapter: str) -> None:
     raw = text.encode()
     pieces = [raw[a:b] for a, b in zip(tokens["start"], tokens["end"], strict=True)]
     assert b"".join(pieces) == raw  # the byte offsets tile the text, emoji and all
-    for name, values in expected(tokens["ids"], base, adapter).items():
+    truth = expected(tokens["ids"], base, adapter)
+    for name, values in truth.items():
         got = tokens[name]
         assert got[0] is None
-        assert torch.allclose(torch.tensor(got[1:], dtype=torch.float64), values, atol=1e-4), name
+        # ∂k3/∂d = −expm1(−d): where the reference finds a token far likelier, k3 magnifies float32's rounding.
+        slope = torch.expm1(-truth["k1"]).clamp(min=1.0) if name == "k3" else torch.ones_like(values)
+        assert ((torch.tensor(got[1:], dtype=torch.float64) - values).abs() <= 1e-4 * slope).all(), name
         assert item["sums"][name] == pytest.approx(float(values.sum()), abs=1e-3)
 
 

@@ -35,12 +35,12 @@ def test_a_leash_without_a_target_names_none() -> None:
     assert demo.leash([{"step": 1, "metrics": {"kl/sequence": 2.0}}], 1).endswith("last 1 steps")
 
 
-def test_the_sample_shown_is_the_first_that_changed(service: Service) -> None:
-    before = [{"prompt": "p", "completion": "same"}, {"prompt": "q", "completion": "old"}]
-    after = [{"prompt": "p", "completion": "same"}, {"prompt": "q", "completion": "new"}]
+def test_the_sample_shown_is_the_one_whose_reward_changed_by_the_median(service: Service) -> None:
+    before = [{"data": {"reward": reward}} for reward in (0.0, 0.5, 0.2)]
+    after = [{"data": {"reward": reward}} for reward in (0.9, 0.4, 0.3)]  # changes +.9, −.1, +.1
     service.answers = [(200, {}, {"data": before}), (200, {}, {"data": after})]
     with Client(service.url) as client:
-        assert demo._changed_sample(client, a_job("succeeded", 4)) == (before[1], after[1])
+        assert demo._typical_sample(client, a_job("succeeded", 4)) == (before[2], after[2])
     assert [asked.path.partition("?")[2] for asked in service.asked] == [
         "step=0&kind=eval&limit=100",
         "step=4&kind=eval&limit=100",
