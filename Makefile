@@ -7,10 +7,12 @@ PY := $(VENV)/bin/python
 #   make demo TORCH_PIP_ARGS="--index-url <your torch CPU index>"
 TORCH_PIP_ARGS ?=
 MODELS := .kleash/models.json
+# $(call given,NAME,--option): the option, if NAME= was typed after `make`; many a shell exports its own PORT.
+given = $(if $(filter command,$(origin $1)),$2 "$($1)")
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.worker $(MODELS) ## Score two sentences and train a model with PPO on this machine, then clean up
@@ -18,11 +20,19 @@ demo: $(VENV)/.worker $(MODELS) ## Score two sentences and train a model with PP
 
 .PHONY: up
 up: $(VENV)/.worker $(MODELS) ## The whole stack in the foreground until Ctrl-C: http://127.0.0.1:8000 (PORT=, DATA=)
-	@$(PY) -m kleash up --models $(MODELS) --unsafe-no-auth $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)")
+	@$(PY) -m kleash up --models $(MODELS) --unsafe-no-auth $(call given,PORT,--port) $(call given,DATA,--data)
 
 .PHONY: test
 test: $(VENV)/.dev $(MODELS) ## All tests (at most 10 minutes on 2 cores)
 	@$(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## kill -9 and SIGSTOP of every process under load: ROUNDS=12, SEED=, one JSON object at the end
+	@$(PY) -W ignore -m tests.faults.chaos --rounds $(or $(ROUNDS),12) $(if $(SEED),--seed $(SEED))
+
+.PHONY: soak
+soak: $(VENV)/.dev $(MODELS) ## Fault points, simulation, model test, resume matrix, chaos, in BUDGET_MIN=30 minutes
+	@$(PY) -W ignore -m tests.faults.soak --budget-min $(or $(BUDGET_MIN),30) $(if $(SEED),--seed $(SEED))
 
 .PHONY: check
 check: lint types test ## What CI runs: format, lint, types, import contracts, tests
@@ -50,8 +60,10 @@ example-adapter: $(VENV)/.worker $(MODELS) ## Train the default policy's adapter
 lock: ## Write locks/*.lock again (needs uv)
 	@locks/lock.sh
 
-$(MODELS): $(VENV)/.worker examples/model.lock examples/prepare_model.py
-	@mkdir -p $(dir $@)
+# Always: the cache may have moved or gone since; nothing is done twice.
+.PHONY: $(MODELS)
+$(MODELS): $(VENV)/.worker
+	@mkdir -p -m 700 $(dir $@)
 	@$(PY) examples/prepare_model.py --registry $@
 
 $(VENV)/bin/pip:

@@ -1,10 +1,13 @@
 """The composition root: which parts the API is made of. `uvicorn api.app:create_app --factory` runs it."""
 
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
 from typing import Any, Protocol
 
+import structlog
 from fastapi import FastAPI
 
 from api import errors, request_log
@@ -25,6 +28,7 @@ from jobs.sql_store import open_store
 from jobs.system import SystemRng
 
 STOP_TIMEOUT_S = 5.0
+log = structlog.get_logger("kleash.api")
 
 
 class Loop(Protocol):
@@ -42,13 +46,19 @@ def create_app(
     broker: Broker | None = None,
     scorer: Scorer | None = None,
 ) -> FastAPI:
-    """The application. What is not given comes from the environment, and logs then go to stderr as JSON."""
+    """The application. What is not given comes from the environment, and logs then go to stderr as JSON.
+
+    Store and scorer that it makes itself are closed when it shuts down.
+    """
     if settings is None:
         settings = Settings()
         request_log.configure()
-    store = store or open_store(settings)
+    own = ExitStack()
+    if store is None:
+        store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
-    scorer = scorer or HttpScorer(settings.scorer_url)
+    if scorer is None:
+        scorer = own.enter_context(closing(HttpScorer(settings.scorer_url)))
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver = ModelResolver(settings, store)
 
@@ -58,7 +68,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake),
+        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -79,15 +89,18 @@ def create_app(
 
 
 def _running(
-    *loops: Loop, wake: Callable[[], None]
+    *loops: Loop, wake: Callable[[], None], own: ExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop."""
+    """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop.
+
+    `own` is closed at its end.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         stop = threading.Event()
         threads = [
-            threading.Thread(target=loop.run, args=(stop,), name=type(loop).__name__, daemon=True)
+            threading.Thread(target=_run_or_end, args=(loop, stop), name=type(loop).__name__, daemon=True)
             for loop in loops
         ]
         for thread in threads:
@@ -97,8 +110,19 @@ def _running(
         wake()
         for thread in threads:
             thread.join(STOP_TIMEOUT_S)
+        own.close()
 
     return lifespan
+
+
+def _run_or_end(loop: Loop, stop: threading.Event) -> None:
+    """Run the loop. An error it does not expect ends the process, for without it jobs would wait for ever."""
+    try:
+        loop.run(stop)
+    except Exception as error:  # the thread's edge
+        name = type(loop).__name__
+        log.error("loop_failed", loop=name, error=type(error).__qualname__, at=request_log.places(error))
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _document_problems(app: FastAPI) -> None:

@@ -2,14 +2,17 @@
 
 ApiError
 ├── Unauthenticated        no key, or not one of ours
-├── HostNotAllowed         open mode was reached under a name that is not loopback (DNS rebinding)
+├── HostNotAllowed         open mode was reached from elsewhere, or under a name that is not loopback
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
 ├── InvalidCursor          `after` is not a cursor of this list
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
+├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
 ├── PathNotAllowed         a path leads outside the configured roots
 └── FileNotFound           a file named in the request is not there
+starlette's HTTPException
+└── RequestTooLarge        the body exceeds the limit
 
 A problem never repeats what the client sent, and is at most 2 KB.
 """
@@ -28,6 +31,7 @@ from starlette.types import Scope
 
 from api.field_errors import MAX_TEXT, field_error, schema_names
 from jobs.errors import (
+    CheckpointGone,
     DeadlineExceeded,
     IdempotencyKeyReused,
     IllegalTransition,
@@ -54,7 +58,7 @@ class Unauthenticated(ApiError):
 
 
 class HostNotAllowed(ApiError):
-    """Open mode was reached under a name that is not loopback."""
+    """Open mode was reached from elsewhere, or under a name that is not loopback (DNS rebinding)."""
 
 
 class MalformedJSON(ApiError):
@@ -75,6 +79,10 @@ class UnknownModel(ApiError):
 
 class AdapterNotTrainable(ApiError):
     """A job would start from an adapter."""
+
+
+class CheckpointMismatch(ApiError):
+    """A job would go on from a checkpoint that does not fit it."""
 
 
 class PathNotAllowed(ApiError):
@@ -101,6 +109,8 @@ STATUS: dict[type[Exception], tuple[int, str, str | None]] = {
     InvalidCursor: (400, "invalid_cursor", "after must be the next_cursor of the page before"),
     UnknownModel: (422, "unknown_model", None),
     AdapterNotTrainable: (422, "adapter_not_trainable", None),
+    CheckpointMismatch: (422, "checkpoint_mismatch", None),
+    CheckpointGone: (422, "unknown_model", "the checkpoint in resume_from has just been removed"),
     PathNotAllowed: (422, "path_not_allowed", None),
     FileNotFound: (422, "file_not_found", None),
     JobNotFound: (404, "not_found", "no such job"),
@@ -127,13 +137,14 @@ HTTP_CODES = {
 }
 TITLES = {
     "unauthenticated": "An API key is needed",
-    "host_not_allowed": "The server answers to loopback names only",
+    "host_not_allowed": "The server answers to its own machine only",
     "malformed_json": "The body is not valid JSON",
     "malformed_request": "The request could not be read",
     "unsupported_media_type": "The body must be plain JSON",
     "invalid_cursor": "The cursor is not one of this list",
     "unknown_model": "There is no such model",
     "adapter_not_trainable": "Training starts from a full model",
+    "checkpoint_mismatch": "The checkpoint does not fit the job",
     "path_not_allowed": "The path is outside the configured roots",
     "file_not_found": "There is no such file",
     "not_found": "There is nothing here",
@@ -142,6 +153,12 @@ TITLES = {
     "validation_error": "The request does not fit the schema",
     "invalid_state": "The job is not in a state that allows this",
     "idempotency_key_reused": "The Idempotency-Key belongs to another request",
+    "empty_input": "There is nothing to score",
+    "input_too_long": "The input is too long",
+    "too_many_items": "There are too many items",
+    "tokenizer_mismatch": "The models do not share a tokenizer",
+    "model_load_failed": "The model cannot be loaded",
+    "scoring_refused": "The scorer refuses the request",
     "scorer_unavailable": "The scorer is not available",
     "overloaded": "The scorer is overloaded",
     "deadline_exceeded": "The scorer did not answer in time",
@@ -160,7 +177,7 @@ def problem(
     context: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The response of one problem, with as many of `errors` as fit into 2 KB."""
+    """The response of one problem, with as many of `errors` and as much of `detail` as fit into 2 KB."""
     body: dict[str, Any] = {
         "type": f"urn:kleash:problem:{code}",
         "title": TITLES.get(code, HTTPStatus(status).phrase),
@@ -175,9 +192,16 @@ def problem(
         body["instance"] = scope["path"]
     if context:
         body["context"] = context
-    while len(content := json.dumps(body).encode()) > MAX_BYTES and body["errors"]:
-        body["errors"].pop()
+    while len(content := _encoded(body)) > MAX_BYTES and (body["errors"] or body["detail"]):
+        if body["errors"]:
+            body["errors"].pop()
+        else:
+            body["detail"] = body["detail"][: len(body["detail"]) // 2]
     return Response(content, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def known_error(request: Request, error: Exception) -> Response:

@@ -46,7 +46,7 @@ class RequestLog:
             try:
                 await self.app(scope, receive, tagged)
             except Exception as error:
-                log.error("unexpected_error", error=type(error).__qualname__, at=_places(error))
+                log.error("unexpected_error", error=type(error).__qualname__, at=places(error))
                 if status:
                     raise  # half an answer is out: the server must cut the connection
                 await internal_error(scope)(scope, receive, tagged)
@@ -55,7 +55,7 @@ class RequestLog:
             log.info("request", method=scope["method"], route=route, status=status, ms=ms)
 
 
-def _places(error: BaseException) -> list[str]:
+def places(error: BaseException) -> list[str]:
     """Where the error passed, innermost last."""
     frames = traceback.extract_tb(error.__traceback__)[-12:]
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

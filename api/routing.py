@@ -13,7 +13,7 @@ DESCRIPTIONS = {
     304: "Unchanged since the ETag in If-None-Match",
     400: "The request cannot be read",
     401: "No valid key",
-    403: "Open mode answers to loopback names only",
+    403: "Open mode answers to this machine and to loopback names only",
     404: "No such thing, or another owner's",
     409: "Not possible in this state",
     413: "Too large",

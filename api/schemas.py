@@ -19,7 +19,7 @@ Timestamp = Annotated[
     PlainSerializer(rfc3339, return_type=str),
     Field(json_schema_extra={"type": "string", "format": "date-time"}),
 ]
-Number = float | None  # null where a metric is not finite
+Number = float | None  # null where it is not finite, or not scored
 
 
 class Document(BaseModel):

@@ -52,8 +52,11 @@ class Links(Document):
     samples: str
 
 
-class JobDocument(Document):
-    """A job. `done` is true once its status can never change again."""
+class JobSummary(Document):
+    """A job as lists show it: without its config, which may hold thousands of prompts.
+
+    `done` is true once its status can never change again.
+    """
 
     object: Literal["job"] = "job"
     id: str
@@ -74,51 +77,68 @@ class JobDocument(Document):
     error: JobError | None
     result: dict[str, Any] | None
     metadata: dict[str, str]
-    config: PPOConfig
+    priority: int = Field(description="0 to 9: of waiting jobs, the highest starts first.")
+    resume_from: str | None = Field(description="The checkpoint it started from.")
     limits: jobs.Limits
     links: Links
 
     @classmethod
     def of(cls, job: jobs.Job) -> Self:
         """The document of a row."""
+        return cls(**cls._values(job))
+
+    @classmethod
+    def _values(cls, job: jobs.Job) -> dict[str, Any]:
         here = f"/v1/jobs/{job.id}"
-        return cls(
-            id=job.id,
-            type=job.spec.type,
-            name=job.spec.name,
-            status=job.public_status,
-            done=job.done,
-            phase=job.phase,
-            attempt=job.attempt,
-            version=job.version,
-            created_at=job.created_at,
-            queued_at=job.queued_at,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
-            updated_at=job.updated_at,
-            progress=_progress(job),
-            worker=Worker(id=job.worker, heartbeat_at=job.heartbeat_at) if job.worker else None,
-            error=_error(job.error),
-            result=job.result,
-            metadata=job.spec.metadata,
-            config=job.spec.config,
-            limits=job.spec.limits,
-            links=Links(
+        return {
+            "id": job.id,
+            "type": job.spec.type,
+            "name": job.spec.name,
+            "status": job.public_status,
+            "done": job.done,
+            "phase": job.phase,
+            "attempt": job.attempt,
+            "version": job.version,
+            "created_at": job.created_at,
+            "queued_at": job.queued_at,
+            "started_at": job.started_at,
+            "finished_at": job.finished_at,
+            "updated_at": job.updated_at,
+            "progress": _progress(job),
+            "worker": Worker(id=job.worker, heartbeat_at=job.heartbeat_at) if job.worker else None,
+            "error": _error(job.error),
+            "result": job.result,
+            "metadata": job.spec.metadata,
+            "priority": job.spec.priority,
+            "resume_from": job.spec.resume_from,
+            "limits": job.spec.limits,
+            "links": Links(
                 self=here,
                 events=f"{here}/events",
                 metrics=f"{here}/metrics",
                 checkpoints=f"{here}/checkpoints",
                 samples=f"{here}/samples",
             ),
-        )
+        }
+
+
+class JobDocument(JobSummary):
+    """A job with its config."""
+
+    config: PPOConfig
+
+    @classmethod
+    def _values(cls, job: jobs.Job) -> dict[str, Any]:
+        return super()._values(job) | {"config": job.spec.config}
 
 
 def _progress(job: jobs.Job) -> Progress:
     """`eta_s` takes the mean time of the steps so far for those to come."""
     total = job.spec.config.optimization.steps
     eta_s = None
-    if job.status is Status.RUNNING and job.step and job.started_at and job.progress_at:
-        eta_s = round((job.progress_at - job.started_at) / job.step * (total - job.step), 1)
+    completed = job.step - job.first_step
+    if job.status is Status.RUNNING and completed > 0 and job.started_at and job.progress_at:
+        eta_s = round((job.progress_at - job.started_at) / completed * (total - job.step), 1)
     percent = round(100 * job.step / total, 1)
     return Progress(step=job.step, total_steps=total, percent=percent, eta_s=eta_s, latest=dict(job.latest))
 
@@ -136,15 +156,15 @@ def _error(error: jobs.JobFailure | None) -> JobError | None:
 
 
 class JobList(Page):
-    """Jobs, newest first."""
+    """Jobs, newest first, without their configs: `links.self` of each has it."""
 
-    data: list[JobDocument]
+    data: list[JobSummary]
 
     @classmethod
     def of(cls, page: JobPage) -> Self:
         """The document of a page."""
         cursor = page.jobs[-1].id if page.more else None
-        return cls(data=[JobDocument.of(job) for job in page.jobs], has_more=page.more, next_cursor=cursor)
+        return cls(data=[JobSummary.of(job) for job in page.jobs], has_more=page.more, next_cursor=cursor)
 
 
 class EventDocument(Document):
@@ -211,6 +231,7 @@ class CheckpointDocument(Document):
     path: str
     sha256: str
     bytes: int
+    pinned: bool
     attempt: int
     created_at: Timestamp
 

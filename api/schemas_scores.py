@@ -2,17 +2,24 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
+from api.schemas import Number
 from rlhf_core.config import Config
 
 Quantity = Literal["policy_logprob", "reference_logprob", "k1", "k2", "k3", "kl", "kl_ref", "entropy"]
 DEFAULT_QUANTITIES: list[Quantity] = ["policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy"]
 SUM_TOLERANCE = 1e-6  # of probabilities around 1
 LOGPROB_TOLERANCE = 1e-6  # above 0: a float32 log-softmax rounds that far
-Number = float | None  # null: not finite, or not scored
+MAX_ITEMS = 4096  # of any deployment; Settings.max_items is the lower one of this deployment
+Probability = Annotated[float, Field(ge=0, le=1)]
+LogProbability = Annotated[float, Field(le=LOGPROB_TOLERANCE)]
+# Lists fail fast: a body of 1 MB full of wrong elements would make 400,000 errors.
+Probabilities = Annotated[list[Probability], Field(min_length=1, fail_fast=True)]
+LogProbabilities = Annotated[list[LogProbability], Field(min_length=1, fail_fast=True)]
+Logits = Annotated[list[float], Field(min_length=1, fail_fast=True)]
 
 
 class Completion(Config):
@@ -42,7 +49,8 @@ Item = Annotated[
         custom_error_message="must be a text or {prompt, completion}",
     ),
 ]
-_Items = Annotated[list[Item], Field(min_length=1), Tag("items")]
+_Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True), Tag("items")]
+_Rewards = Annotated[list[float], Field(max_length=MAX_ITEMS, fail_fast=True)]
 Input = Annotated[
     _Text | _Completion | _Items,
     Discriminator(
@@ -61,14 +69,16 @@ class ScoresRequest(Config):
     )
     reference: str | None = Field(None, min_length=1, max_length=4096)
     input: Input = Field(description="A text, {prompt, completion}, or a list of these.")
-    quantities: list[Quantity] = Field(DEFAULT_QUANTITIES, min_length=1)
+    quantities: list[Quantity] = Field(
+        DEFAULT_QUANTITIES, min_length=1, max_length=len(get_args(Quantity)), fail_fast=True
+    )
     temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits of both models.")
     sampled_from: Literal["policy", "unknown"] = Field(
         "unknown",
         description="`policy` claims that every text was sampled from the policy at this temperature, from the "
         "whole softmax. Only then do means of k1 and k3 estimate KL.",
     )
-    reward: float | list[float] | None = Field(None, description="One number per item.")
+    reward: float | _Rewards | None = Field(None, description="One number per item.")
     beta: float | None = Field(None, ge=0, description="adjusted_reward = reward − beta × Σ k1")
     per_token: bool = True
 
@@ -206,9 +216,9 @@ class ScoreList(BaseModel):
 class Distribution(Config):
     """A distribution over a vocabulary, by exactly one of its three forms."""
 
-    probs: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(None, min_length=1)
-    logits: list[float] | None = Field(None, min_length=1)
-    logprobs: list[Annotated[float, Field(le=LOGPROB_TOLERANCE)]] | None = Field(None, min_length=1)
+    probs: Probabilities | None = None
+    logits: Logits | None = None
+    logprobs: LogProbabilities | None = None
 
     @property
     def values(self) -> list[float]:
@@ -243,14 +253,11 @@ class DistributionsRequest(Config):
         return self
 
 
-LogProbability = Annotated[float, Field(le=LOGPROB_TOLERANCE)]
-
-
 class SampledTokensRequest(Config):
     """What both models say of the tokens of one text, as natural logarithms."""
 
-    policy_logprobs: list[LogProbability] = Field(min_length=1)
-    reference_logprobs: list[LogProbability] = Field(min_length=1)
+    policy_logprobs: LogProbabilities
+    reference_logprobs: LogProbabilities
     reward: float | None = None
     beta: float | None = Field(None, ge=0)
 

@@ -4,6 +4,7 @@ JobError
 ├── JobNotFound              no such job (or not this caller's)
 ├── IllegalTransition        the job is not in a state that allows this
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
+├── CheckpointGone           the checkpoint to go on from is not there (any more)
 ├── IdempotencyKeyReused     the key was used with another request
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
@@ -37,6 +38,10 @@ class IllegalTransition(JobError):
 
 class LeaseLost(JobError):
     """Another attempt owns the job, or it has ended: stop and write nothing."""
+
+
+class CheckpointGone(JobError):
+    """The checkpoint that a job shall go on from is not there (any more)."""
 
 
 class IdempotencyKeyReused(JobError):

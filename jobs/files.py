@@ -4,34 +4,55 @@ import os
 import shutil
 from pathlib import Path
 
+from jobs.faults import point
+
+LEVELS = 4  # attempt, job, artifacts, data: a folder whose own entry is not durable takes all in it along
+
 
 class LocalFiles:
     """jobs.ports.Files."""
 
     def publish_folder(self, partial: Path, final: Path) -> None:
         """See jobs.ports.Files. A `final` that exists is moved aside first and removed last."""
-        for folder, _, names in os.walk(partial):
+        for where, _, names in os.walk(partial):
             for name in names:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                _sync(Path(where, name))
+            _sync(Path(where))
         replaced = final.with_name(f".{final.name}.replaced")
         self.remove_folder(replaced)
         if final.exists():
+            point("rename.replaced.before")
             final.rename(replaced)
-        partial.rename(final)
-        _sync(final.parent)
+            point("rename.replaced.after")
+        try:
+            point("rename.before")
+            partial.rename(final)
+            point("rename.after")
+        except OSError:
+            if replaced.exists():
+                point("rename.before")
+                replaced.rename(final)
+                point("rename.after")
+            raise
+        for parent in final.parents[:LEVELS]:
+            _sync(parent)
         self.remove_folder(replaced)
 
     def remove_folder(self, folder: Path) -> None:
         """See jobs.ports.Files."""
         if folder.exists():
+            point("remove.before")
             shutil.rmtree(folder)
+            _sync(folder.parent)  # or a power cut brings it back
+            point("remove.after")
 
 
 def _sync(path: Path) -> None:
     """Wait until the file's bytes, or the folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        point("fsync.before")
         os.fsync(descriptor)
+        point("fsync.after")
     finally:
         os.close(descriptor)

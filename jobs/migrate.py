@@ -11,6 +11,7 @@ from alembic.config import Config
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from jobs.faults import point
 from jobs.keys import new_key, parse
 from jobs.settings import Settings
 from jobs.sql_base import database_url, make_engine
@@ -36,6 +37,8 @@ def upgrade(url: str) -> None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            point("commit.upgrade.before")
+        point("commit.upgrade.after")
     finally:
         engine.dispose()
 
@@ -65,9 +68,13 @@ def _write_new(file: Path, content: str) -> None:
         with os.fdopen(descriptor, "w") as opened:
             opened.write(content)
             opened.flush()
+            point("fsync.key.before")
             os.fsync(opened.fileno())
+            point("fsync.key.after")
         with suppress(FileExistsError):
+            point("link.key.before")
             file.hardlink_to(draft)
+            point("link.key.after")
     finally:
         draft.unlink()
 

@@ -21,7 +21,7 @@ from jobs.spec import (
     NewEvent,
     Sample,
 )
-from jobs.states import Desired, Status
+from jobs.states import Action, Desired, Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,16 @@ class Store(Protocol):
     ) -> Created:
         """Insert a queued job with its first event, or return the one this owner's key made before.
 
+        The checkpoint in `resolved["resume_from"]` is pinned in the same transaction.
+
         Raises:
+            CheckpointGone: there is no such checkpoint (any more).
             IdempotencyKeyReused: the key belongs to a request with another sha256.
         """
+        ...
+
+    def find_replay(self, owner: str, idempotency_key: str, request_sha256: str) -> Job | None:
+        """The job that this owner's key made before, or None. Raises IdempotencyKeyReused, as create_job."""
         ...
 
     def get_job(self, job_id: str, owner: str | None = None) -> Job:
@@ -84,12 +91,16 @@ class Store(Protocol):
         """Newest first; `after` is the last id of the page before; `status` is a public name."""
         ...
 
-    def request_cancel(self, job_id: str, owner: str | None = None) -> Job:
-        """Queued or paused: cancelled at once. Running: `desired` becomes cancel. Cancelled: unchanged.
+    def request(self, job_id: str, action: Action, owner: str | None = None) -> Job:
+        """What a client asks of a job, by the table `jobs.states.REQUESTS`; a repeat changes nothing.
+
+        Pause: a queued job is paused at once, a running one when its owner has saved and stopped.
+        Resume: a paused job is queued again with a new epoch, a pausing one runs on.
+        Cancel: at once if nothing runs, else when its owner has stopped.
 
         Raises:
             JobNotFound: no such job.
-            IllegalTransition: it succeeded or failed.
+            IllegalTransition: its state does not allow this.
         """
         ...
 
@@ -117,7 +128,10 @@ class Store(Protocol):
 
     # -- dispatcher and reaper ----------------------------------------------------------------
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:
-        """Queued jobs never sent in their epoch, or sent over `resend_after_s` ago and still unclaimed."""
+        """Queued jobs never sent in their epoch, or sent over `resend_after_s` ago and still unclaimed.
+
+        By priority, the highest first, and then by the time they have waited.
+        """
         ...
 
     def mark_dispatched(self, job_id: str, epoch: int) -> None:
@@ -174,14 +188,19 @@ class Store(Protocol):
         sha256: str,
         size: int,
     ) -> Checkpoint:
-        """Insert (or replace, by name) a checkpoint whose files are durable; resets the crash count.
+        """Insert (or replace, by name) a checkpoint whose files are durable.
 
-        Raises LeaseLost.
+        A step later than any that was saved before is progress: it resets the crash count. Raises LeaseLost.
         """
         ...
 
-    def drop_checkpoints(self, job_id: str, attempt: int, names: Sequence[str]) -> None:
-        """Forget checkpoints; their folders are removed after this returns. Raises LeaseLost."""
+    def drop_checkpoints(
+        self, job_id: str, attempt: int, names: Sequence[str], *, also_pinned: bool = True
+    ) -> list[str]:
+        """Forget checkpoints; returns those of `names` that are not there (any more): their folders may go.
+
+        Raises LeaseLost.
+        """
         ...
 
     def finish(
@@ -200,7 +219,7 @@ class Store(Protocol):
         """Give up a run that another worker may continue.
 
         → queued with epoch + 1, or by `desired` paused or cancelled; returns the new status. `crashed` counts
-        against `limits.max_crashes`: at the limit the job fails with `worker_lost`. Raises LeaseLost.
+        against `limits.max_attempts`: at the limit the job fails with `worker_lost`. Raises LeaseLost.
         """
         ...
 
@@ -217,8 +236,11 @@ class Store(Protocol):
 class Broker(Protocol):
     """Carries the hint that a job is waiting."""
 
-    def publish(self, job_id: str, epoch: int, *, queue: str) -> None:
-        """Send `{job_id, epoch}`. Raises BrokerUnavailable."""
+    def publish(self, job_id: str, epoch: int, *, queue: str, priority: int) -> None:
+        """Send `{job_id, epoch}`; of waiting messages the highest priority (0–9) goes first.
+
+        Raises BrokerUnavailable.
+        """
         ...
 
     def ready(self) -> bool:
@@ -251,7 +273,7 @@ class Clock(Protocol):
 
 
 class Rng(Protocol):
-    """Identifiers, secrets and jitter."""
+    """Identifiers and secrets."""
 
     def job_id(self) -> str:
         """`job_` and a UUIDv7 in hex: sortable by time."""
@@ -259,10 +281,6 @@ class Rng(Protocol):
 
     def secret(self) -> str:
         """256 random bits, URL-safe."""
-        ...
-
-    def jitter(self) -> float:
-        """Uniform in [0, 1)."""
         ...
 
 
@@ -279,6 +297,7 @@ class Scorer(Protocol):
 
 
 __all__ = [
+    "Action",
     "Broker",
     "Clock",
     "Created",

@@ -9,6 +9,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from jobs.errors import BrokerUnavailable
+from jobs.faults import point
+from jobs.spec import DEFAULT_PRIORITY, MAX_PRIORITY
 
 RUN_JOB = "kleash.run_job"
 DEFAULT_QUEUE = "cpu"
@@ -16,6 +18,8 @@ DEFAULT_QUEUE = "cpu"
 # One immediate retry for a connection that the server closed. (`publish_retry=False` is no way to fail fast: the
 # client library's own retries, six seconds of them, then apply.)
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+# A list per queue and priority, looked at in this order; to this transport 0 is the most urgent.
+PRIORITIES = {"priority_steps": list(range(MAX_PRIORITY + 1))}
 PING = {"socket_connect_timeout": 0.5, "socket_timeout": 0.5}  # tried twice
 MESSAGE_SETTINGS = {
     "task_serializer": "json",
@@ -33,13 +37,20 @@ class CeleryBroker:
         self._app: Any = Celery("kleash", broker=url, set_as_current=False)
         self._app.conf.update(
             MESSAGE_SETTINGS,
-            broker_transport_options={"socket_connect_timeout": 1, "socket_timeout": 1.5},  # seconds
+            broker_transport_options=PRIORITIES | {"socket_connect_timeout": 1, "socket_timeout": 1.5},
         )
 
-    def publish(self, job_id: str, epoch: int, *, queue: str) -> None:
+    def publish(self, job_id: str, epoch: int, *, queue: str, priority: int = DEFAULT_PRIORITY) -> None:
         """See jobs.ports.Broker."""
         try:
-            self._app.send_task(RUN_JOB, kwargs={"job_id": job_id, "epoch": epoch}, queue=queue)
+            point("publish.before")
+            self._app.send_task(
+                RUN_JOB,
+                kwargs={"job_id": job_id, "epoch": epoch},
+                queue=queue,
+                priority=MAX_PRIORITY - priority,
+            )
+            point("publish.after")
         except OperationalError as error:
             raise BrokerUnavailable(str(error)) from error
 

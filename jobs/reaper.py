@@ -7,7 +7,9 @@ import logging
 import threading
 
 from jobs.errors import StoreUnavailable
-from jobs.ports import Reaped, Store
+from jobs.files import LocalFiles
+from jobs.leftovers import remove_leftovers
+from jobs.ports import Files, Reaped, Store
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -16,14 +18,17 @@ log = logging.getLogger(__name__)
 class Reaper:
     """One loop."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, files: Files | None = None) -> None:
         self._store, self._every_s = store, settings.reap_every_s
+        self._files, self._artifacts = files or LocalFiles(), settings.artifacts
 
     def run_once(self) -> list[Reaped]:
         """Reap what has expired. Raises StoreUnavailable."""
         reaped = self._store.reap()
         for item in reaped:
             log.warning("lease of %s (attempt %d) ran out: now %s", item.job_id, item.attempt, item.status)
+            folder = self._artifacts / item.job_id / str(item.attempt)
+            remove_leftovers(self._store, self._files, item.job_id, folder)
         return reaped
 
     def run(self, stop: threading.Event) -> None:

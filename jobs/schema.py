@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -47,13 +48,15 @@ jobs = Table(
     Column("owner", String, nullable=False),
     Column("spec", Text, nullable=False),  # JobSpec as JSON text: parsed once, by pydantic
     Column("resolved", Json, nullable=False),
-    Column("max_crashes", Integer, nullable=False),  # of the spec: the reaper decodes no spec
+    Column("max_attempts", Integer, nullable=False),  # of the spec: the reaper decodes no spec
+    Column("priority", Integer, nullable=False),  # of the spec: the dispatcher's order
     Column("status", String, nullable=False),
     Column("desired", String, nullable=False),
     Column("phase", Text),
     Column("epoch", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("crash_count", Integer, nullable=False),
+    Column("crash_count", Integer, nullable=False),  # attempts lost since saved_step grew
+    Column("saved_step", Integer, nullable=False),  # the highest step that was ever saved
     Column("dispatched_epoch", Integer, nullable=False),
     Column("dispatched_at", Double),
     Column("dispatches", Integer, nullable=False),  # messages sent in dispatched_epoch
@@ -122,6 +125,7 @@ job_checkpoints = Table(
     Column("path", Text, nullable=False),
     Column("sha256", String, nullable=False),
     Column("bytes", BigInteger, nullable=False),
+    Column("pinned", Boolean, nullable=False),  # retention leaves it alone
     Column("attempt", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("job_id", "name"),

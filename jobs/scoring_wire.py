@@ -27,7 +27,7 @@ class ModelSource(Config):
 
 
 class ScoreItem(Config):
-    """A text, and how much of its beginning is a prompt that is only context (in characters)."""
+    """A text, and the prompt before it that is only context."""
 
     prompt: str | None = None
     text: str = Field(description="The text, or the completion when there is a prompt.")

@@ -8,6 +8,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.scoring_wire import ModelSource
+
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -35,7 +37,16 @@ class Registry(BaseModel):
         for name in (self.default_policy, self.default_reference, *bases):
             if name is not None and name not in self.models:
                 raise ValueError(f"{name!r} is not one of the registered models")
+        for name in bases:
+            if name is not None and self.models[name].base is not None:
+                raise ValueError(f"{name!r} is the base of an adapter and must not be one itself")
         return self
+
+    def source(self, name: str) -> ModelSource:
+        """Where a registered model's weights are, an adapter's with its base. Raises KeyError."""
+        model = self.models[name]
+        base = None if model.base is None else self.models[model.base].source
+        return ModelSource(path=model.source, base=base)
 
 
 class Settings(BaseSettings):
@@ -59,6 +70,7 @@ class Settings(BaseSettings):
     resend_after_s: float = 60.0
     reap_every_s: float = 2.0
     stop_grace_s: float = 20.0  # between SIGTERM and SIGKILL of a training child
+    alive_file: Path | None = None  # touched by a Celery worker while it can take jobs: for healthchecks
     stall_after_s: float = 1800.0  # no progress for so long: the attempt is killed
 
     max_body_bytes: int = 1_000_000
@@ -97,7 +109,7 @@ class Settings(BaseSettings):
         here = self.models_file.resolve().parent
         models = {
             name: model.model_copy(update={"source": str(here / model.source)})
-            if model.source.startswith(".")
+            if model.source.startswith(".") or os.path.isdir(here / model.source)
             else model
             for name, model in registry.models.items()
         }

@@ -1,5 +1,6 @@
 """What a job is: the request as it is stored, and the frozen values that the store hands out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,12 +9,17 @@ from pydantic import Field
 from jobs.states import TERMINAL, Desired, Status, public_status
 from rlhf_core.config import Config, PPOConfig
 
+DEFAULT_PRIORITY, MAX_PRIORITY = 5, 9
+CHECKPOINT_NAME = r"(job_[0-9a-f]{32})@([a-z0-9][a-z0-9-]{0,63})"
+
 
 class Limits(Config):
     """Bounds of one job."""
 
     max_runtime_s: float | None = Field(None, gt=0, description="Of one attempt, in seconds.")
-    max_crashes: int = Field(3, ge=1, le=100, description="Crashes without progress in between.")
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="Crashed attempts in a row; a checkpoint of a later step forgives them."
+    )
 
 
 class JobSpec(Config):
@@ -25,6 +31,15 @@ class JobSpec(Config):
         Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]
     ] = Field(default_factory=dict, max_length=16)
     config: PPOConfig
+    resume_from: str | None = Field(
+        None,
+        max_length=128,
+        pattern=f"^{CHECKPOINT_NAME}$",
+        description="A checkpoint `job_…@step-40` of the same model and LoRA; steps go on from there.",
+    )
+    priority: int = Field(
+        DEFAULT_PRIORITY, ge=0, le=MAX_PRIORITY, description="Of waiting jobs, the highest starts first."
+    )
     limits: Limits = Limits()
 
 
@@ -46,7 +61,7 @@ class Job:
     id: str
     owner: str  # id of the API key that created it
     spec: JobSpec
-    resolved: dict[str, Any]  # what the API resolved: model paths, file paths
+    resolved: dict[str, Any]  # what the API resolved: model paths, file paths, the checkpoint to start from
     status: Status
     desired: Desired
     phase: str | None
@@ -75,9 +90,20 @@ class Job:
         return public_status(self.status, self.desired)
 
     @property
+    def first_step(self) -> int:
+        """The step it starts from: 0, or that of the checkpoint it resumes from."""
+        return first_step(self.resolved)
+
+    @property
     def done(self) -> bool:
         """True once the status can never change again."""
         return self.status in TERMINAL
+
+
+def first_step(resolved: Mapping[str, Any]) -> int:
+    """The step of `resolved["resume_from"]` = {"path", "sha256", "step", "job_id", "name"}; 0 without one."""
+    start = resolved.get("resume_from")
+    return int(start["step"]) if start else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +151,7 @@ class Checkpoint:
     path: str
     sha256: str  # of the manifest
     bytes: int
+    pinned: bool  # another job was created to go on from it: retention leaves it alone
     attempt: int
     created_at: float
 

@@ -1,7 +1,8 @@
 """The ground SqlStore stands on: engines, transactions, one clock, one compare-and-set, numbered events."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import orjson
@@ -22,12 +23,14 @@ from sqlalchemy import exc as sql_errors
 from sqlalchemy.dialects import postgresql, sqlite
 
 from jobs.errors import LeaseLost, StoreUnavailable
+from jobs.faults import point
 from jobs.schema import EpochNow, job_events, jobs
 from jobs.spec import NewEvent
 from jobs.states import Status
 
 READ_ONLY = "kleash_read_only"
 LOCK_WAIT_S = 5.0
+NOT_MIGRATED = ("42P01", "42703")  # PostgreSQL's undefined_table and undefined_column
 
 
 def database_url(url: str) -> URL:
@@ -94,6 +97,10 @@ def _outages() -> Iterator[None]:
         sql_errors.TimeoutError,
     ) as error:
         raise StoreUnavailable(str(error.__cause__ or error)) from error
+    except sql_errors.ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) not in NOT_MIGRATED:
+            raise
+        raise StoreUnavailable("the database does not have our tables (yet)") from error
 
 
 class SqlBase:
@@ -121,11 +128,19 @@ class SqlBase:
         with _outages(), self._reader.begin() as connection:
             yield connection
 
+    def writing(self) -> AbstractContextManager[Connection]:
+        """A transaction that may write; the method that opens it names its fault points.
+
+        Raises StoreUnavailable.
+        """
+        return self._writing(sys._getframe(1).f_code.co_name.strip("_"))
+
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that may write. Raises StoreUnavailable."""
+    def _writing(self, method: str) -> Iterator[Connection]:
         with _outages(), self.engine.begin() as connection:
             yield connection
+            point(f"commit.{method}.before")
+        point(f"commit.{method}.after")
 
     def locked(self, connection: Connection, job_id: str) -> Any:
         """The job's row, which nobody else changes before the transaction ends; None if there is none."""

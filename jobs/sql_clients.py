@@ -1,11 +1,11 @@
-"""What clients ask of the store: create, read, list, cancel; and their keys."""
+"""What clients ask of the store: create, read, list, pause, resume, cancel; and their keys."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import Connection, Select, insert, select, update
 
-from jobs.errors import IdempotencyKeyReused, IllegalTransition, JobNotFound
+from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, JobNotFound
 from jobs.ports import Created
 from jobs.schema import (
     api_keys,
@@ -16,13 +16,15 @@ from jobs.schema import (
     job_samples,
     jobs,
 )
-from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, NewEvent, Sample
+from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, NewEvent, Sample, first_step
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import checkpoint_of, event_of, job_of, metrics_of, sample_of
-from jobs.states import SOURCES, Desired, Status
+from jobs.states import REQUESTS, Action, Desired, Status, public_status
 
 # the statuses a client can filter by that are stored as (running, desired)
 RUNNING_NAMES = {"running": Desired.RUN, "pausing": Desired.PAUSE, "cancelling": Desired.CANCEL}
+# the moves whose event is not `job.<public status>`
+EVENTS = {("paused", "queued"): "job.resumed", ("pausing", "running"): "job.pause_withdrawn"}
 NUL = "\x00"  # no id holds one, and PostgreSQL refuses to compare with it
 
 
@@ -55,7 +57,10 @@ class ClientRows(SqlBase):
                     .execution_options(preserve_rowcount=True)
                 )
                 if first.rowcount == 0:
-                    return _replay(connection, owner, idempotency_key, request_sha256 or "")
+                    before = _replayed(connection, owner, idempotency_key, request_sha256 or "")
+                    assert before is not None, "it is the key that was in the way"
+                    return Created(job=before, replayed=True)
+            _pin(connection, resolved.get("resume_from"))
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
             return Created(job=job_of(_one(connection, job_id)), replayed=False)
@@ -68,15 +73,17 @@ class ClientRows(SqlBase):
             "owner": owner,
             "spec": spec.model_dump_json(),
             "resolved": dict(resolved),
-            "max_crashes": spec.limits.max_crashes,
+            "max_attempts": spec.limits.max_attempts,
+            "priority": spec.priority,
             "status": Status.QUEUED,
             "desired": Desired.RUN,
             "epoch": 1,
             "attempt": 0,
             "crash_count": 0,
+            "saved_step": first_step(resolved),
             "dispatched_epoch": 0,
             "dispatches": 0,
-            "step": 0,
+            "step": first_step(resolved),
             "latest": {},
             "version": 1,
             "event_seq": 1,
@@ -84,6 +91,11 @@ class ClientRows(SqlBase):
             "queued_at": self.now(),
             "updated_at": self.now(),
         }
+
+    def find_replay(self, owner: str, idempotency_key: str, request_sha256: str) -> Job | None:
+        """See jobs.ports.Store."""
+        with self.reading() as connection:
+            return _replayed(connection, owner, idempotency_key, request_sha256)
 
     def get_job(self, job_id: str, owner: str | None = None) -> Job:
         """See jobs.ports.Store."""
@@ -117,23 +129,31 @@ class ClientRows(SqlBase):
         with self.reading() as connection:
             return [job_of(row) for row in connection.execute(query)]
 
-    def request_cancel(self, job_id: str, owner: str | None = None) -> Job:
+    def request(self, job_id: str, action: Action, owner: str | None = None) -> Job:
         """See jobs.ports.Store."""
         with self.writing() as connection:
             _one(connection, job_id, owner, select(jobs.c.id))
             seen = self.locked(connection, job_id)
-            status = Status(seen.status)
-            unchanged = jobs.c.status == status
-            if status is Status.RUNNING and seen.desired != Desired.CANCEL:
-                asked = NewEvent(type="job.cancel_requested", message="Cancellation requested.")
-                self.change(connection, job_id, unchanged, {"desired": Desired.CANCEL}, [asked])
-            elif status is not Status.RUNNING and status in SOURCES[Status.CANCELLED]:
-                ended = NewEvent(type="job.cancelled", message=f"Cancelled while {status}.")
-                values = {"status": Status.CANCELLED, "finished_at": self.now()}
-                self.change(connection, job_id, unchanged, values, [ended])
-            elif status in (Status.SUCCEEDED, Status.FAILED):
-                raise IllegalTransition(job_id, "cancel", status)
+            before = public_status(Status(seen.status), Desired(seen.desired))
+            after = REQUESTS[action].get(before)
+            if after is None:
+                raise IllegalTransition(job_id, action, before)
+            if after != before:
+                unchanged = (jobs.c.status == seen.status) & (jobs.c.desired == seen.desired)
+                event = NewEvent(type=EVENTS.get((before, after), f"job.{after}"), message=f"Was {before}.")
+                self.change(connection, job_id, unchanged, self._asked(after), [event])
             return job_of(_one(connection, job_id))
+
+    def _asked(self, after: str) -> dict[str, Any]:
+        """The values that make a job's public status `after`, as a client asked."""
+        if after in RUNNING_NAMES:
+            return {"desired": RUNNING_NAMES[after]}
+        values: dict[str, Any] = {"status": Status(after)}
+        if after == Status.QUEUED:
+            values |= {"epoch": jobs.c.epoch + 1, "queued_at": self.now()}
+        if after == Status.CANCELLED:
+            values |= {"finished_at": self.now()}
+        return values
 
     def list_events(self, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
         """See jobs.ports.Store."""
@@ -226,11 +246,26 @@ def _one(
     return row
 
 
-def _replay(connection: Connection, owner: str, key: str, request_sha256: str) -> Created:
+def _pin(connection: Connection, start: Any) -> None:
+    """Keep the checkpoint that a job goes on from, if it names one. Raises CheckpointGone."""
+    if start is None:
+        return
+    columns = job_checkpoints.c
+    there = (columns.job_id == start["job_id"]) & (columns.name == start["name"])
+    done = connection.execute(
+        update(job_checkpoints).where(there, columns.sha256 == start["sha256"]).values(pinned=True)
+    )
+    if done.rowcount == 0:
+        raise CheckpointGone(f"{start['job_id']}@{start['name']}")
+
+
+def _replayed(connection: Connection, owner: str, key: str, request_sha256: str) -> Job | None:
     """The job that this owner's key made before."""
     seen = connection.execute(
         select(idempotency_keys).where(idempotency_keys.c.owner == owner, idempotency_keys.c.key == key)
-    ).one()
+    ).one_or_none()
+    if seen is None:
+        return None
     if seen.request_sha256 != request_sha256:
         raise IdempotencyKeyReused(key)
-    return Created(job=job_of(_one(connection, seen.job_id)), replayed=True)
+    return job_of(_one(connection, seen.job_id))

@@ -85,6 +85,7 @@ def checkpoint_of(row: Any) -> Checkpoint:
         path=row.path,
         sha256=row.sha256,
         bytes=row.bytes,
+        pinned=row.pinned,
         attempt=row.attempt,
         created_at=row.created_at,
     )

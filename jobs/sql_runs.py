@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, case, delete, func, select
 
 from jobs.errors import LeaseLost
 from jobs.schema import job_checkpoints, job_metrics, job_samples, jobs
@@ -125,25 +125,36 @@ class RunRows(SqlBase):
         )
         columns = job_checkpoints.c
         with self.writing() as connection:
-            self.change_run(
-                connection, job_id, attempt, {"crash_count": 0, "progress_at": self.now()}, [created]
-            )
+            self.change_run(connection, job_id, attempt, self._saved(step), [created])
             connection.execute(
                 self.insert(job_checkpoints)
-                .values(job_id=job_id, name=name, **row)
+                .values(job_id=job_id, name=name, pinned=False, **row)
                 .on_conflict_do_update(index_elements=["job_id", "name"], set_=row)
             )
             stored = select(job_checkpoints).where(columns.job_id == job_id, columns.name == name)
             return checkpoint_of(connection.execute(stored).one())
 
-    def drop_checkpoints(self, job_id: str, attempt: int, names: Sequence[str]) -> None:
+    def _saved(self, step: int) -> dict[str, Any]:
+        """A step that was saved before is no progress: a run that always falls back to it must end."""
+        later = jobs.c.saved_step < step
+        return {
+            "crash_count": case((later, 0), else_=jobs.c.crash_count),
+            "saved_step": case((later, step), else_=jobs.c.saved_step),
+            "progress_at": self.now(),
+        }
+
+    def drop_checkpoints(
+        self, job_id: str, attempt: int, names: Sequence[str], *, also_pinned: bool = True
+    ) -> list[str]:
         """See jobs.ports.Store."""
         columns = job_checkpoints.c
+        named = (columns.job_id == job_id) & columns.name.in_(names)
+        dropped = named if also_pinned else named & columns.pinned.is_(False)
         with self.writing() as connection:
             self.change_run(connection, job_id, attempt, {})
-            connection.execute(
-                delete(job_checkpoints).where(columns.job_id == job_id, columns.name.in_(names))
-            )
+            connection.execute(delete(job_checkpoints).where(dropped))
+            kept = set(connection.execute(select(columns.name).where(named)).scalars())
+            return [name for name in names if name not in kept]
 
     def finish(
         self,
@@ -177,7 +188,7 @@ class RunRows(SqlBase):
     def release(self, seen: Any, *, reason: str, crashed: bool) -> tuple[dict[str, Any], list[NewEvent]]:
         """The values and the event that take a running row, which the caller has locked, from its owner."""
         crash_count = seen.crash_count + crashed
-        status = status_after_release(Desired(seen.desired), crash_count, seen.max_crashes)
+        status = status_after_release(Desired(seen.desired), crash_count, seen.max_attempts)
         if status is Status.FAILED:
             error = JobFailure(
                 code="worker_lost",

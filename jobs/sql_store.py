@@ -28,7 +28,7 @@ class SqlStore(ClientRows, RunRows):
         query = (
             select(jobs)
             .where(jobs.c.status == Status.QUEUED, or_(unsent, unclaimed))
-            .order_by(jobs.c.queued_at, jobs.c.id)
+            .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
             .limit(limit)
         )
         with self.reading() as connection:

@@ -1,4 +1,4 @@
-"""The job's state machine: a table. Every move is one compare-and-set in the store (sql_store.py).
+"""The job's state machine: tables. Every move is one compare-and-set in the store (sql_store.py).
 
 Stored are `status` and `desired`; `pausing` and `cancelling` are the public names of (running, desired).
 """
@@ -25,6 +25,14 @@ class Desired(StrEnum):
     CANCEL = "cancel"
 
 
+class Action(StrEnum):
+    """What a client may ask of a job."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+
+
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
 
 # target -> the states it may be reached from
@@ -38,6 +46,21 @@ SOURCES: dict[Status, frozenset[Status]] = {
 }
 
 
+# action -> public status before -> after. Equal: a repeat, nothing changes. Missing: the action is refused.
+REQUESTS: dict[Action, dict[str, str]] = {
+    Action.PAUSE: {"queued": "paused", "running": "pausing", "pausing": "pausing", "paused": "paused"},
+    Action.RESUME: {"paused": "queued", "pausing": "running", "queued": "queued", "running": "running"},
+    Action.CANCEL: {
+        "queued": "cancelled",
+        "paused": "cancelled",
+        "running": "cancelling",
+        "pausing": "cancelling",
+        "cancelling": "cancelling",
+        "cancelled": "cancelled",
+    },
+}
+
+
 def public_status(status: Status, desired: Desired) -> str:
     """The name clients see: `pausing` and `cancelling` while a running job has been asked to stop."""
     if status is Status.RUNNING and desired is Desired.CANCEL:
@@ -47,10 +70,13 @@ def public_status(status: Status, desired: Desired) -> str:
     return status.value
 
 
-def status_after_release(desired: Desired, crash_count: int, max_crashes: int) -> Status:
-    """Where a run goes whose owner gave it up or was lost: first by what was asked, then by its crashes."""
+def status_after_release(desired: Desired, crash_count: int, max_attempts: int) -> Status:
+    """Where a run goes whose owner gave it up or was lost.
+
+    A job that may not be tried again fails even if a pause was asked for: there is nothing to resume.
+    """
     if desired is Desired.CANCEL:
         return Status.CANCELLED
-    if desired is Desired.PAUSE:
-        return Status.PAUSED
-    return Status.FAILED if crash_count >= max_crashes else Status.QUEUED
+    if crash_count >= max_attempts:
+        return Status.FAILED
+    return Status.PAUSED if desired is Desired.PAUSE else Status.QUEUED

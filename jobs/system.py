@@ -28,7 +28,3 @@ class SystemRng:
     def secret(self) -> str:
         """See jobs.ports.Rng."""
         return secrets.token_urlsafe(32)
-
-    def jitter(self) -> float:
-        """See jobs.ports.Rng."""
-        return secrets.SystemRandom().random()

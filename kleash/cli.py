@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from kleash import render
-from kleash.client import Client, Document, KleashError
+from kleash.client import NEVER_SENT, Client, Document, KleashError
 
 JOB_FAILED, USAGE, UNREACHABLE, NO_ENTRY, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-jobs = typer.Typer(help="Create, list, show, watch and cancel training jobs.", no_args_is_help=True)
+jobs = typer.Typer(help="Create, list, show, watch, pause, resume and cancel jobs.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 
 Url = Annotated[str | None, typer.Option("--url", envvar="KLEASH_URL", help="The service's address.")]
@@ -85,7 +85,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Show how far the policy is from the reference, token by token, in nats."""
-    given = [sys.stdin.read() if text == "-" else text for text in texts or ["-"]]
+    try:
+        given = [sys.stdin.read() if text == "-" else text for text in texts or ["-"]]
+    except UnicodeDecodeError as error:
+        _fail(USAGE, "invalid_request", f"standard input is not text: {error}", as_json)
     items: list[Any] = given if prompt is None else [{"prompt": prompt, "completion": text} for text in given]
     options = {} if temperature is None else {"temperature": temperature}
 
@@ -116,7 +119,7 @@ def create(
     """Create a job from a JSON file."""
     try:
         body = json.load(spec)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         _fail(USAGE, "malformed_json", f"{spec.name} is not JSON: {error}", as_json)
 
     def work(client: Client) -> int:
@@ -164,14 +167,21 @@ def watch(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = False
 
 
 @jobs.command()
+def pause(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+    """Ask a job to save and stop for now."""
+    _ask(lambda client: _answer(client.jobs.pause(job_id), as_json), url, key, as_json)
+
+
+@jobs.command()
+def resume(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+    """Let a paused job go on from its last checkpoint."""
+    _ask(lambda client: _answer(client.jobs.resume(job_id), as_json), url, key, as_json)
+
+
+@jobs.command()
 def cancel(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """Ask a job to end."""
-
-    def work(client: Client) -> int:
-        job = client.jobs.cancel(job_id)
-        return _show(job, as_json, lambda: print(render.visible(f"{job['id']}  {job['status']}")))
-
-    _ask(work, url, key, as_json)
+    _ask(lambda client: _answer(client.jobs.cancel(job_id), as_json), url, key, as_json)
 
 
 def main() -> None:
@@ -202,7 +212,7 @@ def _ask(work: Callable[[Client], int], url: str | None, key: str | None, as_jso
 def _exit_code(error: KleashError) -> int:
     if error.status in (401, 403):
         return NO_ENTRY
-    return USAGE if 400 <= error.status < 500 else UNREACHABLE
+    return USAGE if 400 <= error.status < 500 or error.code in NEVER_SENT else UNREACHABLE
 
 
 def _watch(client: Client, job_id: str, as_json: bool) -> int:
@@ -215,6 +225,11 @@ def _watch(client: Client, job_id: str, as_json: bool) -> int:
             line = changed
             print(line, flush=True)
     return 0 if job["status"] == "succeeded" else JOB_FAILED
+
+
+def _answer(job: Document, as_json: bool) -> int:
+    """Where a job stands after a request."""
+    return _show(job, as_json, lambda: print(render.visible(f"{job['id']}  {job['status']}")))
 
 
 def _show(document: Document, as_json: bool, show_it: Callable[[], object]) -> int:

@@ -28,13 +28,15 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_TRIES = 4
 MAX_RETRY_AFTER_S = 30.0
+NEVER_SENT = frozenset({"invalid_url", "invalid_key", "invalid_request"})  # codes
 
 
 class KleashError(Exception):
     """A request that did not succeed.
 
     `status` is the HTTP status, 0 if no answer came; `code` is stable (`unknown_model`, `unreachable`, …);
-    `detail` is for people; `errors` names the offending fields of a request that was refused.
+    `detail` is for people; `errors` names the offending fields of a request that was refused. The codes
+    `invalid_url`, `invalid_key` and `invalid_request` stand for what was never sent.
     """
 
     def __init__(self, status: int, code: str, detail: str, errors: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -61,9 +63,16 @@ class Client:
         data: str | os.PathLike[str] | None = None,
         timeout_s: float = 120.0,
     ) -> None:
-        url = httpx2.URL(base_url or os.environ.get("KLEASH_URL") or DEFAULT_URL)
+        try:
+            url = httpx2.URL(base_url or os.environ.get("KLEASH_URL") or DEFAULT_URL)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise KleashError(0, "invalid_url", f"the service's address is not a URL: {error}") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise KleashError(0, "invalid_url", "the service's address must begin with http:// or https://")
         local = url.host in LOOPBACK
         key = key or os.environ.get("KLEASH_KEY") or (_key_of_this_machine(data) if local else None)
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise KleashError(0, "invalid_key", "the API key holds a character that no key has")
         self._http = httpx2.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -103,8 +112,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Document:
         """One request, tried again while the service says 429 or 503 with Retry-After. Raises KleashError."""
-        document: Document = self.exchange(method, path, body=body, query=query, headers=headers).json()
-        return document
+        return _document(self.exchange(method, path, body=body, query=query, headers=headers))
 
     def exchange(
         self,
@@ -120,9 +128,11 @@ class Client:
         for tries_left in reversed(range(MAX_TRIES)):
             try:
                 response = self._http.request(method, path, json=body, params=params, headers=headers)
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 where = self._http.base_url
                 raise KleashError(0, "unreachable", f"no answer from {where}: {error}") from error
+            except (httpx2.InvalidURL, ValueError) as error:
+                raise KleashError(0, "invalid_request", f"the request cannot be sent: {error}") from error
             if response.is_success or response.status_code == httpx2.codes.NOT_MODIFIED:
                 return response
             pause_s = _pause_before_retry(response)
@@ -178,6 +188,14 @@ class Jobs:
         """The job as it is now."""
         return self._client.send("GET", _path(job_id))
 
+    def pause(self, job_id: str) -> Document:
+        """Ask it to stop for now; a running job is `pausing` until its process has saved and stopped."""
+        return self._client.send("POST", _path(job_id, "pause"))
+
+    def resume(self, job_id: str) -> Document:
+        """Let a paused job go on from its last checkpoint."""
+        return self._client.send("POST", _path(job_id, "resume"))
+
     def cancel(self, job_id: str) -> Document:
         """Ask for the end; a running job is `cancelling` until its process has stopped."""
         return self._client.send("POST", _path(job_id, "cancel"))
@@ -219,7 +237,7 @@ class Jobs:
             response = self._client.exchange("GET", _path(job_id), headers=headers)
             if response.status_code != httpx2.codes.NOT_MODIFIED:
                 etag = response.headers.get("ETag")
-                job: Document = response.json()
+                job = _document(response)
                 yield job
                 if job["done"]:
                     return
@@ -245,6 +263,20 @@ def _key_of_this_machine(data: str | os.PathLike[str] | None) -> str | None:
         return Path(data or os.environ.get("KLEASH_DATA") or ".kleash", "key").read_text().strip() or None
     except OSError:
         return None
+
+
+def _document(response: httpx2.Response) -> Document:
+    """The JSON object of an answer. Raises KleashError."""
+    try:
+        document = response.json()
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        where = response.request.url.host
+        raise KleashError(
+            response.status_code, "unexpected_answer", f"{where} answered something else than a JSON object"
+        )
+    return document
 
 
 def _pause_before_retry(response: httpx2.Response) -> float | None:

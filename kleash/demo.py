@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -21,14 +21,16 @@ from rich.text import Text
 
 from kleash import render
 from kleash.client import Client, Document, KleashError
+from kleash.spawn import ROOT, spawn
 
-ROOT = Path(__file__).resolve().parent.parent
 JOB = ROOT / "examples" / "demo_job.json"
 SENTENCES = (
     "The film was a quiet pleasure, and I would gladly see it again.",
     "The train was late, the coffee was cold, and nobody told us why.",
 )
 STOP_GRACE_S = 40.0
+LEAST_RISE_SE = 3.0
+LARGEST_MISS = 0.5  # of the target KL
 LOG_TAIL = 25
 
 
@@ -45,16 +47,18 @@ def run(data: Path, models: Path | None) -> None:
         try:
             _score_sentences(client, out)
             job = _train(client, out)
-            _report(client, job, out)
+            missed = _report(client, job, out)
         except KleashError as error:
             raise DemoError(f"{error}\n{_tail(folder / 'up.log')}") from error
     out.print("Every process has been stopped.")
+    if missed:
+        raise DemoError("\n".join(missed))
 
 
 @contextlib.contextmanager
 def _stack(folder: Path, models: Path | None) -> Iterator[str]:
     """`kleash up` as a child that cannot outlive us; yields the URL once it is ready."""
-    folder.mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
     up = [
         sys.executable,
         "-m",
@@ -68,22 +72,10 @@ def _stack(folder: Path, models: Path | None) -> Iterator[str]:
         str(folder),
     ]
     if models is not None:
-        up += ["--models", str(models)]
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
-    }
+        up += ["--models", str(models.absolute())]
     log = folder / "up.log"
     with log.open("w") as log_file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.lifeline", "--", *up],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            text=True,
-            start_new_session=True,
-        )
+        process = spawn(up, stderr=log_file, env=os.environ)
     try:
         assert process.stdout is not None
         ready = process.stdout.readline()
@@ -155,13 +147,17 @@ def _polls(client: Client, job_id: str) -> Iterator[tuple[Document, str]]:
         yield job, speed
 
 
-def _report(client: Client, job: Document, out: Console) -> None:
-    """What came of it: reward, KL against its target, the checkpoint, and the policy's own words."""
+def _report(client: Client, job: Document, out: Console) -> list[str]:
+    """What came of it: reward, KL against its target, the checkpoint, and the policy's own words.
+
+    Returns what it promised and did not reach.
+    """
     out.print(Rule("What came of it", align="left"))
     result = job["result"]
     for line in outcome(result["evaluation"]):
         out.print(line)
-    out.print(leash(client.jobs.metrics(job["id"])["rows"], job["progress"]["total_steps"]))
+    held = leash(client.jobs.metrics(job["id"])["rows"], job["progress"]["total_steps"])
+    out.print(str(held))
     out.print(f"checkpoint              {render.visible(result['path'])}  (score it as {result['model']})")
 
     config, model = job["config"], result["model"]
@@ -180,6 +176,16 @@ def _report(client: Client, job: Document, out: Console) -> None:
         sampled_from="policy",
     )
     out.print(render.score_view(answer["data"][0], after["prompt"] + after["completion"]))
+    return list(shortfalls(result["evaluation"], held))
+
+
+def shortfalls(evaluation: Mapping[str, Any], held: "Leash") -> Iterator[str]:
+    """Where a run missed what the demo shows: a rise of the reward, on the leash."""
+    rise = evaluation["reward_difference"]
+    if not rise["mean"] >= LEAST_RISE_SE * rise["se"]:
+        yield f"The held-out reward rose by less than {LEAST_RISE_SE:g} standard errors."
+    if held.target is not None and not abs(held.kl / held.target - 1) <= LARGEST_MISS:
+        yield f"The KL per sequence is off its target by more than {LARGEST_MISS:.0%}."
 
 
 def outcome(evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -193,13 +199,25 @@ def outcome(evaluation: Mapping[str, Any]) -> Iterator[str]:
     yield f"repeated bigrams        {before['repeated_bigrams']:.3f} → {after['repeated_bigrams']:.3f}"
 
 
-def leash(rows: Sequence[Mapping[str, Any]], total_steps: int) -> str:
-    """Mean exact sequence KL of the last quarter of the steps against the controller's target."""
+class Leash(NamedTuple):
+    """Mean exact KL per sequence over the last `steps` steps, in nats, and the controller's target."""
+
+    kl: float
+    steps: int
+    target: float | None
+
+    def __str__(self) -> str:
+        text = f"exact KL per sequence   {self.kl:.2f} nats, mean of the last {self.steps} steps"
+        if self.target is None:
+            return text
+        return f"{text}   target {self.target:g} ({self.kl / self.target - 1:+.0%})"
+
+
+def leash(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Leash:
+    """The leash over the last quarter of the steps."""
     last_quarter = [row["metrics"] for row in rows if row["step"] > total_steps * 3 / 4]
     kl = sum(metrics["kl/sequence"] for metrics in last_quarter) / len(last_quarter)
-    text = f"exact KL per sequence   {kl:.2f} nats, mean of the last {len(last_quarter)} steps"
-    target = last_quarter[-1].get("kl/target")
-    return text if target is None else f"{text}   target {target:g} ({kl / target - 1:+.0%})"
+    return Leash(kl, len(last_quarter), last_quarter[-1].get("kl/target"))
 
 
 def _typical_sample(client: Client, job: Document) -> tuple[Document, Document]:

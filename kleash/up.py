@@ -21,8 +21,8 @@ from typing import NamedTuple
 from kleash.claims import UpError, free_port, locked, socket_folder, valkey_server
 from kleash.client import LOOPBACK
 from kleash.render import visible
+from kleash.spawn import spawn
 
-ROOT = Path(__file__).resolve().parent.parent  # where api/, jobs/ and worker/ lie
 TICK_S = 0.5
 COLOURS = {"valkey": 35, "migrate": 33, "scorer": 36, "worker": 32, "api": 34}
 VALKEY = "--port 0 --unixsocketperm 700 --appendonly yes --maxmemory-policy noeviction --loglevel warning"
@@ -49,23 +49,10 @@ class Options(NamedTuple):
 class Child:
     """One process of the stack: its log lines go out with its name, the last ones are remembered."""
 
-    def __init__(
-        self, name: str, command: Sequence[str], env: Mapping[str, str], lock: int, cwd: Path | None = None
-    ) -> None:
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], lock: int) -> None:
         self.name = name
         self.tail: deque[str] = deque(maxlen=15)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.lifeline", "--", *command],
-            env=env,
-            cwd=cwd,
-            stdin=subprocess.PIPE,  # its end of file tells `lifeline` what the kernel may not
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # Ctrl-C reaches us alone, and we stop the others in order
-            pass_fds=(lock,),
-        )
+        self.process = spawn(command, stderr=subprocess.STDOUT, env=env, pass_fds=(lock,))
         self._pump = threading.Thread(target=self._copy_log, daemon=True)
         self._pump.start()
 
@@ -103,6 +90,10 @@ def run(options: Options) -> None:
         signal.signal(number, signal.default_int_handler)
     if options.unsafe_no_auth and options.host not in LOOPBACK:
         raise UpError(f"--unsafe-no-auth is refused off loopback, and {options.host} is not loopback.")
+    if "?" in str(data):
+        raise UpError(
+            f"The data folder {data} cannot be used: a database URL has no place for a question mark."
+        )
     port = free_port(options.host, options.port)
     url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}"
     with locked(data) as lock, socket_folder(data, url) as sockets:
@@ -124,9 +115,9 @@ def run(options: Options) -> None:
 def _start(children: list[Child], env: Mapping[str, str], lock: int, sockets: Path) -> None:
     """Valkey, then the schema and the first key, then the three services; all but `migrate` stay."""
     python, data = sys.executable, Path(env["KLEASH_DATA"])
-    (data / "valkey").mkdir(exist_ok=True)
-    valkey = [valkey_server(), *VALKEY.split(), "--unixsocket", f"{sockets}/valkey.sock", "--save", ""]
-    children.append(Child("valkey", valkey, env, lock, cwd=data / "valkey"))
+    (data / "valkey").mkdir(mode=0o700, exist_ok=True)
+    files = ["--dir", str(data / "valkey"), "--unixsocket", f"{sockets}/valkey.sock", "--save", ""]
+    children.append(Child("valkey", [valkey_server(), *VALKEY.split(), *files], env, lock))
 
     first_key = [python, "-m", "jobs.migrate", "--first-key", str(data / "key")]
     migrate = Child("migrate", first_key, env, lock)
@@ -162,7 +153,6 @@ def _environment(options: Options, data: Path, port: int, sockets: Path) -> dict
         "KLEASH_PORT": str(port),
         "KLEASH_UNSAFE_NO_AUTH": str(options.unsafe_no_auth).lower(),
         "KLEASH_STOP_GRACE_S": "8",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "REMAP_SIGTERM": "SIGQUIT",  # Celery hands a running job back instead of waiting for its end
     }

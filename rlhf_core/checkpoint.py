@@ -9,9 +9,10 @@ import hashlib
 import json
 import platform
 import random
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from rlhf_core.controllers import controller_from_state
 from rlhf_core.errors import CheckpointError
 from rlhf_core.evaluation import Evaluation
 from rlhf_core.models import LoraPolicy, load_lora_policy
-from rlhf_core.ppo import TrainState, fresh_state
+from rlhf_core.update import TrainState, fresh_state
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -33,7 +34,7 @@ def write_checkpoint(folder: Path, policy: LoraPolicy, state: TrainState) -> str
     """Write everything a resumed run needs into an empty folder; returns the manifest's sha256."""
     tensors, numbers = _tensors(policy, state), _numbers(state)
     policy.save(folder)
-    _restore_rng(numbers["rng"], tensors["rng.torch"])  # PEFT's save draws from Python's generator
+    _restore_rng(numbers["rng"], tensors)  # PEFT's save draws from Python's generator
     save_file(tensors, folder / "trainer.safetensors")
     (folder / "trainer.json").write_text(json.dumps(numbers))
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -92,7 +93,9 @@ def read_checkpoint(
         state.step = int(numbers["step"])
         state.controller = controller_from_state(numbers["controller"])
         state.baseline, state.latest = _evaluation(numbers["baseline"]), _evaluation(numbers["latest"])
-        _restore_rng(numbers["rng"], tensors["rng.torch"].cpu())
+        _restore_rng(
+            numbers["rng"], {name: t.cpu() for name, t in tensors.items() if name.startswith("rng.")}
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder.name}: {error}") from error
     return policy, state
@@ -104,9 +107,25 @@ def environment() -> dict[str, Any]:
     return {
         "packages": {name: version(name) for name in packages},
         "machine": platform.machine(),
+        "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def other_environment(manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What differs between the process that saved and this one, as [then, now]; empty: bit-identical resume."""
+    then, now = manifest.get("environment", {}), environment()
+    return {name: [then.get(name), value] for name, value in now.items() if then.get(name) != value}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def sha256(path: Path) -> str:
@@ -125,28 +144,62 @@ def _tensors(policy: LoraPolicy, state: TrainState) -> dict[str, Tensor]:
     for name, parameter in _optimized(policy, state).items():
         for key, moment in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = moment
-    tensors["rng.torch"] = torch.get_rng_state()
+    tensors |= _torch_generators()
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _numbers(state: TrainState) -> dict[str, Any]:
-    algorithm, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     return {
         "step": state.step,
         "controller": state.controller.state_dict(),
         "baseline": state.baseline,
         "latest": state.latest,
-        "rng": {"python": random.getstate(), "numpy": [algorithm, keys.tolist(), *rest]},
+        "rng": _plain_generators(),
     }
+
+
+class Generators(NamedTuple):
+    """The state of the process's own random number generators, which a reward may draw from."""
+
+    plain: dict[str, Any]
+    torch: dict[str, Tensor]
+
+    @classmethod
+    def now(cls) -> "Generators":
+        """As they are."""
+        return cls(_plain_generators(), _torch_generators())
+
+    def restore(self) -> None:
+        """As they were."""
+        _restore_rng(self.plain, self.torch)
+
+
+def seed_generators(seed: int) -> None:
+    """A new run's process starts where every new run of this seed starts."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _plain_generators() -> dict[str, Any]:
+    algorithm, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return {"python": random.getstate(), "numpy": [algorithm, keys.tolist(), *rest]}
+
+
+def _torch_generators() -> dict[str, Tensor]:
+    states = {"rng.torch": torch.get_rng_state()}
+    return states | ({"rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _evaluation(columns: list[list[Any]] | None) -> Evaluation | None:
     return None if columns is None else Evaluation(*(tuple(column) for column in columns))
 
 
-def _restore_rng(rng: dict[str, Any], torch_state: Tensor) -> None:
+def _restore_rng(rng: dict[str, Any], states: Mapping[str, Tensor]) -> None:
     kind, internal, gauss = rng["python"]
     random.setstate((kind, tuple(internal), gauss))
     algorithm, keys, *rest = rng["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(torch_state)
+    torch.set_rng_state(states["rng.torch"])
+    if "rng.cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["rng.cuda"])

@@ -3,13 +3,17 @@
 The same classes validate the HTTP request, are stored in the job's row and are read by the trainer.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 # JSON has lists; strict mode would refuse them for tuples, so only the container is lax.
 # fail_fast: 400,000 wrong elements in 1 MB would cost 4 s and 500 MB as 400,000 errors.
-Strings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(fail_fast=True)]
+Strings = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1, fail_fast=True)
+]
+PathName = Annotated[str, Field(min_length=1, max_length=4096)]  # following links is quadratic in its length
 
 
 class Config(BaseModel):
@@ -28,7 +32,9 @@ class LoraConfig(Config):
 class ModelConfig(Config):
     """The policy's starting point, which is also the reference (adapter off)."""
 
-    name: str = Field(min_length=1, description="A model's name, a job's checkpoint, or a path.")
+    name: PathName = Field(
+        description="A full model's name or path: training does not start from an adapter."
+    )
     lora: LoraConfig = LoraConfig()
 
 
@@ -36,9 +42,9 @@ class DataConfig(Config):
     """Prompts, inline or from a JSONL file with a field `prompt` below the configured roots."""
 
     prompts: Strings | None = None
-    prompts_file: str | None = None
+    prompts_file: PathName | None = None
     eval_prompts: Strings | None = None
-    eval_prompts_file: str | None = None
+    eval_prompts_file: PathName | None = None
 
     @model_validator(mode="after")
     def _one_source_each(self) -> "DataConfig":
@@ -76,15 +82,24 @@ class KeywordReward(Config):
     """Fraction of the keywords found in the completion (whole words, any case)."""
 
     kind: Literal["keyword"] = "keyword"
-    keywords: Strings = Field(min_length=1, max_length=100)
+    keywords: Strings = Field(max_length=100)
 
 
 class RegexReward(Config):
     """1 if the pattern is found in the completion, else 0; a search over the timeout is an error."""
 
     kind: Literal["regex"] = "regex"
-    pattern: str = Field(min_length=1, max_length=1000)
+    pattern: str = Field(min_length=1, max_length=1000, description="In the syntax of Python's `re`.")
     timeout_s: float = Field(0.1, gt=0, le=5)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except (re.error, ValueError, OverflowError, RecursionError):
+            raise ValueError("is not a regular expression that Python's re accepts") from None
+        return pattern
 
 
 RewardConfig = Annotated[
@@ -133,6 +148,13 @@ class KLConfig(Config):
     penalty: Literal["k1", "none"] = Field("k1", description="Charged per token in the reward.")
     loss: Literal["none", "k2"] = Field("none", description="Charged per token in the loss.")
     controller: BetaController = FixedBeta()
+
+    @model_validator(mode="after")
+    def _beta_within_bounds(self) -> "KLConfig":
+        bounds = self.controller
+        if isinstance(bounds, PIBeta) and not bounds.beta_min <= self.beta <= bounds.beta_max:
+            raise ValueError(f"beta ({self.beta}) must be within [{bounds.beta_min}, {bounds.beta_max}]")
+        return self
 
 
 class PPOOptimizationConfig(Config):

@@ -5,12 +5,12 @@ RLHFError
 ├── TokenizerMismatch   policy and reference do not share a tokenizer
 ├── InputTooLong        a text exceeds the model's context
 ├── EmptyInput          a text has no token to score
-├── RewardError         a reward function raised or returned something that is no finite number
-├── NonFiniteLoss       NaN or infinity reached a loss or a gradient
+├── RewardError         a reward function raised or did not return one number per completion
+├── NonFiniteLoss       NaN or infinity in a reward, log-probability, loss or gradient
 └── CheckpointError     a checkpoint is missing, incomplete or damaged
 
 Each class carries `code`, the stable name that a job's error or a problem document shows. All are picklable:
-they take one message and nothing else.
+they keep the arguments they take.
 """
 
 
@@ -45,15 +45,22 @@ class EmptyInput(RLHFError):
 
 
 class RewardError(RLHFError):
-    """A reward function raised, or returned something that is no finite number."""
+    """A reward function raised, or did not return one number per completion."""
 
     code = "reward_error"
 
 
 class NonFiniteLoss(RLHFError):
-    """NaN or infinity reached a loss or a gradient; the optimizer was not stepped."""
+    """NaN or infinity in a reward, log-probability, loss or gradient; the optimizer was not stepped."""
 
     code = "nan_loss"
+
+    def __init__(self, step: int, tensor: str, value: str) -> None:
+        super().__init__(step, tensor, value)
+        self.step, self.tensor, self.value = step, tensor, value
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.tensor} is {self.value}"
 
 
 class CheckpointError(RLHFError):

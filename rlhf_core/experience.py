@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlhf_core.config import RolloutConfig
 from rlhf_core.kl import CHUNK_BYTES, chunked_scores, k1
-from rlhf_core.logprobs import token_logprobs
+from rlhf_core.logprobs import predictors, token_logprobs
 from rlhf_core.models import CausalLM
 from rlhf_core.rollout import Rollout, generate
 
@@ -101,7 +101,7 @@ def assess(
     policy: TrainablePolicy,
     value_head: nn.Linear,
     rollout: Rollout,
-    minibatches: Sequence[Int[Tensor, " rows"]],
+    minibatches: Sequence[Int[Tensor, " _"]],
     temperature: float,
 ) -> Experience:
     """Log-probabilities, exact KL, entropy and value of every response token under the present policy."""
@@ -128,8 +128,6 @@ def assess(
                     temperature=temperature,
                     chunk_bytes=CHUNK_BYTES,
                 )
-            where = torch.zeros(shape, dtype=torch.bool, device=rollout.input_ids.device)
-            where[rows] = batch.response_mask
             for target, flat in (
                 (logprob, old),
                 (d, k1(old, scores.reference_logprob)),
@@ -149,5 +147,4 @@ def response_hidden(model: CausalLM, batch: Rollout) -> Float[Tensor, "tokens hi
         position_ids=batch.position_ids,
         use_cache=False,
     ).last_hidden_state
-    flat: Tensor = hidden[:, batch.prompt_width - 1 : -1][batch.response_mask]
-    return flat
+    return predictors(hidden, start=batch.prompt_width)[batch.response_mask]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.experience import Experience
+from rlhf_core.kl import sequence_kl
 from rlhf_core.masking import explained_variance, masked_mean
 
 
@@ -32,16 +33,17 @@ def describe(
 ) -> dict[str, float]:
     """What the rollout looked like, in the units of docs/algorithms.md."""
     mask: Bool[Tensor, "batch response"] = experience.rollout.response_mask
-    k1_sequence = experience.k1.sum(dim=1)
-    charged = k1_sequence if config.kl.penalty == "k1" else torch.zeros_like(k1_sequence)
+    k1_sequence = sequence_kl(experience.k1, mask)
+    charge = beta * experience.k1 if config.kl.penalty == "k1" else torch.zeros_like(experience.k1)
+    charged = sequence_kl(charge, mask)
     target = getattr(config.kl.controller, "target_nats_per_sequence", None)
     metrics = {
         "reward/mean": scores.mean(),
         "reward/std": scores.std() if len(scores) > 1 else torch.tensor(0.0),
-        "reward/adjusted_mean": (scores.to(charged.device) - beta * charged).mean(),
-        "kl/sequence": experience.kl.sum(dim=1).mean(),
+        "reward/adjusted_mean": (scores.to(charged.device) - charged).mean(),
+        "kl/sequence": sequence_kl(experience.kl, mask).mean(),
         "kl/k1_sequence": k1_sequence.mean(),
-        "kl/penalty": (beta * charged).mean(),
+        "kl/penalty": charged.mean(),
         "kl/beta_in_loss": torch.tensor(beta_in_loss, dtype=torch.float64),
         "policy/entropy": masked_mean(experience.entropy, mask),
         "policy/generation_mismatch": masked_mean(
@@ -59,12 +61,8 @@ def samples_of(
     texts: Sequence[str], completions: Sequence[str], scores: Float[Tensor, " batch"], experience: Experience
 ) -> tuple[RolloutSample, ...]:
     """Every completion of the step with its score and both KLs, in nats per sequence."""
-    columns = (
-        scores,
-        experience.kl.sum(dim=1),
-        experience.k1.sum(dim=1),
-        experience.rollout.response_mask.sum(dim=1),
-    )
+    mask = experience.rollout.response_mask
+    columns = (scores, sequence_kl(experience.kl, mask), sequence_kl(experience.k1, mask), mask.sum(dim=1))
     return tuple(
         RolloutSample(
             prompt=prompt,

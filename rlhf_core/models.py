@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -24,6 +25,18 @@ from rlhf_core.config import LoraConfig
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
 
 transformers_logging.disable_progress_bar()
+
+# What transformers, PEFT, tokenizers and safetensors raise on a damaged or foreign folder.
+LOADER_ERRORS = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 class WeightSource(NamedTuple):
@@ -68,15 +81,19 @@ class Body:
         """Put the adapter of a folder on the weights; returns its name.
 
         Raises:
-            ModelLoadError: it changes the head or replaces whole modules, which the head's split would miss.
+            ModelLoadError: it acts on the head, on whole modules or on the prompt, which our split would miss.
         """
+        _require_safetensors_adapter(Path(path))
         name = hashlib.sha256(path.encode()).hexdigest()[:16]
         if self.peft is None:
             self.peft = PeftModel.from_pretrained(self.model, path, adapter_name=name)
         elif name not in self.peft.peft_config:
             self.peft.load_adapter(path, adapter_name=name)
         self.peft.eval()
-        if self.peft.peft_config[name].modules_to_save or not _is_plain(self.model.get_output_embeddings()):
+        config = self.peft.peft_config[name]
+        if config.is_prompt_learning:
+            raise ModelLoadError(f"{path}: a prompt-learning adapter works outside the trunk; not supported")
+        if config.modules_to_save or not _is_plain(self.model.get_output_embeddings()):
             raise ModelLoadError(f"{path}: an adapter of the head or of whole modules is not supported")
         return name
 
@@ -208,8 +225,8 @@ def load_pair(
 
 def load_body(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Body:
     """A full model from a folder or the hub. Never runs a repository's code, reads safetensors only."""
-    _refuse_custom_code(path)
     with _as_load_error(path):
+        _refuse_custom_code(path)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
@@ -235,6 +252,7 @@ def new_lora_policy(source: str, lora: LoraConfig, *, seed: int, device: str = "
 def load_lora_policy(source: str, adapter: Path, *, device: str = "cpu") -> LoraPolicy:
     """A policy that goes on from a saved adapter."""
     body = load_body(source, device=device)
+    _require_safetensors_adapter(adapter)
     with _as_load_error(str(adapter)):
         body.peft = PeftModel.from_pretrained(body.model, str(adapter), is_trainable=True)
     return _trainable(body, source)
@@ -249,7 +267,10 @@ def _trainable(body: Body, source: str) -> LoraPolicy:
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a folder or hub id."""
     with _as_load_error(path):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelLoadError(f"{path}: only fast tokenizers (tokenizer.json) are supported")
+        return tokenizer
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -298,6 +319,12 @@ def _logit_scale(config: Any) -> float:
     return float(getattr(config, "logit_scale", None) or 1.0)
 
 
+def _require_safetensors_adapter(folder: Path) -> None:
+    """PEFT would unpickle a lone adapter_model.bin, and ask the hub for what is missing."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelLoadError(f"{folder}: an adapter needs adapter_model.safetensors")
+
+
 def _refuse_custom_code(path: str) -> None:
     config = Path(path) / "config.json"
     if config.is_file() and "auto_map" in json.loads(config.read_text()):
@@ -309,5 +336,6 @@ def _as_load_error(path: str) -> Iterator[None]:
     """What loaders raise on a bad folder, as one error without a traceback's noise."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"cannot load {path}: {str(error).splitlines()[0][:300]}") from error
+    except LOADER_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelLoadError(f"cannot load {path}: {reason[:300]}") from error

@@ -20,23 +20,30 @@ def make_reward(config: RewardConfig) -> RewardFunction:
 
 
 def checked_scores(reward: RewardFunction, *args: Sequence[Any]) -> list[float]:
-    """Call a reward and hold it to its contract.
+    """Call a reward and hold it to its contract; NaN and infinity are the caller's to refuse.
 
     Raises:
-        RewardError: it raised, or did not return one finite number per completion.
+        RewardError: it raised, or did not return one number per completion.
+        MemoryError: not the reward's fault.
     """
     try:
         scores = reward(*args)
-    except RewardError:
+    except (RewardError, MemoryError):
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # foreign code: this is an edge of the process
+        raise RewardError(f"the reward function raised {type(error).__name__}: {str(error)[:300]}") from error
     if not isinstance(scores, list) or len(scores) != len(args[1]):
         raise RewardError(f"the reward function must return a list of {len(args[1])} numbers")
-    for score in scores:
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-            raise RewardError(f"the reward function returned {score!r}, which is no finite number")
-    return [float(score) for score in scores]
+    return [_number(score) for score in scores]
+
+
+def _number(score: object) -> float:
+    if isinstance(score, bool) or not isinstance(score, (int, float)):
+        raise RewardError(f"the reward function returned {repr(score)[:100]}, which is no number")
+    try:
+        return float(score)
+    except OverflowError:
+        return math.inf if score > 0 else -math.inf
 
 
 def _sentiment(_: SentimentReward) -> RewardFunction:
@@ -57,7 +64,9 @@ def _length(config: LengthReward) -> RewardFunction:
 
 
 def _keyword(config: KeywordReward) -> RewardFunction:
-    patterns = [regex.compile(rf"\b{regex.escape(word)}\b", regex.IGNORECASE) for word in config.keywords]
+    patterns = [
+        regex.compile(rf"(?<!\w){regex.escape(word)}(?!\w)", regex.IGNORECASE) for word in config.keywords
+    ]
 
     def reward(_: Sequence[str], completions: Sequence[str], __: Sequence[int]) -> list[float]:
         return [sum(bool(p.search(text)) for p in patterns) / len(patterns) for text in completions]

@@ -63,6 +63,7 @@ def generate(
 
     Raises:
         InputTooLong: a prompt and `max_new_tokens` together exceed the model's context.
+        FloatingPointError: the logits hold NaN or +∞.
     """
     width = max(len(prompt) for prompt in prompts)
     if width + max_new_tokens > model.context:
@@ -120,6 +121,8 @@ def _sample(
     logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     logprobs = torch.log_softmax(logits, dim=-1)
+    if logprobs[:, 0].isnan().any():  # one NaN or +∞ makes the whole row NaN; a kernel that samples it aborts
+        raise FloatingPointError("logits")
     if generator is None:
         token = logprobs.argmax(dim=-1)
     else:

@@ -14,11 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.errors import TokenizerMismatch
-from rlhf_core.kl import chunked_scores, k1, k2, k3
+from rlhf_core.kl import CHUNK_BYTES, chunked_scores, k1, k2, k3
 from rlhf_core.models import CausalLM, ModelPair
 from rlhf_core.tokenization import Int32Array, TokenizedText
 
-CHUNK_BYTES = 64 * 2**20  # of logits-sized buffers; see chunked_scores
 PADDING_WASTE = 1.25  # padded over real tokens; on a CPU more padding costs more than a smaller batch
 
 

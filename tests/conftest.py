@@ -5,9 +5,29 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one process per core
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import runpy
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+UNPICKLING = Path(__file__).with_name("unpickling")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_unpickles() -> Iterator[None]:
+    """An audit hook in this process and in every Python process it starts; fails at the end of the session."""
+    with tempfile.TemporaryDirectory(prefix="kleash-unpickled-") as folder:
+        os.environ["KLEASH_TEST_UNPICKLED"] = folder
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(UNPICKLING), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        runpy.run_path(str(UNPICKLING / "sitecustomize.py"))
+        yield
+        found = sorted({line for file in Path(folder).iterdir() for line in file.read_text().splitlines()})
+        assert not found, "something unpickled:\n" + "\n".join(found)
+
 
 CORPUS = [
     "The cat sat on the mat. The quick brown fox jumps over the lazy dog.",

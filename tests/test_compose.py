@@ -13,6 +13,7 @@ from jobs.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = Path(sys.executable).parent / "docker-compose"
+HADOLINT = Path(sys.executable).parent / "hadolint"
 SERVICES = ("api", "migrate", "postgres", "scorer", "valkey", "worker", "worker-gpu")
 
 
@@ -124,6 +125,42 @@ def test_settings_accept_the_environment_of_each_service(
     assert settings.database_url.get_secret_value() == "redis://a-secret"
     assert settings.data == Path("/data")
     assert settings.unsafe_no_auth is False
+
+
+def test_whoever_shares_the_artifacts_is_the_same_user(stack: dict[str, Any]) -> None:
+    """The scorer reads checkpoints and the API the first key, which only their owner may read."""
+    sharing = {
+        name: service["user"]
+        for name, service in stack["services"].items()
+        if any(volume["source"] == "artifacts" for volume in service.get("volumes", ()))
+    }
+    assert set(sharing) == {"api", "migrate", "scorer", "worker", "worker-gpu"}
+    assert set(sharing.values()) == {"10001:10001"}
+
+
+def test_git_does_not_see_the_secrets() -> None:
+    assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("file", ["Dockerfile.api", "Dockerfile.worker", "standins/Dockerfile"])
+def test_hadolint_finds_nothing(file: str) -> None:
+    done = subprocess.run([HADOLINT, ROOT / "deploy" / file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_hadolint_would_find_something(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM debian\nRUN cd /tmp\n")
+    assert subprocess.run([HADOLINT, tmp_path / "Dockerfile"], capture_output=True, check=False).returncode
+
+
+def test_each_copied_file_is_sent_to_the_engine() -> None:
+    """.dockerignore leaves out everything but the folders that it names."""
+    lines = (ROOT / ".dockerignore").read_text().split()
+    assert lines[0] == "*"
+    for name in ("api", "worker"):
+        text = (ROOT / "deploy" / f"Dockerfile.{name}").read_text()
+        for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE):
+            assert {f"!{source.split('/')[0]}" for source in sources.split()} <= set(lines)
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])

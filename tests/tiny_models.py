@@ -27,8 +27,8 @@ class TinyModels(NamedTuple):
 def build(root: Path) -> TinyModels:
     tiny = TinyModels(root, *(root / name for name in TinyModels._fields[1:]))
     tokenizer = byte_level_tokenizer(vocab_size=400)
-    _save(tiny.base, tokenizer, seed=0)
-    _save(tiny.foreign, byte_level_tokenizer(vocab_size=300), seed=0)
+    save_tiny(tiny.base, tokenizer, seed=0)
+    save_tiny(tiny.foreign, byte_level_tokenizer(vocab_size=300), seed=0)
     for folder, scale in ((tiny.adapter, 0.2), (tiny.null_adapter, 0.0)):
         torch.manual_seed(1)
         peft = get_peft_model(
@@ -62,7 +62,7 @@ def byte_level_tokenizer(vocab_size: int, *, bos: bool = False) -> PreTrainedTok
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<｜begin｜>")
 
 
-def _save(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> None:
+def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> None:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(

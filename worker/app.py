@@ -6,16 +6,19 @@ jobs twice. Whoever starts a worker sets REMAP_SIGTERM=SIGQUIT, so that SIGTERM 
 
 import logging
 import os
+import signal
 import socket
 from functools import cache
 from typing import Any
 
 from celery import Celery
+from celery.signals import task_prerun
 
 from jobs.errors import StoreUnavailable
-from jobs.queue import MESSAGE_SETTINGS, RUN_JOB
+from jobs.queue import MESSAGE_SETTINGS, PRIORITIES, RUN_JOB
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore, open_store
+from worker.alive import sign_of_life
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -34,8 +37,21 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     # Covers only messages that a dead worker held and had not started; the dispatcher is faster.
-    broker_transport_options={"visibility_timeout": 7 * 86_400},
+    broker_transport_options=PRIORITIES | {"visibility_timeout": 7 * 86_400},
 )
+if settings.alive_file is not None:
+    app.steps["worker"].add(sign_of_life(settings.alive_file))
+
+
+def let_children_hear_sigterm(**_: object) -> None:
+    """Celery's pool processes ignore SIGTERM, and so would a program that they start, until it has a handler.
+
+    A signal with a handler, even an empty one, has its default there, and a child that still imports ends at once.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+
+task_prerun.connect(let_children_hear_sigterm)
 
 
 def run_job(job_id: object, epoch: object) -> None:

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.spec import JobFailure
-
-EXIT_FAILED, EXIT_STOPPED = 70, 75
-LOG_TAIL_LINES = 20
-LOG_TAIL_BYTES = 16_384
+from worker.child_log import ChildLog
+from worker.failures import EXIT_CRASHED, EXIT_DISK, EXIT_FAILED, HINTS
 
 
 class Child:
@@ -22,15 +20,21 @@ class Child:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._oom_kills = _oom_kills()
-        with (folder / "log.txt").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # held open: its end of file means that we are gone (jobs.lifeline)
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-                start_new_session=True,
-            )
+        self._log = ChildLog(folder / "log.txt")
+        try:
+            self._process = self._start(command, self._log.child_end)
+        finally:
+            self._log.start()
+
+    def _start(self, command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # held open: its end of file means that we are gone (jobs.lifeline)
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+        )
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code (−n for signal n), or None if it still runs after `timeout_s`."""
@@ -52,24 +56,30 @@ class Child:
         """Leave nothing of it behind."""
         self.kill()
         self._process.wait()
+        self._log.finish()
         if self._process.stdin is not None:
             self._process.stdin.close()
 
     def failure(self, code: int) -> JobFailure:
         """What an exit code other than success and EXIT_STOPPED means."""
-        if code == EXIT_FAILED:
+        self._log.finish()
+        if code in (EXIT_FAILED, EXIT_CRASHED):
             return self._told_failure()
+        if code == EXIT_DISK:
+            return self._failure("disk_full", "The disk takes neither a checkpoint nor the reason why.")
         if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
-            return JobFailure(
-                code="oom_killed",
-                detail="The system ran out of memory and killed the training process.",
-                hint="Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
-                log_tail=self._log_tail(),
+            return self._failure(
+                "oom_killed", "The system ran out of memory and killed the training process."
             )
+        if code == -signal.SIGABRT and any("std::bad_alloc" in line for line in self._log.tail()):
+            return self._failure("host_oom", "The training process ran out of memory and aborted.")
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         if code == 0:
             how = "ended without a result"
-        return JobFailure(code="crashed", detail=f"The training process {how}.", log_tail=self._log_tail())
+        return self._failure("crashed", f"The training process {how}.")
+
+    def _failure(self, code: str, detail: str) -> JobFailure:
+        return JobFailure(code=code, detail=detail, hint=HINTS[code], log_tail=self._log.tail())
 
     def _told_failure(self) -> JobFailure:
         """The failure that the child described in error.json."""
@@ -80,21 +90,16 @@ class Child:
                 detail=str(told["detail"]),
                 hint=told.get("hint"),
                 step=told.get("step"),
-                log_tail=self._log_tail(),
+                log_tail=self._log.tail(),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            detail = "The training process failed and left no readable error.json."
-            return JobFailure(code="crashed", detail=detail, log_tail=self._log_tail())
-
-    def _log_tail(self) -> tuple[str, ...]:
-        with (self._folder / "log.txt").open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            return tuple(log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+            return self._failure("crashed", "The training process failed and left no readable error.json.")
 
 
 def _environment() -> dict[str, str]:
     """Ours, with what makes a resumed run equal to the bit fixed unless the deployment fixed it."""
-    threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", str(cores))
     fixed = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

@@ -3,19 +3,26 @@
 It writes nothing about training: the child does, behind the same fence, and writes `succeeded` itself.
 """
 
+import errno
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 
 from jobs.errors import LeaseLost, StoreUnavailable
-from jobs.ports import Clock, Store
+from jobs.faults import point
+from jobs.files import LocalFiles
+from jobs.leftovers import remove_leftovers
+from jobs.ports import Clock, Files, Store
 from jobs.settings import Settings
 from jobs.spec import Job, JobFailure
 from jobs.states import Desired, Status
 from jobs.system import SystemClock
-from worker.child import EXIT_FAILED, EXIT_STOPPED, Child
+from worker.child import Child
+from worker.failures import EXIT_DISK, EXIT_FAILED, EXIT_STOPPED, FULL, HINTS
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +66,11 @@ class Heartbeat:
         while not self._stop.wait(self._settings.heartbeat_s):
             asked_at = self._clock.monotonic()
             try:
+                point("lease.renew.before")
                 self.job = self._store.heartbeat(
                     self.job.id, self.job.attempt, lease_s=self._settings.lease_s
                 )
+                point("lease.renew.after")
                 self.renewed_at = asked_at
             except StoreUnavailable as error:
                 log.warning("%s: lease not renewed: %s", self.job.id, error)
@@ -143,9 +152,12 @@ class Supervisor:
         worker: str,
         command: Sequence[str] = TRAIN,
         clock: Clock | None = None,
+        files: Files | None = None,
+        start_child: Callable[[Sequence[str], Path], Child] = Child,
     ) -> None:
         self._store, self._settings, self._worker = store, settings, worker
         self._command, self._clock = command, clock or SystemClock()
+        self._files, self._start_child = files or LocalFiles(), start_child
 
     def run(self, job_id: str, epoch: int) -> Status | None:
         """The status this run gave the job; None if it was not ours (any more) and nothing was written.
@@ -168,10 +180,9 @@ class Supervisor:
     def _run(self, job: Job, heart: Heartbeat) -> Status | None:
         folder = self._settings.artifacts / job.id / str(job.attempt)
         try:
-            child = Child([*self._command, job.id, str(job.attempt)], folder)
+            child = self._start_child([*self._command, job.id, str(job.attempt)], folder)
         except OSError as error:
-            detail = f"The training process could not be started: {error}"
-            return self._settle(heart, None, JobFailure(code="crashed", detail=detail))
+            return self._settle(heart, None, *_start_failure(error))
         run = Run(self._store, child, heart, settings=self._settings, clock=self._clock)
         try:
             code = run.watch()
@@ -184,6 +195,14 @@ class Supervisor:
             raise
         finally:
             child.close()
+            self._tidy(job.id, folder)
+
+    def _tidy(self, job_id: str, folder: Path) -> None:
+        """Nothing but this attempt's child ever wrote there, and it is gone."""
+        try:
+            remove_leftovers(self._store, self._files, job_id, folder)
+        except StoreUnavailable as error:
+            log.warning("%s: leftovers stay in %s: %s", job_id, folder, error)
 
     def _settle(
         self, heart: Heartbeat, cause: Cause | None, failure: JobFailure, code: int | None = None
@@ -208,22 +227,36 @@ class Supervisor:
             raise LeaseLost(mine.id)
         if job.done:
             return job.status
-        if code == EXIT_FAILED:
+        if code in (EXIT_FAILED, EXIT_DISK):
             return self._fail(job, failure)
         if cause is Cause.TIMEOUT:
             detail = f"The run took longer than limits.max_runtime_s = {job.spec.limits.max_runtime_s:g}."
-            return self._fail(job, JobFailure(code="timeout", detail=detail, step=job.step))
+            return self._fail(
+                job, replace(failure, code="timeout", detail=detail, hint=HINTS["timeout"], step=job.step)
+            )
         if cause is Cause.STALLED:
             detail = f"The run made no progress for {self._settings.stall_after_s:g} s."
-            failure = JobFailure(code="stalled", detail=detail, step=job.step, log_tail=failure.log_tail)
-        elif cause is not None or code == EXIT_STOPPED:
-            return self._store.hand_back(job.id, job.attempt, reason=cause or "it was told to stop")
+            failure = replace(failure, code="stalled", detail=detail, hint=HINTS["stalled"], step=job.step)
+        elif cause is not None:
+            return self._store.hand_back(job.id, job.attempt, reason=cause)
+        elif code == EXIT_STOPPED:
+            failure = replace(failure, detail="The training process stopped, and nobody had asked it to.")
         elif code == 0:
             return self._fail(job, failure)
-        if job.desired is Desired.RUN and job.crash_count + 1 >= job.spec.limits.max_crashes:
+        if job.desired is not Desired.CANCEL and job.crash_count + 1 >= job.spec.limits.max_attempts:
             return self._fail(job, failure)
         return self._store.hand_back(job.id, job.attempt, reason=failure.code, crashed=True)
 
     def _fail(self, job: Job, failure: JobFailure) -> Status:
         self._store.finish(job.id, job.attempt, Status.FAILED, error=failure)
         return Status.FAILED
+
+
+def _start_failure(error: OSError) -> tuple[JobFailure, int | None]:
+    """What it means that there is no child, and the exit code that a child would have told it with."""
+    detail = f"The training process could not be started: {error}"
+    if error.errno in FULL:
+        return JobFailure(code="disk_full", detail=detail, hint=HINTS["disk_full"]), EXIT_DISK
+    if error.errno == errno.EROFS:
+        return JobFailure(code="storage_failed", detail=detail, hint=HINTS["storage_failed"]), EXIT_DISK
+    return JobFailure(code="crashed", detail=detail, hint=HINTS["crashed"]), None

@@ -16,7 +16,8 @@ from api.schemas_jobs import (
     PublicStatus,
     SampleList,
 )
-from jobs.spec import JobSpec
+from jobs.spec import Job, JobSpec
+from jobs.states import Action
 
 router = v1_router("jobs")
 MAX_PAGE, MAX_ROWS, INT32 = 100, 1000, 2**31 - 1
@@ -94,6 +95,28 @@ def show(
 
 
 @router.post(
+    "/jobs/{job_id}/pause",
+    operation_id="jobs_pause",
+    summary="Pause a job",
+    responses=STOPPING | problems(404, 409),
+)
+def pause(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
+    """Paused at once while queued; else 202 and `pausing` until its process has saved and stopped."""
+    return requested(jobs.request(Action.PAUSE, job_id, owner), response)
+
+
+@router.post(
+    "/jobs/{job_id}/resume",
+    operation_id="jobs_resume",
+    summary="Resume a paused job",
+    responses=problems(404, 409),
+)
+def resume(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
+    """Queued again, to go on from its last checkpoint; a job that is still `pausing` runs on."""
+    return requested(jobs.request(Action.RESUME, job_id, owner), response)
+
+
+@router.post(
     "/jobs/{job_id}/cancel",
     operation_id="jobs_cancel",
     summary="Cancel a job",
@@ -101,10 +124,7 @@ def show(
 )
 def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
     """Cancelled at once if nothing runs; else 202 and `cancelling` until its process has stopped."""
-    job = jobs.cancel(job_id, owner)
-    response.status_code = 200 if job.done else 202
-    response.headers["ETag"] = etag(job.version)
-    return JobDocument.of(job)
+    return requested(jobs.request(Action.CANCEL, job_id, owner), response)
 
 
 @router.get(
@@ -167,6 +187,13 @@ def samples(
     """What the policy wrote, with its rewards and KL."""
     page = jobs.samples(job_id, owner, step=step, kind=kind, limit=clamp(limit, MAX_ROWS))
     return SampleList.of(page)
+
+
+def requested(job: Job, response: Response) -> JobDocument:
+    """The answer to a request: 202 while the process of the job has yet to follow it."""
+    response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
+    response.headers["ETag"] = etag(job.version)
+    return JobDocument.of(job)
 
 
 def clamp(limit: int, most: int) -> int:

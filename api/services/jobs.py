@@ -1,4 +1,4 @@
-"""What a client can do with jobs: create, look, cancel. Every call sees only the owner's jobs."""
+"""What a client can do with jobs: create, look, pause, resume, cancel. Every call sees only the owner's jobs."""
 
 import hashlib
 import json
@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from api.errors import AdapterNotTrainable, InvalidCursor
+from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
 from api.services.models import ModelResolver
 from jobs.errors import JobNotFound
 from jobs.ports import Created, Rng, Store
+from jobs.scoring_wire import ModelSource
 from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, Sample
+from jobs.states import Action
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
@@ -54,15 +56,21 @@ class JobService:
 
         Raises:
             UnknownModel, AdapterNotTrainable, PathNotAllowed, FileNotFound: what it names is of no use.
+            CheckpointMismatch: it cannot go on from the checkpoint in `resume_from`.
             IdempotencyKeyReused: the key belongs to another request.
         """
+        request_sha256 = canonical_sha256(spec)
+        if idempotency_key is not None:  # a repeat succeeds even if what it names has gone meanwhile
+            before = self._store.find_replay(owner, idempotency_key, request_sha256)
+            if before is not None:
+                return Created(job=before, replayed=True)
         created = self._store.create_job(
             self._rng.job_id(),
             owner,
             spec,
             self._resolved(spec, owner),
             idempotency_key=idempotency_key,
-            request_sha256=canonical_sha256(spec),
+            request_sha256=request_sha256,
         )
         self._wake()
         return created
@@ -82,9 +90,11 @@ class JobService:
         jobs = self._store.list_jobs(owner=owner, status=status, after=after, limit=limit + 1)
         return JobPage(jobs[:limit], len(jobs) > limit)
 
-    def cancel(self, job_id: str, owner: str) -> Job:
-        """Ask for the end: at once if nothing runs. Raises IllegalTransition if it has ended otherwise."""
-        return self._store.request_cancel(_known_shape(job_id), owner)
+    def request(self, action: Action, job_id: str, owner: str) -> Job:
+        """Pause, resume or cancel (jobs.states.REQUESTS). Raises IllegalTransition."""
+        job = self._store.request(_known_shape(job_id), action, owner)
+        self._wake()
+        return job
 
     def events(self, job_id: str, owner: str, *, after: int, limit: int) -> EventPage:
         """Events with seq > after."""
@@ -118,8 +128,34 @@ class JobService:
         data = spec.config.data
         return {
             "model": model.model_dump(),
+            "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
             "prompts_file": data.prompts_file and self._models.resolve_file(data.prompts_file),
             "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),
+        }
+
+    def _start(self, spec: JobSpec, name: str, model: ModelSource, owner: str) -> dict[str, object]:
+        """Where the checkpoint is that the job goes on from, which must fit it."""
+        source, saved = self._models.checkpoint(name, owner)
+        theirs, ours = source.spec.config, spec.config
+        steps = ours.optimization.steps
+        if source.resolved["model"]["path"] != model.path:
+            raise CheckpointMismatch("resume_from is a checkpoint of another model than config.model.name")
+        if theirs.model.lora != ours.model.lora:
+            made_with = f"rank {theirs.model.lora.rank} and alpha {theirs.model.lora.alpha:g}"
+            raise CheckpointMismatch(
+                f"resume_from was made with {made_with}, config.model.lora differs from that"
+            )
+        if steps <= saved.step:
+            raise CheckpointMismatch(
+                f"resume_from has completed step {saved.step}: optimization.steps ({steps}) counts from the "
+                "first step and must be higher"
+            )
+        return {
+            "path": saved.path,
+            "sha256": saved.sha256,
+            "step": saved.step,
+            "job_id": saved.job_id,
+            "name": saved.name,
         }
 
 

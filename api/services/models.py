@@ -14,10 +14,12 @@ from jobs.errors import JobNotFound
 from jobs.ports import Store
 from jobs.scoring_wire import ModelSource
 from jobs.settings import Settings
+from jobs.spec import CHECKPOINT_NAME, Checkpoint, Job
 
-CHECKPOINT = re.compile(r"(job_[0-9a-f]{32})@([a-z0-9][a-z0-9-]{0,63})")
+CHECKPOINT = re.compile(CHECKPOINT_NAME)
 ADAPTER_CONFIG = "adapter_config.json"
 MAX_ADAPTER_CONFIG_BYTES = 1_000_000
+MAX_PATH_CHARS = 4096
 
 
 class ListedModel(NamedTuple):
@@ -28,6 +30,13 @@ class ListedModel(NamedTuple):
     default_for: tuple[str, ...]
 
 
+class Saved(NamedTuple):
+    """A checkpoint and the job that made it."""
+
+    job: Job
+    checkpoint: Checkpoint
+
+
 class ModelResolver:
     """Finds models and prompt files by what requests call them."""
 
@@ -36,17 +45,17 @@ class ModelResolver:
         self._store = store
         self._roots = [Path(os.path.realpath(root)) for root in settings.model_roots]
 
-    def resolve(self, name: str, owner: str | None) -> ModelSource:
-        """Where the weights of `name` are; `owner` None sees every job's checkpoints.
+    def resolve(self, name: str, owner: str) -> ModelSource:
+        """Where the weights of `name` are.
 
         Raises:
             UnknownModel: nothing is called so (or the checkpoint is another owner's).
             PathNotAllowed: a path that leads outside the roots.
         """
         if name in self._registry.models:
-            return self._registered(name)
-        if match := CHECKPOINT.fullmatch(name):
-            return self._checkpoint(match[1], match[2], owner)
+            return self._registry.source(name)
+        if CHECKPOINT.fullmatch(name):
+            return self._saved_model(name, owner)
         if "/" in name or name.startswith("."):
             return self._folder(name)
         raise UnknownModel("no registered model, job checkpoint or folder has this name; see GET /v1/models")
@@ -79,23 +88,22 @@ class ModelResolver:
             for name, model in sorted(registry.models.items())
         ]
 
-    def _registered(self, name: str) -> ModelSource:
-        model = self._registry.models[name]
-        if model.base is None:
-            return ModelSource(path=model.source)
-        base = self._registry.models.get(model.base)
-        if base is None or base.base is not None:
-            raise UnknownModel("the registry gives this adapter a base that is no registered base model")
-        return ModelSource(path=model.source, base=base.source)
-
-    def _checkpoint(self, job_id: str, name: str, owner: str | None) -> ModelSource:
+    def checkpoint(self, name: str, owner: str) -> Saved:
+        """The checkpoint called `job_…@step-40`. Raises UnknownModel, also when it is another owner's."""
+        match = CHECKPOINT.fullmatch(name)
+        if match is None:
+            raise UnknownModel("a checkpoint is called job_<id>@<name>")
         try:
-            job = self._store.get_job(job_id, owner)
+            job = self._store.get_job(match[1], owner)
         except JobNotFound:
             raise UnknownModel("no such job") from None
-        checkpoint = self._store.get_checkpoint(job_id, name)
+        checkpoint = self._store.get_checkpoint(match[1], match[2])
         if checkpoint is None:
             raise UnknownModel("the job has no such checkpoint (any more); see its /checkpoints")
+        return Saved(job, checkpoint)
+
+    def _saved_model(self, name: str, owner: str) -> ModelSource:
+        job, checkpoint = self.checkpoint(name, owner)
         source = ModelSource.model_validate(job.resolved["model"])
         return ModelSource(path=checkpoint.path, base=source.base or source.path)
 
@@ -128,8 +136,8 @@ class ModelResolver:
 
     def _below_roots(self, name: str) -> Path:
         """The real path, symbolic links followed, which must lie below a root. Looks at nothing else."""
-        if "\0" in name:
-            raise PathNotAllowed("a path holds no NUL")
+        if "\0" in name or len(name) > MAX_PATH_CHARS:  # following links is quadratic in the length
+            raise PathNotAllowed(f"a path has at most {MAX_PATH_CHARS} characters, none of them NUL")
         candidates = [Path(os.path.realpath(root / name)) for root in self._roots]
         allowed = [path for path in candidates if any(path.is_relative_to(root) for root in self._roots)]
         if not allowed:

@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from jobs.errors import StoreUnavailable
 from jobs.ports import Broker, Scorer, Store
 
@@ -26,6 +24,6 @@ def _as_check(answers: bool) -> Check:
 def _database_answers(store: Store) -> bool:
     try:
         store.key_secret_sha256("")
-    except (StoreUnavailable, SQLAlchemyError):  # the second: no tables yet
+    except StoreUnavailable:
         return False
     return True

@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import structlog
 from fastapi import FastAPI
@@ -18,12 +19,13 @@ from api.app import create_app
 from jobs import keys
 from jobs.errors import BrokerUnavailable, ScorerUnavailable
 from jobs.schema import metadata
-from jobs.scoring_wire import ScoreReply, ScoreRequest
+from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
 
 BASE_URL = "http://127.0.0.1:8000"
+HERE = ("127.0.0.1", 50_000)  # where requests come from
 
 
 class FakeBroker:
@@ -33,7 +35,7 @@ class FakeBroker:
         self.up = True
         self.published: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
 
-    def publish(self, job_id: str, epoch: int, *, queue: str) -> None:
+    def publish(self, job_id: str, epoch: int, *, queue: str, priority: int) -> None:
         if not self.up:
             raise BrokerUnavailable("down")
         self.published.put((job_id, epoch, queue))
@@ -141,6 +143,26 @@ def scorer() -> FakeScorer:
 
 
 @pytest.fixture
+def answering(scorer: FakeScorer) -> None:
+    """The scorer answers whatever it is asked with three tokens for each text."""
+
+    def answer(request: ScoreRequest) -> ScoreReply:
+        one = np.ones(3, np.int32)
+        values = np.array([np.nan, 1.0, 2.0], np.float32)
+        item = ItemScores(
+            token_ids=one,
+            start=one - 1,
+            end=one,
+            scored=np.array([False, True, True]),
+            quantities=dict.fromkeys(request.quantities, values),
+        )
+        items: list[ItemScores | ItemError] = [item] * len(request.items)
+        return ScoreReply(items=items, tokenizer_sha256="0" * 64, vocab_size=9, weights_dtype="float32")
+
+    scorer.answer = answer
+
+
+@pytest.fixture
 def new_app(
     store: SqlStore, broker: FakeBroker, scorer: FakeScorer, openapi_document: dict[str, Any]
 ) -> Callable[[Settings], FastAPI]:
@@ -162,7 +184,7 @@ def app(new_app: Callable[[Settings], FastAPI], settings: Settings) -> FastAPI:
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """Open mode, under a loopback name."""
-    with DeclaredClient(app, base_url=BASE_URL, raise_server_exceptions=False) as client:
+    with DeclaredClient(app, base_url=BASE_URL, client=HERE, raise_server_exceptions=False) as client:
         yield client
 
 

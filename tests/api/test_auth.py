@@ -19,7 +19,9 @@ def operations(app: FastAPI) -> list[tuple[str, str]]:
 
 
 def test_every_operation_but_the_probes_needs_a_key(keyed_client: TestClient, new_key: NewKey) -> None:
-    revoked_looking = new_key()["Authorization"][:-1] + "!"
+    good = new_key()["Authorization"]
+    known, unknown = good.split("_")[1], "0" * 8
+    assert known != unknown
     walked = 0
     for method, path in operations(keyed_client.app):  # type: ignore[arg-type]
         url = path.replace("{job_id}", "job_" + "0" * 32)
@@ -34,7 +36,9 @@ def test_every_operation_but_the_probes_needs_a_key(keyed_client: TestClient, ne
             "Basic eDp5",
             "Bearer kl_a_b",
             "Bearer kl__",
-            revoked_looking,
+            good + "!",
+            f"Bearer kl_{known}_{'A' * 43}",  # the shape of a key, another secret
+            f"Bearer kl_{unknown}_{good[-43:]}",  # a secret of ours under nobody's id
         ):
             # A body that is no JSON either: the key comes first.
             headers = {"Content-Type": "application/json"} | ({"Authorization": value} if value else {})
@@ -88,6 +92,19 @@ def test_open_mode_refuses_every_other_name(client: TestClient, app: FastAPI) ->
             continue
         response = client.request(method, path.replace("{job_id}", "job_" + "0" * 32), headers={"Host": host})
         assert (response.status_code, response.json()["code"]) == (403, "host_not_allowed"), (path, host)
+
+
+def test_open_mode_refuses_every_other_machine(
+    app: FastAPI, keyed_client: TestClient, new_key: NewKey
+) -> None:
+    for address, status in (("127.0.0.1", 200), ("127.9.9.9", 200), ("::1", 200), ("10.0.0.7", 403)):
+        client = TestClient(app, base_url="http://127.0.0.1:8000", client=(address, 50_000))
+        response = client.get("/v1/jobs")
+        assert response.status_code == status, address
+        if status == 403:
+            assert response.json()["code"] == "host_not_allowed"
+    away = TestClient(keyed_client.app, base_url="http://kleash.example", client=("10.0.0.7", 50_000))
+    assert away.get("/v1/jobs", headers=new_key()).status_code == 200
 
 
 def test_with_keys_any_host_name_will_do(keyed_client: TestClient, new_key: NewKey) -> None:

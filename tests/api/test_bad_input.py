@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-from api.errors import MAX_BYTES, MEDIA_TYPE
+from api.errors import MAX_BYTES, MEDIA_TYPE, problem
 from api.schemas import Problem
 from jobs.sql_store import SqlStore
 
@@ -102,6 +102,36 @@ MISFITS: dict[str, tuple[Edit, str, str]] = {
         "value_error",
     ),
     "batch does not divide": (with_config(rollout={"batch_size": 7}), "/config", "value_error"),
+    "no pattern": (
+        with_config(reward={"kind": "regex", "pattern": f"({CANARY}"}),
+        "/config/reward/pattern",
+        "value_error",
+    ),
+    "too many repetitions": (
+        with_config(reward={"kind": "regex", "pattern": f"{CANARY}{{9999999999}}"}),
+        "/config/reward/pattern",
+        "value_error",
+    ),
+    "a deep pattern": (
+        with_config(reward={"kind": "regex", "pattern": "(" * 500 + ")" * 500}),
+        "/config/reward/pattern",
+        "value_error",
+    ),
+    "a long name": (
+        with_config(model={"name": "a/" * 3000}),
+        "/config/model/name",
+        "string_too_long",
+    ),
+    "a long file name": (
+        with_config(data={"prompts_file": "a/" * 3000}),
+        "/config/data/prompts_file",
+        "string_too_long",
+    ),
+    "a long checkpoint": (
+        lambda spec: spec | {"resume_from": "a" * 5000},
+        "/resume_from",
+        "string_too_long",
+    ),
 }
 
 
@@ -125,6 +155,18 @@ def test_a_thousand_mistakes_fit_into_two_kilobytes(client: TestClient, spec: di
     spec["config"]["optimization"] = {f"{CANARY}{i}": i for i in range(900)}
     problem = refused(client.post("/v1/jobs", json=spec), 422, "validation_error")
     assert 5 <= len(problem["errors"]) <= 20
+
+
+def test_no_detail_is_too_long_for_two_kilobytes() -> None:
+    scope = {"type": "http", "path": "/"}
+    for text in ("é", "😀", "\x00", '"', "\ud800"):  # of 2, 4, 6, 2 and 1 bytes as JSON
+        errors = [{"pointer": "/a", "code": "c", "detail": text * 300}] * 20
+        response = problem(scope, 422, "c", text * 5000, errors=errors)
+        assert len(response.body) <= MAX_BYTES
+        assert len(json.loads(response.body)["detail"]) == 300, text
+    crowded = problem(scope, 422, "c", "\x00" * 300, context={"actual": "9" * 400})
+    assert len(crowded.body) <= MAX_BYTES
+    assert json.loads(crowded.body)["detail"] == "\x00" * 150
 
 
 UNUSABLE_MODELS = (
@@ -241,9 +283,10 @@ FRAGMENTS = st.lists(
 ).map(b"".join)
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/divergences"])
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.usefixtures("answering")
 def test_no_body_makes_a_5xx(client: TestClient, path: str) -> None:
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(body=TEXTS | FRAGMENTS)
     def fuzz(body: bytes) -> None:
         response = client.post(path, content=body, headers=JSON)
@@ -255,7 +298,8 @@ def test_no_body_makes_a_5xx(client: TestClient, path: str) -> None:
     fuzz()
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/divergences"])
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.usefixtures("answering")
 def test_no_edit_of_a_good_body_makes_a_5xx(client: TestClient, path: str, spec: dict[str, Any]) -> None:
     """Bodies that get past the outer schema: one place of a valid request is replaced by anything."""
     good = {
@@ -264,9 +308,14 @@ def test_no_edit_of_a_good_body_makes_a_5xx(client: TestClient, path: str, spec:
             {"policy": {"probs": [0.7, 0.3]}, "reference": {"logits": [0.5, 0.5]}},
             {"policy_logprobs": [-1.0], "reference_logprobs": [-2.0], "reward": 1.0, "beta": 0.1},
         ],
+        "/v1/scores": [
+            {"input": "abc", "policy": "tuned", "reference": "base", "temperature": 1.0},
+            {"input": ["a", {"prompt": "b", "completion": "c"}], "reward": [1.0, 0.5], "beta": 0.1},
+            {"input": {"prompt": "b", "completion": "c"}, "quantities": ["kl", "k2"], "per_token": False},
+        ],
     }[path]
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(base=st.sampled_from(good), data=st.data())
     def fuzz(base: dict[str, Any], data: st.DataObject) -> None:
         body = json.loads(json.dumps(base))

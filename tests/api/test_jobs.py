@@ -65,6 +65,7 @@ def test_what_the_worker_needs_is_resolved_at_creation(
         "model": {"path": "org/base", "base": None},
         "prompts_file": str((roots / "prompts.jsonl").resolve()),
         "eval_prompts_file": None,
+        "resume_from": None,
     }
 
 
@@ -101,11 +102,33 @@ def test_a_key_is_bound_to_the_meaning_of_the_body_not_to_its_spelling(
     client: TestClient, spec: dict[str, Any]
 ) -> None:
     first = create(client, spec, **{"Idempotency-Key": "k"})
-    spelled_out = {"metadata": {}, **dict(reversed(spec.items())), "limits": {"max_crashes": 3}}
+    spelled_out = {"metadata": {}, **dict(reversed(spec.items())), "limits": {"max_attempts": 3}}
     assert create(client, spelled_out, **{"Idempotency-Key": "k"})["id"] == first["id"]
 
     other = client.post("/v1/jobs", json=spec | {"name": "other"}, headers={"Idempotency-Key": "k"})
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_a_repeat_finds_its_job_even_when_what_it_names_has_gone(
+    client: TestClient, spec: dict[str, Any], roots: Any
+) -> None:
+    spec["config"]["data"] = {"prompts_file": "prompts.jsonl"}
+    first = create(client, spec, **{"Idempotency-Key": "k"})
+    (roots / "prompts.jsonl").unlink()
+    again = client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.json()["id"]) == (201, first["id"])
+    assert again.headers["idempotency-replayed"] == "true"
+    assert client.post("/v1/jobs", json=spec).json()["code"] == "file_not_found"
+    spec["name"] = "another"
+    other = client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "k"})
+    assert other.json()["code"] == "idempotency_key_reused"
+
+
+def test_a_list_leaves_the_configs_out(client: TestClient, spec: dict[str, Any]) -> None:
+    job = create(client, spec)
+    (listed,) = client.get("/v1/jobs").json()["data"]
+    assert "config" not in listed
+    assert listed | {"config": job["config"]} == client.get(job["links"]["self"]).json()
 
 
 def test_pages_hold_every_job_once_newest_first(client: TestClient, spec: dict[str, Any]) -> None:
@@ -155,6 +178,103 @@ def test_cancel_is_final_at_once_while_queued_and_asked_for_while_running(
     late = client.post(f"/v1/jobs/{running}/cancel")
     assert (late.status_code, late.json()["code"]) == (409, "invalid_state")
     assert late.json()["instance"] == f"/v1/jobs/{running}/cancel"
+
+
+def test_pause_and_resume(client: TestClient, store: SqlStore, broker: Any, spec: dict[str, Any]) -> None:
+    def ask(action: str) -> tuple[int, str]:
+        answer = client.post(f"/v1/jobs/{job_id}/{action}")
+        return answer.status_code, answer.json().get("status")
+
+    job_id = create(client, spec)["id"]
+    assert broker.published.get(timeout=30)[:2] == (job_id, 1)
+    assert ask("pause") == ask("pause") == (200, "paused")
+    assert client.get("/v1/jobs", params={"status": "paused"}).json()["data"][0]["done"] is False
+    assert ask("resume") == ask("resume") == (200, "queued")
+    assert broker.published.get(timeout=30)[:2] == (job_id, 2), "the dispatcher was woken"
+    attempt = claimed(store, job_id).attempt
+    assert ask("pause") == ask("pause") == (202, "pausing")
+    assert ask("resume") == ask("resume") == (200, "running")
+    assert ask("pause") == (202, "pausing")
+    assert store.hand_back(job_id, attempt, reason="r") is Status.PAUSED
+    assert ask("resume") == (200, "queued")
+    claimed(store, job_id)
+    assert ask("cancel") == (202, "cancelling")
+    refused = client.post(f"/v1/jobs/{job_id}/pause")
+    assert (refused.status_code, refused.json()["code"]) == (409, "invalid_state")
+    assert "is cancelling" in refused.json()["detail"]
+    assert client.post(f"/v1/jobs/{job_id}/resume").status_code == 409
+
+
+def saved(store: SqlStore, job_id: str, step: int) -> str:
+    """A checkpoint of a running job, by the name a request gives it."""
+    attempt = claimed(store, job_id).attempt
+    digest, name = "ab" * 32, f"step-{step}"
+    store.record_checkpoint(job_id, attempt, name=name, step=step, path=f"/a/{name}", sha256=digest, size=7)
+    return f"{job_id}@{name}"
+
+
+def test_a_job_goes_on_from_a_checkpoint_of_another(
+    client: TestClient, store: SqlStore, spec: dict[str, Any]
+) -> None:
+    name = saved(store, create(client, spec)["id"], 3)
+    job = create(client, spec | {"resume_from": name, "priority": 9})
+    assert (job["resume_from"], job["priority"]) == (name, 9)
+    assert (job["progress"]["step"], job["progress"]["percent"]) == (3, 75.0)
+    assert store.get_job(job["id"]).resolved["resume_from"] == {
+        "path": "/a/step-3",
+        "sha256": "ab" * 32,
+        "step": 3,
+        "job_id": name.partition("@")[0],
+        "name": "step-3",
+    }
+    attempt = claimed(store, job["id"]).attempt
+    store.record_step(job["id"], attempt, step=4, metrics={}, timings={})
+    assert client.get(job["links"]["self"]).json()["progress"]["eta_s"] == 0
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
+    client: TestClient, store: SqlStore, spec: dict[str, Any]
+) -> None:
+    name = saved(store, create(client, spec)["id"], 3)
+
+    def refused(resume_from: Any = name, **config: Any) -> tuple[int, str, str]:
+        body = {"config": spec["config"] | config, "resume_from": resume_from}
+        problem = client.post("/v1/jobs", json=body).json()
+        return problem["status"], problem["code"], problem["detail"]
+
+    for given in ("", "x", f"{name}/..", name.replace("@", "%"), 7):
+        assert refused(given)[:2] == (422, "validation_error")
+    for given in (name.replace("step-3", "step-4"), "job_" + "0" * 32 + "@final"):
+        assert refused(given)[:2] == (422, "unknown_model")
+    mismatch = (422, "checkpoint_mismatch")
+    assert refused(model={"name": "plain/"})[:2] == mismatch
+    code, detail = refused(model={"name": "base", "lora": {"rank": 4}})[1:]
+    assert (code, "rank 8 and alpha 16" in detail) == ("checkpoint_mismatch", True)
+    code, detail = refused(optimization={"steps": 3})[1:]
+    assert (code, "has completed step 3" in detail) == ("checkpoint_mismatch", True)
+    assert len(client.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_another_owner_s_checkpoint_is_not_there(
+    keyed_client: TestClient, new_key: Any, store: SqlStore, spec: dict[str, Any]
+) -> None:
+    mine, theirs = new_key(), new_key()
+    name = saved(store, create(keyed_client, spec, **mine)["id"], 3)
+    answer = keyed_client.post("/v1/jobs", json=spec | {"resume_from": name}, headers=theirs)
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_model")
+    assert create(keyed_client, spec | {"resume_from": name}, **mine)["progress"]["step"] == 3
+
+
+def test_a_repeated_create_is_answered_even_if_what_it_names_has_gone(
+    client: TestClient, store: SqlStore, spec: dict[str, Any]
+) -> None:
+    name = saved(store, create(client, spec)["id"], 3)
+    first = create(client, spec | {"resume_from": name}, **{"Idempotency-Key": "k"})
+    store.drop_checkpoints(name.partition("@")[0], 1, ["step-3"])
+    assert client.post("/v1/jobs", json=spec | {"resume_from": name}).status_code == 422
+    again = client.post("/v1/jobs", json=spec | {"resume_from": name}, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.json()["id"]) == (201, first["id"])
+    assert again.headers["idempotency-replayed"] == "true"
 
 
 def test_a_run_is_reported_with_metrics_samples_events_and_checkpoints(
@@ -217,9 +337,10 @@ def test_a_failed_job_says_why(client: TestClient, store: SqlStore, spec: dict[s
 
 def test_an_unknown_job_is_a_404_everywhere(client: TestClient) -> None:
     ids = ("job_" + "0" * 32, "x", "job_%00", "job_" + "A" * 32, "..%2f..", "%F0%9F%98%80")
-    parts = ("", "/events", "/metrics", "/checkpoints", "/samples", "/cancel")
+    actions = ("/pause", "/resume", "/cancel")
+    parts = ("", "/events", "/metrics", "/checkpoints", "/samples", *actions)
     for job_id, part in product(ids, parts):
-        method = "POST" if part == "/cancel" else "GET"
+        method = "POST" if part in actions else "GET"
         response = client.request(method, f"/v1/jobs/{job_id}{part}")
         assert (response.status_code, response.json()["code"]) == (404, "not_found"), (job_id, part)
 

@@ -5,17 +5,21 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.schemas_scores import ScoreList
-from api.scorer import HttpScorer
+from api.schemas_scores import ScoreList, ScoresRequest
+from api.scorer import MAX_WAITING, HttpScorer
 from api.services.scores import ratio_estimate
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import (
@@ -291,7 +295,7 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
     models = {"models_file": tmp_path / "models.json", "model_roots": [tiny.root]}
     settings = type(settings).model_validate(settings.model_dump() | models)
     app = create_app(settings, store=store, broker=broker, scorer=real_scorer)
-    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+    with TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 1)) as client:
         texts = ["the cat sat on the mat", {"prompt": "日本", "completion": "語 👩‍👩‍👧 e\u0301"}]
         found = post(client, {"input": texts, "quantities": list(QUANTITIES)})
         for score, text in zip(found["data"], texts, strict=True):
@@ -317,6 +321,62 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
         )
         assert post(client, {"input": "x" * 400}, 413)["code"] == "input_too_long"
         assert post(client, {"input": ["ab cd", "x" * 400]})["partial"] is True
+
+
+def test_waiting_requests_leave_threads_for_the_other_routes():
+    """A scorer that answers nobody until told: request 17 is refused at once, and fits when one has gone."""
+    held, arrived = threading.Event(), threading.Semaphore(0)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            arrived.release()
+            assert held.wait(PATIENCE_S)
+            self.send_error(504)
+
+        def log_message(self, *_):
+            pass
+
+    request = ScoreRequest(
+        policy=ModelSource(path="a"), reference=ModelSource(path="b"), items=[ScoreItem(text="c")]
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(MAX_WAITING) as pool:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        scorer = HttpScorer(f"http://127.0.0.1:{server.server_port}")
+        waiting = [pool.submit(scorer.score, request, timeout_s=PATIENCE_S) for _ in range(MAX_WAITING)]
+        for _ in waiting:
+            assert arrived.acquire(timeout=PATIENCE_S)
+        with pytest.raises(ScorerOverloaded) as refused:
+            scorer.score(request, timeout_s=PATIENCE_S)
+        assert refused.value.retry_after_s >= 1
+        held.set()
+        assert {type(future.exception(PATIENCE_S)) for future in waiting} == {DeadlineExceeded}
+        with pytest.raises(DeadlineExceeded):  # a failed request has given its place back
+            scorer.score(request, timeout_s=PATIENCE_S)
+        scorer.close()
+        server.shutdown()
+
+
+LISTS = {
+    "input": lambda wrong: {"input": wrong},
+    "reward": lambda wrong: {"input": "a", "reward": wrong},
+    "quantities": lambda wrong: {"input": "a", "quantities": wrong[:8]},
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_wrong_elements_costs_one_error(name):
+    with pytest.raises(ValidationError) as refused:
+        ScoresRequest.model_validate(LISTS[name]([None] * 4096))
+    assert sum(name in error["loc"] for error in refused.value.errors()) <= (2 if name == "reward" else 1)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_the_request_is_bounded(name):
+    right = {"input": ["a"] * 4097, "reward": [1.0] * 4097, "quantities": ["kl"] * 9}[name]
+    with pytest.raises(ValidationError) as refused:
+        ScoresRequest.model_validate({"input": "a", "beta": 1.0, "reward": 1.0} | {name: right})
+    assert "too_long" in {error["type"] for error in refused.value.errors()}
 
 
 def test_a_scorer_that_is_not_there_is_unavailable(tmp_path):

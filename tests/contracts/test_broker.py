@@ -7,14 +7,17 @@ import signal
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from jobs.errors import BrokerUnavailable
-from jobs.queue import RUN_JOB, CeleryBroker
+from jobs.queue import PRIORITIES, RUN_JOB, CeleryBroker
 
 
 def messages(valkey: Any, queue: str) -> list[Any]:
-    raw = valkey.client().lrange(queue, 0, -1)
-    return [json.loads(item) for item in reversed(raw)]
+    client = valkey.client()
+    urgent_first = [queue, *(f"{queue}\x06\x16{level}" for level in range(1, 10))]
+    raw = [item for key in urgent_first for item in reversed(client.lrange(key, 0, -1))]
+    return [json.loads(item) for item in raw]
 
 
 def test_a_message_is_json_with_an_id_and_an_epoch(valkey: Any) -> None:
@@ -29,6 +32,22 @@ def test_a_message_is_json_with_an_id_and_an_epoch(valkey: Any) -> None:
         args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
         assert args == []
         assert kwargs == {"job_id": expected[0], "epoch": expected[1]}
+
+
+def test_of_waiting_messages_the_highest_priority_is_taken_first(valkey: Any) -> None:
+    broker = CeleryBroker(valkey.url)
+    priorities = [5, 0, 9, 4, 9, 5, 1]
+    for n, priority in enumerate(priorities):
+        broker.publish(f"job_{n}", 1, queue="cpu", priority=priority)
+    taken: list[int] = []
+    with Celery(broker=valkey.url, set_as_current=False) as app:
+        app.conf.broker_transport_options = PRIORITIES
+        with app.connection_for_read() as connection, connection.SimpleQueue("cpu") as queue:
+            for _ in priorities:
+                message = queue.get(timeout=10)
+                taken.append(int(message.payload[1]["job_id"].removeprefix("job_")))
+                message.ack()
+    assert taken == sorted(range(7), key=lambda n: (-priorities[n], n))
 
 
 def test_a_broker_that_comes_back_has_kept_its_messages(valkey: Any) -> None:

@@ -5,20 +5,28 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
-from jobs.errors import IdempotencyKeyReused, IllegalTransition, JobNotFound, LeaseLost, StoreUnavailable
+from jobs.errors import (
+    CheckpointGone,
+    IdempotencyKeyReused,
+    IllegalTransition,
+    JobNotFound,
+    LeaseLost,
+    StoreUnavailable,
+)
 from jobs.schema import api_keys, jobs
 from jobs.spec import Job, JobFailure, JobSpec, NewEvent, Sample
 from jobs.sql_store import SqlStore
-from jobs.states import SOURCES, TERMINAL, Desired, Status
+from jobs.states import SOURCES, TERMINAL, Action, Desired, Status, public_status
 
 LEASE_S = 30.0
 SPEC = JobSpec.model_validate_json(
-    """{"name": "n", "metadata": {"team": "rl"}, "limits": {"max_crashes": 2},
+    """{"name": "n", "metadata": {"team": "rl"}, "limits": {"max_attempts": 2},
         "config": {"model": {"name": "m"}, "data": {"prompts": ["a", "b\\u0000"]},
                    "reward": {"kind": "length", "target_tokens": 3}, "optimization": {"steps": 5}}}"""
 )
@@ -41,15 +49,15 @@ def set_row(store: SqlStore, job_id: str, **values: Any) -> None:
 
 
 def in_state(store: SqlStore, name: str) -> Job:
-    """A job in a public state, reached through the port (`desired = pause` has no method yet)."""
+    """A job in a public state, reached through the port."""
     create(store)
     if name in ("queued", "cancelled"):
-        return store.get_job("job_1") if name == "queued" else store.request_cancel("job_1")
+        return store.get_job("job_1") if name == "queued" else store.request("job_1", Action.CANCEL)
     job = claim(store)
     if name == "cancelling":
-        return store.request_cancel("job_1")
+        return store.request("job_1", Action.CANCEL)
     if name in ("pausing", "paused"):
-        set_row(store, "job_1", desired=Desired.PAUSE)
+        store.request("job_1", Action.PAUSE)
     if name == "paused":
         store.hand_back("job_1", job.attempt, reason="r")
     if name in ("succeeded", "failed"):
@@ -171,29 +179,88 @@ def test_claim_takes_queued_jobs_of_its_epoch_only(store: SqlStore, state: str) 
     assert claimed.lease_until == claimed.started_at + LEASE_S  # type: ignore[operator]
 
 
-AFTER_CANCEL = {
-    "queued": "cancelled",
-    "paused": "cancelled",
-    "running": "cancelling",
-    "pausing": "cancelling",
-    "cancelling": "cancelling",
-    "cancelled": "cancelled",
+# action -> public state before -> after, event; a repeat changes nothing; a state that is not named refuses.
+AFTER_REQUEST: dict[str, dict[str, tuple[str, str | None]]] = {
+    "pause": {
+        "queued": ("paused", "job.paused"),
+        "running": ("pausing", "job.pausing"),
+        "pausing": ("pausing", None),
+        "paused": ("paused", None),
+    },
+    "resume": {
+        "paused": ("queued", "job.resumed"),
+        "pausing": ("running", "job.pause_withdrawn"),
+        "queued": ("queued", None),
+        "running": ("running", None),
+    },
+    "cancel": {
+        "queued": ("cancelled", "job.cancelled"),
+        "paused": ("cancelled", "job.cancelled"),
+        "running": ("cancelling", "job.cancelling"),
+        "pausing": ("cancelling", "job.cancelling"),
+        "cancelling": ("cancelling", None),
+        "cancelled": ("cancelled", None),
+    },
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_cancel(store: SqlStore, state: str) -> None:
-    before = in_state(store, state)
-    if state not in AFTER_CANCEL:
-        with pytest.raises(IllegalTransition, match=f"job_1 is {state}"):
-            store.request_cancel("job_1")
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("desired", Desired)
+@pytest.mark.parametrize("status", Status)
+def test_requests_move_the_row_as_the_table_says_or_are_refused_whole(
+    store: SqlStore, clock: Any, status: Status, desired: Desired, action: Action
+) -> None:
+    """`desired` matters only while a job runs: what an earlier run left there decides nothing later."""
+    name = public_status(status, desired)
+    in_state(store, name)
+    set_row(store, "job_1", desired=desired)
+    before, events = store.get_job("job_1"), store.list_events("job_1")
+    clock.time += 1
+    if name not in AFTER_REQUEST[action]:
+        with pytest.raises(IllegalTransition, match=f"{action} is not possible: job_1 is {name}"):
+            store.request("job_1", action)
         assert store.get_job("job_1") == before
+        assert store.list_events("job_1") == events
         return
-    after = store.request_cancel("job_1")
+    state, event = AFTER_REQUEST[action][name]
+    after = store.request("job_1", action)
     assert after == store.get_job("job_1")
-    assert after.public_status == AFTER_CANCEL[state]
-    assert (after == before) == (state == AFTER_CANCEL[state])  # a repeated request changes nothing
+    assert after.public_status == state
+    assert [item.type for item in store.list_events("job_1")[len(events) :]] == [event] * (event is not None)
+    if event is None:
+        assert after == before
+        return
+    moved = {"status", "desired", "version", "updated_at"}
+    moved |= {"epoch", "queued_at"} if event == "job.resumed" else set()
+    moved |= {"finished_at"} if after.done else set()
+    assert {field: vars(after)[field] for field in vars(after) if field not in moved} == {
+        field: vars(before)[field] for field in vars(before) if field not in moved
+    }
+    assert after.version == before.version + 1
+    assert after.epoch == before.epoch + (event == "job.resumed")
+    assert after.status is before.status or before.status in SOURCES[after.status]
     assert_gap_free(store)
+
+
+def test_a_resumed_job_starts_anew_and_messages_of_before_are_stale(store: SqlStore, clock: Any) -> None:
+    create(store)
+    store.mark_dispatched("job_1", 1)
+    store.request("job_1", Action.PAUSE)
+    assert store.claim("job_1", 1, worker="w", lease_s=LEASE_S) is None
+    clock.time += 7
+    resumed = store.request("job_1", Action.RESUME)
+    assert (resumed.epoch, resumed.queued_at, resumed.desired) == (2, clock.time, Desired.RUN)
+    assert store.claim("job_1", 1, worker="w", lease_s=LEASE_S) is None
+    assert [(job.id, job.epoch) for job in store.undispatched(resend_after_s=60.0)] == [("job_1", 2)]
+    running = claim(store)
+    store.request("job_1", Action.PAUSE)
+    store.request("job_1", Action.RESUME)
+    assert store.heartbeat("job_1", running.attempt, lease_s=LEASE_S).desired is Desired.RUN
+    store.request("job_1", Action.PAUSE)
+    assert store.hand_back("job_1", running.attempt, reason="r", crashed=True) is Status.PAUSED
+    store.request("job_1", Action.RESUME)
+    again = claim(store)
+    assert (again.crash_count, again.attempt, again.started_at) == (1, 2, running.started_at)
 
 
 AFTER_REAP = {"running": "queued", "pausing": "paused", "cancelling": "cancelled"}
@@ -223,7 +290,7 @@ def test_reap(store: SqlStore, clock: Any, state: str, lease: str) -> None:
 
 
 def test_a_crash_loop_ends_and_a_checkpoint_forgives(store: SqlStore) -> None:
-    create(store)  # max_crashes = 2
+    create(store)  # max_attempts = 2
     job = claim(store)
     assert store.hand_back("job_1", job.attempt, reason="r", crashed=True) is Status.QUEUED
     job = claim(store)
@@ -237,6 +304,42 @@ def test_a_crash_loop_ends_and_a_checkpoint_forgives(store: SqlStore) -> None:
     assert ended.error is not None
     assert ended.error.code == "worker_lost"
     assert (ended.crash_count, ended.attempt, ended.epoch) == (2, 4, 4)
+
+
+def test_saving_a_step_again_is_no_progress(store: SqlStore) -> None:
+    create(store)  # max_attempts = 2
+    for ends in (Status.QUEUED, Status.FAILED):
+        attempt = claim(store).attempt
+        store.record_checkpoint("job_1", attempt, **CHECKPOINT)  # type: ignore[arg-type]
+        store.drop_checkpoints("job_1", attempt, ["step-1"])  # it turned out to be corrupt
+        assert store.hand_back("job_1", attempt, reason="r", crashed=True) is ends
+
+
+def test_a_pause_does_not_keep_a_job_that_may_not_be_tried_again(store: SqlStore) -> None:
+    create(store)  # max_attempts = 2
+    for asked, ends in ((Action.RESUME, Status.QUEUED), (Action.PAUSE, Status.FAILED)):
+        attempt = claim(store).attempt
+        store.request("job_1", asked)
+        assert store.hand_back("job_1", attempt, reason="r", crashed=True) is ends
+    error = store.get_job("job_1").error
+    assert error is not None
+    assert error.code == "worker_lost"
+
+
+def test_a_job_that_goes_on_from_a_checkpoint_begins_at_its_step(store: SqlStore) -> None:
+    create(store, "job_0")
+    save = {**CHECKPOINT, "name": "step-3", "step": 3}
+    store.record_checkpoint("job_0", claim(store, "job_0").attempt, **save)  # type: ignore[arg-type]
+    start = {"path": "/p", "sha256": "0" * 64, "step": 3, "job_id": "job_0", "name": "step-3"}
+    job = store.create_job("job_1", "me", SPEC, {"resume_from": start}).job
+    assert (job.step, job.first_step) == (3, 3)
+    attempt = claim(store).attempt
+    store.hand_back("job_1", attempt, reason="r", crashed=True)
+    store.record_checkpoint("job_1", claim(store).attempt, **{**CHECKPOINT, "step": 3})  # type: ignore[arg-type]
+    assert store.get_job("job_1").crash_count == 1, "the step it began with is no progress"
+    store.record_checkpoint("job_1", attempt + 1, **{**CHECKPOINT, "step": 4})  # type: ignore[arg-type]
+    assert store.get_job("job_1").crash_count == 0
+    assert create(store, "job_2").first_step == 0
 
 
 def test_the_reaper_fails_a_job_whose_workers_keep_dying(store: SqlStore, clock: Any) -> None:
@@ -320,12 +423,33 @@ def test_checkpoints(store: SqlStore) -> None:
     assert store.get_checkpoint("job_1", "final\x00") is None
 
 
+def test_a_checkpoint_that_a_job_goes_on_from_outlives_retention(store: SqlStore) -> None:
+    create(store)
+    attempt = claim(store).attempt
+    for step in (1, 2):
+        save = {**CHECKPOINT, "name": f"step-{step}", "step": step}
+        store.record_checkpoint("job_1", attempt, **save)  # type: ignore[arg-type]
+    start = {"path": "/p", "sha256": "0" * 64, "step": 1, "job_id": "job_1", "name": "step-1"}
+    store.create_job("job_2", "me", SPEC, {"resume_from": start})
+    assert [c.pinned for c in store.list_checkpoints("job_1")] == [True, False]
+    names = ["step-1", "step-2"]
+    assert store.drop_checkpoints("job_1", attempt, names, also_pinned=False) == ["step-2"]
+    for gone in ({"name": "step-2"}, {"job_id": "job_2"}, {"sha256": "1" * 64}):
+        with pytest.raises(CheckpointGone):
+            store.create_job("job_3", "me", SPEC, {"resume_from": start | gone}, idempotency_key="k")
+    assert store.find_replay("me", "k", "") is None, "the key is free again"
+    assert store.drop_checkpoints("job_1", attempt, names) == names, "none of them is there any more"
+    assert store.list_checkpoints("job_1") == []
+    assert [job.id for job in store.list_jobs()] == ["job_2", "job_1"]
+
+
 def test_strangers_see_no_job(store: SqlStore) -> None:
     create(store)
-    for call in (store.get_job, store.get_version, store.request_cancel):
+    requests = [partial(store.request, action=action) for action in Action]
+    for call in (store.get_job, store.get_version, *requests):
         for job_id, owner in (("job_1", "you"), ("job_2", "me"), ("job_2", None), ("job_1\x00", None)):
             with pytest.raises(JobNotFound):
-                call(job_id, owner)
+                call(job_id, owner=owner)
     assert store.get_job("job_1", "me").id == "job_1"
     assert store.list_jobs(owner="you") == []
 
@@ -334,7 +458,7 @@ def test_pages_newest_first(store: SqlStore) -> None:
     for n in range(5):
         create(store, f"job_{n}")
     claim(store, "job_3")
-    store.request_cancel("job_3")
+    store.request("job_3", Action.CANCEL)
     claim(store, "job_1")
     ids = [job.id for job in store.list_jobs(limit=3)]
     assert ids == ["job_4", "job_3", "job_2"]
@@ -378,6 +502,20 @@ def test_messages_are_sent_once_per_epoch_and_again_when_nobody_claims(store: Sq
     assert waiting() == ["job_1"], "a new epoch begins with the short pause"
 
 
+def test_the_dispatcher_sends_by_priority_and_then_by_the_time_waited(store: SqlStore, clock: Any) -> None:
+    for n, priority in enumerate((5, 0, 9, 5, 9)):
+        spec = SPEC.model_copy(update={"priority": priority})
+        store.create_job(f"job_{n}", "me", spec, {})
+        clock.time += 1
+    attempt = claim(store, "job_2").attempt
+    store.hand_back("job_2", attempt, reason="r")  # it waits anew
+    assert [job.id for job in store.undispatched(resend_after_s=60.0)] == [
+        "job_4", "job_2", "job_0", "job_3", "job_1",
+    ]  # fmt: skip
+    assert [job.id for job in store.undispatched(resend_after_s=60.0, limit=1)] == ["job_4"]
+    assert [job.id for job in store.list_jobs()] == [f"job_{n}" for n in (4, 3, 2, 1, 0)]
+
+
 def test_idempotency_keys_belong_to_their_owner_and_their_request(store: SqlStore) -> None:
     first = store.create_job("job_1", "me", SPEC, {}, idempotency_key="k", request_sha256="a")
     again = store.create_job("job_2", "me", SPEC, {}, idempotency_key="k", request_sha256="a")
@@ -387,6 +525,11 @@ def test_idempotency_keys_belong_to_their_owner_and_their_request(store: SqlStor
         store.create_job("job_3", "me", SPEC, {}, idempotency_key="k", request_sha256="b")
     other = store.create_job("job_4", "you", SPEC, {}, idempotency_key="k", request_sha256="b")
     assert not other.replayed
+    assert store.find_replay("me", "k", "a") == first.job
+    assert store.find_replay("you", "k", "b") == other.job
+    assert store.find_replay("they", "k", "a") is store.find_replay("me", "l", "a") is None
+    with pytest.raises(IdempotencyKeyReused):
+        store.find_replay("me", "k", "b")
     assert [job.id for job in store.list_jobs()] == ["job_4", "job_1"]
 
 
@@ -518,6 +661,6 @@ def test_a_writer_does_not_wait_for_ever(store: SqlStore) -> None:
     with store.writing() as connection:
         connection.execute(update(jobs).values(phase="unfinished"))
         with pytest.raises(StoreUnavailable):
-            hasty.request_cancel("job_1")
-    assert hasty.request_cancel("job_1").done
+            hasty.request("job_1", Action.CANCEL)
+    assert hasty.request("job_1", Action.CANCEL).done
     hasty.close()

@@ -4,12 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import pytest
-from sqlalchemy import text
+from pathlib import Path
 
 from jobs.dispatcher import Dispatcher
-from jobs.errors import BrokerUnavailable, StoreUnavailable
+from jobs.errors import BrokerUnavailable
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -31,7 +29,7 @@ class SwitchedBroker:
         self.sent: list[tuple[str, int, str]] = []
         self.asked, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
 
-    def publish(self, job_id: str, epoch: int, *, queue: str) -> None:
+    def publish(self, job_id: str, epoch: int, *, queue: str, priority: int) -> None:
         self.asked.release()
         if not self.up:
             raise BrokerUnavailable("down")
@@ -101,22 +99,6 @@ def test_a_woken_dispatcher_does_not_wait_for_its_turn(store: SqlStore) -> None:
         assert broker.arrived.acquire(timeout=60)
 
 
-def test_loops_outlive_a_database_that_is_away(store: SqlStore, caplog: pytest.LogCaptureFixture) -> None:
-    broker = SwitchedBroker()
-    with store.engine.begin() as connection:
-        connection.execute(text("ALTER TABLE jobs RENAME TO hidden"))
-    dispatcher, reaper = Dispatcher(store, broker, SETTINGS), Reaper(store, SETTINGS)
-    for loop in (dispatcher, reaper):
-        with pytest.raises(StoreUnavailable):
-            loop.run_once()
-    with running(dispatcher.run), running(reaper.run):
-        wait_until(lambda: {"jobs.dispatcher", "jobs.reaper"} <= {record.name for record in caplog.records})
-        with store.engine.begin() as connection:
-            connection.execute(text("ALTER TABLE hidden RENAME TO jobs"))
-        create(store, "job_1")
-        assert broker.arrived.acquire(timeout=60)
-
-
 def test_the_reaper_works_while_the_broker_is_down(store: SqlStore) -> None:
     broker = SwitchedBroker(up=False)
     create(store, "job_1")
@@ -126,3 +108,17 @@ def test_the_reaper_works_while_the_broker_is_down(store: SqlStore) -> None:
         wait_until(lambda: store.get_job("job_1").status is Status.QUEUED)
     assert store.get_job("job_1").epoch == 2
     assert broker.sent == []
+
+
+def test_the_reaper_clears_what_a_lost_attempt_left(store: SqlStore, tmp_path: Path) -> None:
+    create(store, "job_1")
+    store.claim("job_1", 1, worker="w", lease_s=600)
+    attempt = tmp_path / "jobs" / "job_1" / "1"
+    for name in ("step-1", "step-2.partial"):
+        (attempt / name).mkdir(parents=True)
+    store.record_checkpoint(
+        "job_1", 1, name="step-1", step=1, path=str(attempt / "step-1"), sha256="", size=0
+    )
+    store.heartbeat("job_1", 1, lease_s=-1)
+    assert [item.status for item in Reaper(store, Settings(data=tmp_path)).run_once()] == [Status.QUEUED]
+    assert [path.name for path in attempt.iterdir()] == ["step-1"]

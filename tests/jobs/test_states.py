@@ -1,9 +1,19 @@
 """The state machine's table, by its laws."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.states import SOURCES, TERMINAL, Desired, Status, public_status, status_after_release
+from jobs.states import (
+    REQUESTS,
+    SOURCES,
+    TERMINAL,
+    Action,
+    Desired,
+    Status,
+    public_status,
+    status_after_release,
+)
 
 
 def test_every_state_is_reached_and_only_terminal_ones_are_never_left() -> None:
@@ -17,9 +27,18 @@ def test_a_released_run_goes_where_it_may(desired: Desired, crashes: int, most: 
     status = status_after_release(desired, crashes, most)
     assert Status.RUNNING in SOURCES[status]
     assert (status is Status.CANCELLED) == (desired is Desired.CANCEL)
-    assert (status is Status.PAUSED) == (desired is Desired.PAUSE)
-    if desired is Desired.RUN:
-        assert (status is Status.FAILED) == (crashes >= most)
+    if desired is not Desired.CANCEL:
+        wanted = {Desired.RUN: Status.QUEUED, Desired.PAUSE: Status.PAUSED}[desired]
+        assert status is (Status.FAILED if crashes >= most else wanted)
+
+
+@pytest.mark.parametrize("action", Action)
+def test_a_request_leads_to_a_state_that_keeps_it(action: Action) -> None:
+    names = {public_status(status, desired) for status in Status for desired in Desired}
+    for before, after in REQUESTS[action].items():
+        assert {before, after} <= names
+        assert before == after or before not in TERMINAL
+        assert REQUESTS[action][after] == after, "asked again, it changes nothing"
 
 
 def test_public_names_are_distinct_while_running_and_stored_names_otherwise() -> None:

@@ -38,6 +38,8 @@ def test_a_text_that_could_not_be_scored_shows_in_the_exit_code(service: Service
         (["score", "x"], {"data": [a_score("\x1b[2J")]}),
         (["jobs", "list"], {"data": [a_job()], "has_more": False}),
         (["jobs", "show", "job_0"], a_job()),
+        (["jobs", "pause", "job_0"], a_job("pausing")),
+        (["jobs", "resume", "job_0"], a_job("queued")),
         (["jobs", "cancel", "job_0"], a_job("cancelling")),
         (["jobs", "watch", "job_0"], a_job("succeeded", 4)),
     ],
@@ -51,6 +53,18 @@ def test_json_is_the_service_s_document_on_one_line(
     assert done.stdout.count("\n") == 1
     assert "\x1b" not in done.stdout
     assert json.loads(done.stdout) == document
+
+
+@pytest.mark.parametrize(
+    ("action", "status"), [("pause", "pausing"), ("resume", "queued"), ("cancel", "cancelling")]
+)
+def test_a_request_goes_to_its_own_address_and_shows_where_the_job_stands(
+    service: Service, action: str, status: str
+) -> None:
+    service.answers = [(200, {}, a_job(status))]
+    done = kleash(service, "jobs", action, "job_0")
+    assert (done.exit_code, done.stdout) == (0, f"job_0  {status}\n")
+    assert (service.asked[0].method, service.asked[0].path) == ("POST", f"/v1/jobs/job_0/{action}")
 
 
 def test_create_sends_the_file_and_prints_the_id(service: Service, tmp_path: Path) -> None:
@@ -115,3 +129,52 @@ def test_nobody_there_exits_with_3() -> None:
 
 def test_wrong_usage_exits_with_2() -> None:
     assert CliRunner().invoke(app, ["jobs", "show"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["score", "x", "--temperature", "nan"], "invalid_request"),
+        (["score", "\udcff"], "invalid_request"),  # how Python shows an argument that is not UTF-8
+        (["score", "x", "--url", "http://[::1"], "invalid_url"),
+        (["score", "x", "--url", "localhost:8000"], "invalid_url"),
+        (["score", "x", "--key", "kl_é"], "invalid_key"),
+        (["score", "x", "--key", "kl_a\nb"], "invalid_key"),
+    ],
+)
+def test_what_cannot_be_sent_is_wrong_usage(service: Service, arguments: list[str], code: str) -> None:
+    url = [] if "--url" in arguments else ["--url", service.url]
+    done = CliRunner().invoke(app, [*arguments, *url, "--json"])
+    assert done.exit_code == 2, done.exception
+    assert json.loads(done.stderr)["error"]["code"] == code
+    assert service.asked == []
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (b'{"config": NaN}', "invalid_request"),
+        (b"\xff\xfe", "malformed_json"),
+        (b"[" * 100_000, "malformed_json"),
+    ],
+)
+def test_a_job_file_that_cannot_be_sent_is_wrong_usage(
+    service: Service, tmp_path: Path, given: bytes, code: str
+) -> None:
+    (tmp_path / "job.json").write_bytes(given)
+    done = kleash(service, "jobs", "create", str(tmp_path / "job.json"), "--json")
+    assert done.exit_code == 2, done.exception
+    assert json.loads(done.stderr)["error"]["code"] == code
+    assert service.asked == []
+
+
+def test_standard_input_that_is_no_text_is_wrong_usage(service: Service) -> None:
+    done = CliRunner().invoke(app, ["score", "-", "--url", service.url], input=b"\xff")
+    assert done.exit_code == 2, done.exception
+
+
+def test_an_answer_that_is_no_document_is_the_service_s_fault(service: Service) -> None:
+    service.answers = [(200, {}, None)]
+    done = kleash(service, "jobs", "show", "job_0")
+    assert done.exit_code == 3, done.exception
+    assert "unexpected_answer" in done.stderr

@@ -69,6 +69,18 @@ def test_an_answer_that_is_no_problem_document_is_still_a_kleash_error(service: 
     assert (error.value.status, error.value.code) == (502, "unexpected_answer")
 
 
+@pytest.mark.parametrize("answer", [(200, {}, ["a", "list"]), (200, {}, None), (204, {}, None)])
+def test_a_success_that_is_no_json_object_is_a_kleash_error_too(
+    service: Service, answer: tuple[int, dict[str, str], object]
+) -> None:
+    service.answers = [answer]
+    with Client(service.url) as client:
+        for ask in (client.models, lambda: client.jobs.wait("job_0")):
+            with pytest.raises(KleashError) as error:
+                ask()
+            assert (error.value.status, error.value.code) == (answer[0], "unexpected_answer")
+
+
 def test_nobody_there_is_unreachable() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -1,5 +1,8 @@
 """What the demo says of a job's numbers, and how it ends when its stack cannot start."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,13 +29,13 @@ def test_the_leash_is_the_mean_of_the_last_quarter_of_the_steps() -> None:
     rows = [{"step": step, "metrics": {"kl/sequence": 100.0, "kl/target": 4.0}} for step in range(1, 7)]
     rows += [{"step": 7, "metrics": {"kl/sequence": 5.0, "kl/target": 4.0}}]
     rows += [{"step": 8, "metrics": {"kl/sequence": 7.0, "kl/target": 4.0}}]
-    line = demo.leash(rows, 8)
+    line = str(demo.leash(rows, 8))
     assert "6.00 nats, mean of the last 2 steps" in line
     assert line.endswith("target 4 (+50%)")
 
 
 def test_a_leash_without_a_target_names_none() -> None:
-    assert demo.leash([{"step": 1, "metrics": {"kl/sequence": 2.0}}], 1).endswith("last 1 steps")
+    assert str(demo.leash([{"step": 1, "metrics": {"kl/sequence": 2.0}}], 1)).endswith("last 1 steps")
 
 
 def test_the_sample_shown_is_the_one_whose_reward_changed_by_the_median(service: Service) -> None:
@@ -50,3 +53,50 @@ def test_the_sample_shown_is_the_one_whose_reward_changed_by_the_median(service:
 def test_a_stack_that_cannot_start_is_shown_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(demo.DemoError, match="There is no model registry at"):
         demo.run(tmp_path, tmp_path / "missing.json")
+
+
+EVALUATION = {"reward_difference": {"mean": 0.1875, "se": 0.0625, "n": 64.0}}  # a rise of exactly 3 SE
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "held", "missed"),
+    [
+        (EVALUATION, demo.Leash(6.0, 8, 4.0), []),  # +50 % is just within
+        (EVALUATION, demo.Leash(2.0, 8, 4.0), []),
+        (EVALUATION, demo.Leash(99.0, 8, None), []),
+        (EVALUATION, demo.Leash(6.1, 8, 4.0), ["KL"]),
+        (EVALUATION, demo.Leash(1.9, 8, 4.0), ["KL"]),
+        (EVALUATION, demo.Leash(math.nan, 8, 4.0), ["KL"]),
+        ({"reward_difference": {"mean": 0.18, "se": 0.0625, "n": 64.0}}, demo.Leash(4.0, 8, 4.0), ["reward"]),
+        (
+            {"reward_difference": {"mean": -9.0, "se": 0.1, "n": 64.0}},
+            demo.Leash(9.0, 8, 4.0),
+            ["reward", "KL"],
+        ),
+    ],
+)
+def test_a_demo_that_shows_less_than_it_promises_says_what_is_missing(
+    evaluation: dict[str, dict[str, float]], held: demo.Leash, missed: list[str]
+) -> None:
+    found = list(demo.shortfalls(evaluation, held))
+    assert len(found) == len(missed)
+    assert all(word in sentence for word, sentence in zip(missed, found, strict=True))
+
+
+def test_a_demo_that_missed_its_promise_fails_after_the_stack_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    @contextmanager
+    def stack(*_: object) -> Iterator[str]:
+        yield "http://127.0.0.1:1"
+        steps.append("stopped")
+
+    monkeypatch.setattr(demo, "_stack", stack)
+    monkeypatch.setattr(demo, "_score_sentences", lambda *_: None)
+    monkeypatch.setattr(demo, "_train", lambda *_: {})
+    monkeypatch.setattr(demo, "_report", lambda *_: ["The reward rose too little."])
+    with pytest.raises(demo.DemoError, match="rose too little"):
+        demo.run(tmp_path, None)
+    assert steps == ["stopped"]

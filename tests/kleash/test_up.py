@@ -55,8 +55,11 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @linux
 def test_up_stops_cleanly_finds_its_data_again_and_leaves_nothing_after_kill_9(
-    data: Path, models: Path
+    data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("jobs", "api", "worker", "celery"):  # what lies where the caller stands is not run
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
     first = Stack(data, models)
     ready = first.ready()
     sockets = Path(json.loads((data / "run.json").read_text())["sockets"])
@@ -64,6 +67,8 @@ def test_up_stops_cleanly_finds_its_data_again_and_leaves_nothing_after_kill_9(
     assert {role for role in ROLES for command in alive(data).values() if role in command} == ROLES
     assert ready["key_file"] == str(data / "key")
     assert (data / "key").stat().st_mode & 0o777 == 0o600
+    assert data.stat().st_mode & 0o777 == 0o700
+    assert (data / "kleash.db").stat().st_mode & 0o777 == 0o600
     with Client(ready["url"], data=data) as client:
         job_id = client.jobs.create(SPEC)["id"]
     with Client(ready["url"], "kl_not_ours") as client, pytest.raises(KleashError) as refused:
@@ -130,6 +135,16 @@ def test_open_mode_is_refused_off_loopback(data: Path, models: Path) -> None:
     done = Stack(data, models, "--host", "0.0.0.0", "--unsafe-no-auth")
     assert done.process.wait(PATIENCE_S) == 1
     assert "refused off loopback" in done.log.read_text()
+
+
+def test_a_data_folder_that_no_database_url_can_name_is_one_clear_sentence(
+    tmp_path: Path, models: Path
+) -> None:
+    done = Stack(tmp_path / "what?", models)
+    assert done.process.wait(PATIENCE_S) == 1
+    detail = json.loads(done.log.read_text())["error"]["detail"]
+    assert "a database URL has no place for a question mark" in detail
+    assert not (tmp_path / "what?").exists()
 
 
 def test_a_registry_that_is_not_there_is_one_clear_sentence(data: Path, tmp_path: Path) -> None:

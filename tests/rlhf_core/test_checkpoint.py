@@ -14,8 +14,9 @@ from rlhf_core.checkpoint import MANIFEST, read_checkpoint, verify_checkpoint, w
 from rlhf_core.config import PPOConfig
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models import LoraPolicy, new_lora_policy
-from rlhf_core.ppo import TrainState, fresh_state, train
+from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
+from rlhf_core.update import TrainState, fresh_state
 
 PROMPTS = ("The cat", "A lovely", "The quick brown", "Naïve")
 STEPS = 4

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rlhf_core import ppo
+from rlhf_core import ppo, update
 from rlhf_core.config import PPOConfig
 from rlhf_core.models import CausalLM
 
@@ -104,7 +104,7 @@ def run(policy: TabularPolicy, options: PPOConfig, score: Callable[[list[int]], 
     def reward(_: Any, completions: Any, __: Any) -> list[float]:
         return [score([int(token) for token in text.split()]) for text in completions]
 
-    state = ppo.fresh_state(policy, options)
+    state = update.fresh_state(policy, options)
     steps = ppo.train(policy, state, options, prompts=["."], eval_prompts=[], reward=reward)
     return list(steps)
 

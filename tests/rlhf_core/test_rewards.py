@@ -18,7 +18,9 @@ from rlhf_core.rewards import checked_scores, make_reward
         (LengthReward(target_tokens=8), "…", 12, -0.5),
         # whole words, any case: "cats" is not "cat"
         (KeywordReward(keywords=("cat", "dog")), "The CAT and the cats", 5, 0.5),
-        (KeywordReward(keywords=("c++",)), "I like Python", 4, 0.0),
+        # a word may end in what is no letter
+        (KeywordReward(keywords=("c++",)), "I like C++!", 4, 1.0),
+        (KeywordReward(keywords=("c++",)), "I like C", 4, 0.0),
         (RegexReward(pattern=r"\d{3}"), "room 101", 3, 1.0),
         (RegexReward(pattern=r"^\d"), "room 101", 3, 0.0),
     ],
@@ -43,17 +45,34 @@ def test_a_runaway_pattern_is_an_error_not_a_hang() -> None:
         reward([""], ["a" * 5000 + "!"], [1])
 
 
-@pytest.mark.parametrize(
-    "returned", [None, "1", [1.0], [1.0, None], [1.0, math.nan], [1.0, math.inf], [1.0, True]]
-)
-def test_what_is_no_list_of_finite_numbers_is_refused(returned: object) -> None:
+@pytest.mark.parametrize("returned", [None, "1", [1.0], [1.0, None], [1.0, "1"], [1.0, True], [1.0, 1j]])
+def test_what_is_no_list_of_numbers_is_refused(returned: object) -> None:
     with pytest.raises(RewardError):
         checked_scores(lambda *_: returned, ["a", "b"], ["a", "b"], [1, 1])  # type: ignore[arg-type,return-value]
 
 
-def test_a_reward_that_raises_is_named() -> None:
-    def reward(*_: object) -> list[float]:
-        raise ZeroDivisionError("division by zero")
+def test_nan_and_infinity_are_numbers_for_the_caller_to_refuse() -> None:
+    scores = checked_scores(lambda *_: [math.nan, -(10**400)], ["a", "b"], ["a", "b"], [1, 1])
+    assert math.isnan(scores[0])
+    assert scores[1] == -math.inf  # an integer that no float holds
 
-    with pytest.raises(RewardError, match="ZeroDivisionError"):
+
+class Unheard(Exception):
+    """Nothing that anybody lists."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, Unheard, RuntimeError, SystemExit, StopIteration])
+def test_a_reward_that_raises_is_named(error: type[BaseException]) -> None:
+    def reward(*_: object) -> list[float]:
+        raise error("because")
+
+    with pytest.raises(RewardError, match=f"{error.__name__}: because"):
+        checked_scores(reward, ["a"], ["a"], [1])
+
+
+def test_a_machine_without_memory_is_not_the_rewards_fault() -> None:
+    def reward(*_: object) -> list[float]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
         checked_scores(reward, ["a"], ["a"], [1])

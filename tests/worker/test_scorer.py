@@ -168,6 +168,7 @@ def test_models_that_cannot_be_loaded_fail_their_own_requests_only(tiny, pair_ke
     good = batcher.submit(request(tiny, "the cat"), pair_key)
     drain(batcher)
     assert missing.exception(0).code == "model_load_failed"
+    assert str(tiny.root) not in missing.exception(0).detail  # it goes to clients
     assert mixed.exception(0).code == "tokenizer_mismatch"
     assert good.result(0).items
 

@@ -22,7 +22,7 @@ from jobs.schema import jobs
 from jobs.settings import Settings
 from jobs.spec import Job, JobSpec
 from jobs.sql_store import SqlStore
-from jobs.states import Desired, Status
+from jobs.states import Action, Status
 from worker.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def spec(**limits: float) -> JobSpec:
     return JobSpec.model_validate_json(
         json.dumps(
             {
-                "limits": {"max_crashes": 2, **limits},
+                "limits": {"max_attempts": 2, **limits},
                 "config": {
                     "model": {"name": "m"},
                     "data": {"prompts": ["a"]},
@@ -145,6 +145,28 @@ def test_an_ending_without_a_word_is_a_crash_that_is_not_repeated(
     assert error.code == "crashed"
 
 
+def test_a_full_disk_is_known_by_the_exit_code_alone(store: SqlStore, start: Any) -> None:
+    assert start("74")() is Status.FAILED
+    error = store.get_job("job_1").error
+    assert error is not None
+    assert error.code == "disk_full"
+    assert "resume_from" in (error.hint or "")
+
+
+def test_a_told_crash_is_tried_again(store: SqlStore, start: Any) -> None:
+    run = start("71")
+    assert run() is Status.QUEUED
+    assert run() is Status.FAILED
+
+
+def test_what_an_attempt_left_goes_with_it(tmp_path: Path, store: SqlStore, start: Any) -> None:
+    left = tmp_path / "jobs" / "job_1" / "1" / "step-1.partial"
+    left.mkdir(parents=True)
+    start("signal")()
+    assert not left.exists()
+    assert (left.parent / "log.txt").exists()
+
+
 def test_crashes_are_retried_until_there_are_too_many(store: SqlStore, start: Any) -> None:
     run = start("signal")
     assert run() is Status.QUEUED
@@ -158,25 +180,53 @@ def test_crashes_are_retried_until_there_are_too_many(store: SqlStore, start: An
     assert error.log_tail == tuple(f"line {n}" for n in range(10, 30))
 
 
-def test_exit_75_goes_on_elsewhere_without_a_crash(store: SqlStore, start: Any) -> None:
-    assert start("75")() is Status.QUEUED
+def test_stopping_unasked_counts_or_it_could_go_on_for_ever(store: SqlStore, start: Any) -> None:
+    run = start("75")
+    assert run() is Status.QUEUED
     job = store.get_job("job_1")
-    assert (job.crash_count, job.epoch) == (0, 2)
+    assert (job.crash_count, job.epoch) == (1, 2)
+    assert run() is Status.FAILED
+    error = store.get_job("job_1").error
+    assert error is not None
+    assert (error.code, error.hint is None) == ("crashed", False)
 
 
-@pytest.mark.parametrize(("desired", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
+@pytest.mark.parametrize(("action", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
 @pytest.mark.parametrize(("mode", "grace_s"), [("obey", LONG_S), ("deaf", 0.2)])
 def test_a_client_stops_the_run(
-    tmp_path: Path, store: SqlStore, start: Any, desired: str, ended: str, mode: str, grace_s: float
+    tmp_path: Path, store: SqlStore, start: Any, action: str, ended: str, mode: str, grace_s: float
 ) -> None:
     status = run_and(
-        start(mode, stop_grace_s=grace_s), tmp_path, lambda: set_row(store, desired=Desired(desired))
+        start(mode, stop_grace_s=grace_s), tmp_path, lambda: store.request("job_1", Action(action))
     )
     job = store.get_job("job_1")
     assert status == job.status == ended
     assert job.crash_count == 0
     log = (tmp_path / "jobs" / "job_1" / "1" / "log.txt").read_text()
     assert log == ("saved\n" if mode == "obey" else "")
+    assert_nothing_lives(tmp_path)
+
+
+def test_a_pause_taken_back_after_the_child_was_told_to_stop_goes_on_in_a_new_attempt(
+    tmp_path: Path, store: SqlStore, start: Any
+) -> None:
+    log = tmp_path / "jobs" / "job_1" / "1" / "log.txt"
+
+    def pause_and_resume() -> None:
+        store.request("job_1", Action.PAUSE)
+        wait_until(lambda: "saved" in log.read_text())
+        if store.request("job_1", Action.RESUME).status is Status.QUEUED:
+            seen.append("job.resumed")  # the supervisor had already written `paused`
+
+    seen: list[str] = []
+    status = run_and(start("obey"), tmp_path, pause_and_resume)
+    job = store.get_job("job_1")
+    assert (job.status, job.epoch, job.crash_count) == (Status.QUEUED, 2, 0)
+    kinds = [event.type for event in store.list_events("job_1")][2:]
+    if seen:
+        assert (status, kinds) == (Status.PAUSED, ["job.pausing", "job.paused", "job.resumed"])
+    else:
+        assert (status, kinds) == (Status.QUEUED, ["job.pausing", "job.pause_withdrawn", "job.requeued"])
     assert_nothing_lives(tmp_path)
 
 
@@ -196,7 +246,10 @@ class NoHeartbeat(SqlStore):
     """A database that refuses renewals, or hangs in them until `back` is set."""
 
     hangs = False
-    back = threading.Event()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.back = threading.Event()
 
     def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> Job:
         if self.hangs:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from jobs.errors import JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
-from rlhf_core.errors import EmptyInput, InputTooLong, RLHFError
+from rlhf_core.errors import EmptyInput, InputTooLong, ModelLoadError, RLHFError
 from rlhf_core.scoring import ScoredText, fill_batch, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
@@ -202,6 +202,11 @@ class Batcher:
         try:
             yield
             return
+        except ModelLoadError as error:
+            log.warning("a model cannot be loaded: %s", error)  # its message holds paths of this machine
+            failure = ScoringRefused(
+                error.code, "the model cannot be loaded; the scorer's log has the reason"
+            )
         except RLHFError as error:
             failure = ScoringRefused(error.code, str(error))
         except Exception:  # the thread's edge: a bad batch must not end the process

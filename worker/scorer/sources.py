@@ -41,10 +41,4 @@ def default_pair(registry: Registry) -> tuple[ModelSource, ModelSource] | None:
     """Policy and reference of requests that name none, or None where the registry has no such pair."""
     if registry.default_policy is None or registry.default_reference is None:
         return None
-    return _registered(registry, registry.default_policy), _registered(registry, registry.default_reference)
-
-
-def _registered(registry: Registry, name: str) -> ModelSource:
-    model = registry.models[name]
-    base = None if model.base is None else registry.models[model.base].source
-    return ModelSource(path=model.source, base=base)
+    return registry.source(registry.default_policy), registry.source(registry.default_reference)

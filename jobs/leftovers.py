@@ -1,0 +1,27 @@
+"""What an attempt that has ended left in its folder: saves that no row names, and unfinished ones."""
+
+import logging
+from pathlib import Path
+
+from jobs.ports import Files, Store
+
+log = logging.getLogger(__name__)
+
+
+def remove_leftovers(store: Store, files: Files, job_id: str, attempt_folder: Path) -> None:
+    """Remove every folder below `attempt_folder` but the job's checkpoints; logs and error.json stay.
+
+    Only for an attempt whose process is gone or stands behind the fence: nothing there can become a checkpoint.
+
+    Raises:
+        StoreUnavailable: nothing was removed.
+    """
+    if not attempt_folder.is_dir():
+        return
+    named = {Path(checkpoint.path).resolve() for checkpoint in store.list_checkpoints(job_id)}
+    try:
+        for folder in [path for path in attempt_folder.iterdir() if path.is_dir()]:
+            if folder.resolve() not in named:
+                files.remove_folder(folder)
+    except OSError as error:
+        log.warning("%s: leftovers stay in %s: %s", job_id, attempt_folder, error)

@@ -1,0 +1,201 @@
+"""The clipped update: epochs of minibatches, each one optimizer step, in micro-batches that fit memory."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.controllers import Controller, make_controller
+from rlhf_core.errors import NonFiniteLoss
+from rlhf_core.evaluation import Evaluation
+from rlhf_core.experience import Experience, TrainablePolicy, response_hidden
+from rlhf_core.logprobs import token_logprobs
+from rlhf_core.losses import k2_loss, policy_loss, value_loss
+
+Report = dict[str, float]
+
+
+@dataclass
+class TrainState:
+    """Everything that changes from step to step besides the policy's weights; a checkpoint holds it all."""
+
+    step: int
+    controller: Controller
+    value_head: nn.Linear
+    optimizer: torch.optim.Adam
+    baseline: Evaluation | None = None  # on the held-out prompts, before the first step
+    latest: Evaluation | None = None  # on the same prompts, most recently
+    intact: bool = False  # True while the step under way has not changed policy or state yet
+
+
+class Targets(NamedTuple):
+    """What the update works towards."""
+
+    advantage: Float[Tensor, "batch response"]
+    returns: Float[Tensor, "batch response"]
+    beta_in_loss: float
+
+
+def fresh_state(policy: TrainablePolicy, config: PPOConfig) -> TrainState:
+    """The state before the first step: a value head of zeros and an optimizer without history."""
+    parameters = policy.trainable_parameters()
+    anchor = next(iter(parameters.values()))
+    head = nn.Linear(policy.hidden_size, 1, device=anchor.device, dtype=anchor.dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(parameters.values()), "lr": config.optimization.learning_rate},
+            {"params": list(head.parameters()), "lr": config.optimization.value_learning_rate},
+        ]
+    )
+    return TrainState(0, make_controller(config.kl), head, optimizer)
+
+
+def update_policy(
+    policy: TrainablePolicy,
+    state: TrainState,
+    experience: Experience,
+    targets: Targets,
+    plan: Sequence[Sequence[Int[Tensor, " rows"]]],
+    config: PPOConfig,
+    *,
+    micro_batch: int | None = None,
+) -> Report:
+    """All epochs of minibatches; returns the means of what the losses reported."""
+    set_learning_rates(state, config)
+    reports = [
+        update_minibatch(policy, state, experience, targets, rows, config, micro_batch=micro_batch)
+        for epoch in plan
+        for rows in epoch
+    ]
+    means = {name: math.fsum(r[name] for r in reports) / len(reports) for name in reports[0]}
+    means["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
+    return means | {"lr": float(state.optimizer.param_groups[0]["lr"])}
+
+
+def update_minibatch(
+    policy: TrainablePolicy,
+    state: TrainState,
+    experience: Experience,
+    targets: Targets,
+    rows: Int[Tensor, " rows"],
+    config: PPOConfig,
+    *,
+    micro_batch: int | None = None,
+) -> Report:
+    """One optimizer step, its gradient summed over micro-batches of at most `micro_batch` sequences.
+
+    Raises:
+        NonFiniteLoss: before the optimizer is stepped.
+    """
+    count = int(experience.rollout.response_mask[rows].sum())
+    state.optimizer.zero_grad(set_to_none=True)
+    reports = [
+        add_gradient(policy, state, experience, targets, part, config, token_count=count)
+        for part in in_micro_batches([rows], micro_batch)
+    ]
+    norm = clip_gradients(policy, state, config.optimization.max_grad_norm)
+    state.optimizer.step()
+    total = {name: math.fsum(r[name] for r in reports) for name in reports[0]}
+    total["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
+    return total | {"grad/norm": norm}
+
+
+def add_gradient(
+    policy: TrainablePolicy,
+    state: TrainState,
+    experience: Experience,
+    targets: Targets,
+    rows: Int[Tensor, " rows"],
+    config: PPOConfig,
+    *,
+    token_count: int,
+) -> Report:
+    """Add a micro-batch's share of the minibatch's gradient; `token_count` is the whole minibatch's."""
+    options = config.optimization
+    batch = experience.rollout.rows(rows)
+    mask = batch.response_mask
+    ids = batch.response_ids[mask]
+    old, old_value, advantage, returns, d = (
+        x[rows][mask]
+        for x in (experience.logprob, experience.value, targets.advantage, targets.returns, experience.k1)
+    )
+
+    with policy.policy() as model:
+        hidden = response_hidden(model, batch)
+        logprob = token_logprobs(model.logits(hidden), ids, temperature=config.rollout.temperature)
+    value = state.value_head(hidden.detach()).squeeze(-1)  # the value loss cannot move the policy
+
+    on_policy = policy_loss(logprob, old, advantage, clip_range=options.clip_range, token_count=token_count)
+    on_value = value_loss(
+        value, old_value, returns, clip_range=options.value_clip_range, token_count=token_count
+    )
+    losses = {"loss/policy": on_policy.loss, "value/loss": on_value.loss}
+    if config.kl.loss == "k2":
+        losses["loss/kl"] = targets.beta_in_loss * k2_loss(logprob, old, old - d, token_count=token_count)
+    for name, tensor in {"logprob": logprob, **losses}.items():
+        require_finite(state.step + 1, name, tensor)
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    return {
+        "loss/policy": on_policy.loss.item(),
+        "value/loss": on_value.loss.item(),
+        "value/clip_fraction": float(on_value.clip_fraction),
+        "policy/clip_fraction": float(on_policy.clip_fraction),
+        "policy/approx_kl": float(on_policy.approx_kl),
+        "policy/ratio_max": float(on_policy.ratio_max),
+    }
+
+
+def clip_gradients(policy: TrainablePolicy, state: TrainState, max_norm: float) -> float:
+    """Scale the policy's gradient down to `max_norm`; returns its norm before.
+
+    Raises:
+        NonFiniteLoss: a gradient, the value head's included, holds NaN or infinity, or the norm overflows.
+    """
+    parameters = policy.trainable_parameters()
+    head = {f"value_head.{name}": p for name, p in state.value_head.named_parameters()}
+    norm = _norm(parameters)
+    if not torch.isfinite(norm + _norm(head)):
+        for name, parameter in (parameters | head).items():
+            if parameter.grad is not None:
+                require_finite(state.step + 1, f"the gradient of {name}", parameter.grad)
+        require_finite(state.step + 1, "the gradient's norm", norm + _norm(head))
+    nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, norm)
+    return float(norm)
+
+
+def _norm(parameters: dict[str, nn.Parameter]) -> Float[Tensor, ""]:
+    return nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+
+
+def require_finite(step: int, name: str, tensor: Float[Tensor, "*b"]) -> None:
+    """Raise NonFiniteLoss, naming the tensor, unless all of it is finite."""
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteLoss(step, name, "NaN" if torch.isnan(tensor).any() else "infinite")
+
+
+def in_micro_batches(
+    minibatches: Sequence[Int[Tensor, " _"]], micro_batch: int | None
+) -> list[Int[Tensor, " _"]]:
+    """The same rows in the same order, in parts of at most `micro_batch`."""
+    parts = []
+    for rows in minibatches:
+        size = micro_batch or len(rows)
+        parts += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return parts
+
+
+def set_learning_rates(state: TrainState, config: PPOConfig) -> None:
+    """The schedule, as a function of the step alone."""
+    options = config.optimization
+    decay = 1.0 - state.step / options.steps if options.learning_rate_schedule == "linear" else 1.0
+    for group, rate in zip(
+        state.optimizer.param_groups, (options.learning_rate, options.value_learning_rate), strict=True
+    ):
+        group["lr"] = rate * decay

@@ -1,0 +1,85 @@
+"""A small share of `python -m tests.faults.model`, and that it finds a store that is wrong."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy import ColumnElement, Connection, true
+
+from jobs.schema import jobs
+from jobs.spec import NewEvent
+from jobs.sql_base import SqlBase
+from jobs.states import Status
+from tests.faults.model import database, machine, run
+from tests.faults.model_machine import LateReaper
+
+OFTEN = {
+    "claimed",
+    "stale message",
+    "stale write",
+    "handed back: queued",
+    "reaped: queued",
+    "too late to reap",
+}
+OFTEN |= {"key replayed", "key refused", "pause refused", "resume refused"}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with database("sqlite") as url:
+        yield url
+
+
+def test_random_histories_agree_with_the_model(url: str) -> None:
+    with machine(url) as histories:
+        run(histories, runs=80, steps=50, seed=0)
+        assert histories.fired["call"] > 3000
+        assert set(histories.fired) >= OFTEN
+
+
+class NoFence(LateReaper):
+    """Any attempt may write while the job runs."""
+
+    def change_run(
+        self,
+        connection: Connection,
+        job_id: str,
+        attempt: int,
+        values: dict[str, Any],
+        events: Sequence[NewEvent] = (),
+    ) -> None:
+        current = jobs.c.attempt >= attempt
+        assert self.change(connection, job_id, current & (jobs.c.status == Status.RUNNING), values, events)
+
+
+class EagerReaper(LateReaper):
+    """What had expired when it looked has expired for good."""
+
+    def act(self, job_id: str, attempt: int) -> Any:
+        self._expired = lambda: jobs.c.status == Status.RUNNING  # type: ignore[method-assign]
+        try:
+            return super().act(job_id, attempt)
+        finally:
+            del self._expired  # type: ignore[method-assign]
+
+
+class DeafClaim(LateReaper):
+    """A claim that asks for no epoch."""
+
+    def change(
+        self,
+        connection: Connection,
+        job_id: str,
+        condition: ColumnElement[bool],
+        values: dict[str, Any],
+        events: Sequence[NewEvent] = (),
+    ) -> bool:
+        if values.get("phase") == "starting":
+            condition = true() & (jobs.c.status == Status.QUEUED)
+        return SqlBase.change(self, connection, job_id, condition, values, events)
+
+
+@pytest.mark.parametrize("broken", [NoFence, EagerReaper, DeafClaim])
+def test_a_store_that_is_wrong_is_found(url: str, broken: type[LateReaper]) -> None:
+    with machine(url, broken) as histories, pytest.raises(AssertionError):
+        run(histories, runs=200, steps=50, seed=0, shrink=False)

@@ -1,0 +1,183 @@
+"""The update in micro-batches, and NaN or infinity caught before the optimizer is stepped."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_core import ppo, update
+from rlhf_core.config import PPOConfig
+from rlhf_core.errors import NonFiniteLoss
+from rlhf_core.experience import Experience
+from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.rewards import make_reward
+from rlhf_core.update import TrainState, fresh_state, in_micro_batches
+
+PROMPTS = ["The cat", "A lovely", "The quick brown", "Naïve", "東京", "The dog"]
+
+
+def config(**optimization: Any) -> PPOConfig:
+    return PPOConfig.model_validate(
+        {
+            "model": {"name": "tiny", "lora": {"rank": 2}},
+            "data": {"prompts": PROMPTS},
+            "reward": {"kind": "length", "target_tokens": 4},
+            "rollout": {"batch_size": 6, "max_new_tokens": 8},
+            "kl": {"beta": 0.1, "loss": "k2", "penalty": "none"},
+            "optimization": {"steps": 2, "learning_rate": 0.01, "minibatches": 2, **optimization},
+        }
+    )
+
+
+def begin(tiny_model: Path, options: PPOConfig) -> tuple[LoraPolicy, TrainState]:
+    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    return policy, fresh_state(policy, options)
+
+
+def steps(policy: LoraPolicy, state: TrainState, options: PPOConfig, **more: Any) -> Any:
+    more = {"reward": make_reward(options.reward)} | more
+    return ppo.train(policy, state, options, prompts=PROMPTS, eval_prompts=[], **more)
+
+
+def moved(policy: LoraPolicy, state: TrainState) -> Tensor:
+    parameters = [*policy.trainable_parameters().values(), *state.value_head.parameters()]
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_t14_micro_batches_change_no_gradient(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int
+) -> None:
+    """The gradient of every optimizer step is that of the whole minibatch, up to the order of summation.
+
+    Sequences have 1 to 8 tokens: a mean per micro-batch instead of the global count would be far off.
+    """
+    gradients: list[Tensor] = []
+    real = update.clip_gradients
+
+    def recorded(policy: Any, state: Any, max_norm: float) -> float:
+        named = [*policy.trainable_parameters().values(), *state.value_head.parameters()]
+        gradients.append(torch.cat([p.grad.flatten() for p in named]))
+        return real(policy, state, max_norm)
+
+    monkeypatch.setattr(update, "clip_gradients", recorded)
+    reports = []
+    for size in (None, micro_batch):
+        policy, state = begin(tiny_model, config(epochs=1, minibatches=1, steps=1))
+        (step,) = steps(policy, state, config(epochs=1, minibatches=1, steps=1), micro_batch=size)
+        reports.append(step.metrics)
+    whole, parts = gradients
+    assert whole.norm() > 1e-3
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    assert reports[1]["policy/ratio_max"] == 1.0  # assessed in the same packing: exactly
+    torch.testing.assert_close(reports[1], reports[0], rtol=1e-3, atol=1e-5)
+
+
+def test_rows_keep_their_order_in_micro_batches() -> None:
+    found = in_micro_batches([torch.tensor([4, 1, 3]), torch.tensor([0, 2])], 2)
+    assert [part.tolist() for part in found] == [[4, 1], [3], [0, 2]]
+
+
+def poison(values: Tensor, number: float) -> Tensor:
+    return torch.where(torch.arange(values.numel()).reshape(values.shape) == 0, number, values)
+
+
+def in_experience(name: str, number: float) -> Callable[[pytest.MonkeyPatch], None]:
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        real = ppo.assess
+
+        def assess(*args: Any) -> Experience:
+            experience = real(*args)
+            return experience._replace(**{name: poison(getattr(experience, name), number)})
+
+        monkeypatch.setattr(ppo, "assess", assess)
+
+    return apply
+
+
+def in_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_core import rollout
+
+    real = rollout._sample
+    monkeypatch.setattr(
+        rollout, "_sample", lambda logits, generator: real(poison(logits, math.nan), generator)
+    )
+
+
+def in_loss(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        real = getattr(update, name)
+        monkeypatch.setattr(
+            update, name, lambda *a, **kw: real(*a, **kw)._replace(loss=torch.tensor(math.inf))
+        )
+
+    return apply
+
+
+def in_gradient(of: Callable[[Any, TrainState], Any]) -> Callable[[pytest.MonkeyPatch], None]:
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        real = update.clip_gradients
+
+        def clip_gradients(policy: Any, state: TrainState, max_norm: float) -> float:
+            parameter = of(policy, state)
+            parameter.grad = poison(parameter.grad, math.inf)
+            return real(policy, state, max_norm)
+
+        monkeypatch.setattr(update, "clip_gradients", clip_gradients)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("fault", "tensor", "value"),
+    [
+        (in_logits, "logprob of the rollout", "NaN"),
+        (in_experience("logprob", -math.inf), "logprob", "infinite"),
+        (in_experience("k1", math.nan), "k1", "NaN"),
+        (in_experience("value", math.nan), "value", "NaN"),
+        (in_loss("policy_loss"), "loss/policy", "infinite"),
+        (in_loss("value_loss"), "value/loss", "infinite"),
+        (
+            in_gradient(lambda policy, _: list(policy.trainable_parameters().values())[3]),
+            "the gradient of base_model",
+            "infinite",
+        ),
+        (in_gradient(lambda _, state: state.value_head.bias), "the gradient of value_head.bias", "infinite"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_optimizer_step_follows_what_is_not_finite(
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch], None],
+    tensor: str,
+    value: str,
+) -> None:
+    options = config()
+    policy, state = begin(tiny_model, options)
+    run = steps(policy, state, options)
+    next(run)
+    before = moved(policy, state)
+    fault(monkeypatch)
+    with pytest.raises(NonFiniteLoss) as caught:
+        next(run)
+    assert caught.value.tensor.startswith(tensor)
+    assert (caught.value.step, caught.value.value) == (2, value)
+    assert torch.equal(moved(policy, state), before)
+    assert str(copy.copy(caught.value)) == str(caught.value)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_is_caught_in_its_step(tiny_model: Path, score: float) -> None:
+    options = config()
+    policy, state = begin(tiny_model, options)
+    before = moved(policy, state)
+    with pytest.raises(NonFiniteLoss, match="step 1: reward is"):
+        next(steps(policy, state, options, reward=lambda *args: [score] + [0.0] * (len(args[1]) - 1)))
+    assert torch.equal(moved(policy, state), before)
+    assert state.step == 0

@@ -1,0 +1,241 @@
+"""One attempt at one job: from the base or the last checkpoint to the end, or to SIGTERM."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+import torch
+
+from jobs.ports import Store
+from jobs.spec import Checkpoint, Event, Job, NewEvent, Sample
+from jobs.states import Status
+from rlhf_core.checkpoint import Generators, seed_generators
+from rlhf_core.errors import NonFiniteLoss
+from rlhf_core.evaluation import Evaluation, paired_difference, summarise
+from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.ppo import StepResult, train
+from rlhf_core.rewards import make_reward
+from rlhf_core.update import TrainState, fresh_state
+from worker.failures import EXIT_STOPPED, DatasetError
+from worker.saves import FINAL, Restored, Saves
+
+EVENTS_PER_PAGE = 1000
+log = structlog.get_logger()
+
+
+class Stopped(BaseException):
+    """SIGTERM came at a moment at which the run can end at once."""
+
+
+class Stop:
+    """SIGTERM's handler: at once where nothing is lost by it, else a request that is read at step boundaries."""
+
+    requested = False
+    unsaved = False  # steps were completed that no checkpoint holds
+    state: TrainState | None = None
+
+    def request(self, signum: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        first, self.requested = not self.requested, True
+        if first and (not self.unsaved or (self.state is not None and self.state.intact)):
+            raise Stopped
+
+    def defer(self) -> None:
+        """From now on only remember the request."""
+        self.unsaved, self.state = True, None
+
+
+class TrainingRun:
+    """One attempt at one job."""
+
+    def __init__(self, store: Store, job: Job, folder: Path, device: str) -> None:
+        self.store, self.job, self.device = store, job, device
+        self.config = job.spec.config
+        self.saves = Saves(store, job, folder, device)
+        self.step: int | None = None  # the last one completed
+
+    def run(self, stop: Stop) -> int:
+        """Train to the end, or save and stop after SIGTERM; returns the exit code."""
+        self.saves.tidy()
+        self.store.set_phase(self.job.id, self.job.attempt, "loading")
+        policy, state, final = self.saves.restore() or self._fresh()
+        self.step, stop.state = state.step, state
+        if final is None:
+            final = self._train(policy, state, stop)
+        if final is None:
+            return EXIT_STOPPED
+        self._succeed(final, state.baseline, state.latest)
+        return 0
+
+    def _fresh(self) -> Restored:
+        seed_generators(self.config.seed)
+        source = self.job.resolved["model"]["path"]
+        policy = new_lora_policy(source, self.config.model.lora, seed=self.config.seed, device=self.device)
+        return Restored(policy, fresh_state(policy, self.config))
+
+    def _train(self, policy: LoraPolicy, state: TrainState, stop: Stop) -> Checkpoint | None:
+        """The final checkpoint; None if the run was stopped before."""
+        resolved = self.job.resolved
+        prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
+        eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
+        forget_other_prompts(state, eval_prompts)
+        steps = train(
+            policy,
+            state,
+            self.config,
+            prompts=prompts,
+            eval_prompts=eval_prompts,
+            reward=make_reward(self.config.reward),
+            micro_batch=self._micro_batch(),
+        )
+        self._phase("evaluation" if state.step == 0 and eval_prompts else "training")
+        generators = Generators.now()
+        try:
+            for step in steps:
+                stop.unsaved = step.step > 0
+                self._record(step)
+                last = step.step == self.config.optimization.steps
+                due = step.step % self.config.checkpoint.every_steps == 0
+                if step.step and not last and (due or stop.requested):
+                    self.saves.save(policy, state, f"step-{state.step}")
+                    if stop.requested:
+                        return None
+                    stop.unsaved = False
+                generators = Generators.now()
+        except Stopped:
+            if stop.unsaved:  # the step under way has changed nothing yet but the generators
+                stop.defer()
+                generators.restore()
+                self.saves.save(policy, state, f"step-{state.step}")
+            return None
+        stop.defer()
+        return self.saves.save(policy, state, FINAL)
+
+    def _record(self, step: StepResult) -> None:
+        samples = [
+            Sample(
+                step=step.step, kind="rollout", index=i, prompt=s.prompt, completion=s.completion, data=s.data
+            )
+            for i, s in enumerate(step.samples)
+        ]
+        if step.evaluation is not None:
+            samples += samples_of(step.evaluation, step.step)
+        if step.step == 0:
+            self.store.record_samples(self.job.id, self.job.attempt, samples)
+            self._phase("training")
+            return
+        self.store.record_step(
+            self.job.id,
+            self.job.attempt,
+            step=step.step,
+            metrics=step.metrics,
+            timings=step.timings,
+            samples=samples,
+        )
+        self.step = step.step
+        log.info("step", step=step.step, reward=step.metrics["reward/mean"], kl=step.metrics["kl/sequence"])
+
+    def _succeed(self, final: Checkpoint, before: Evaluation | None, after: Evaluation | None) -> None:
+        result: dict[str, Any] = {
+            "model": f"{self.job.id}@{FINAL}",
+            "checkpoint_id": final.id,
+            "path": final.path,
+            "evaluation": None,
+        }
+        if before is not None and after is not None:
+            result["evaluation"] = {
+                "before": summarise(before),
+                "after": summarise(after),
+                "reward_difference": paired_difference(before, after),
+            }
+        self.store.finish(self.job.id, self.job.attempt, Status.SUCCEEDED, result=result)
+
+    def roll_back(self, error: NonFiniteLoss) -> bool:
+        """Allow one replay of a step that failed, in case the hardware did: the run itself would repeat it.
+
+        False if this step has been replayed before, by any attempt.
+        """
+        if any(event.data.get("step") == error.step for event in self._events("job.rolled_back")):
+            return False
+        message = f"{error}: once more from the last checkpoint, in case it was the hardware."
+        self._warn("job.rolled_back", message, step=error.step, tensor=error.tensor)
+        return True
+
+    def halve_micro_batch(self) -> bool:
+        """Let the next start work with half the sequences at a time; False if it was halved before."""
+        whole = self.config.rollout.batch_size // self.config.optimization.minibatches
+        if self._micro_batch() is not None or whole < 2:
+            return False
+        half = (whole + 1) // 2
+        message = f"The GPU's memory was not enough: {half} sequences at a time instead of {whole}."
+        self._warn("job.micro_batch_halved", message, micro_batch=half)
+        return True
+
+    def _micro_batch(self) -> int | None:
+        halved = [int(event.data["micro_batch"]) for event in self._events("job.micro_batch_halved")]
+        return halved[-1] if halved else None
+
+    def _events(self, type_: str) -> Iterator[Event]:
+        after = 0
+        while page := self.store.list_events(self.job.id, after=after, limit=EVENTS_PER_PAGE):
+            yield from (event for event in page if event.type == type_)
+            after = page[-1].seq
+
+    def _warn(self, type_: str, message: str, **data: Any) -> None:
+        event = NewEvent(type=type_, message=message, level="warning", data=data)
+        self.store.add_event(self.job.id, self.job.attempt, event)
+
+    def _phase(self, phase: str) -> None:
+        self.store.set_phase(self.job.id, self.job.attempt, phase)
+
+
+def forget_other_prompts(state: TrainState, eval_prompts: list[str]) -> None:
+    """A checkpoint of another job may have been evaluated on other prompts: nothing to compare with."""
+    if state.baseline is not None and list(state.baseline.prompts) != eval_prompts:
+        state.baseline = state.latest = None
+
+
+def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
+    """The held-out completions as rows."""
+    return [
+        Sample(
+            step=step,
+            kind="eval",
+            index=i,
+            prompt=prompt,
+            completion=completion,
+            data={"reward": score, "length": float(length)},
+        )
+        for i, (prompt, completion, score, length) in enumerate(zip(*evaluation, strict=True))
+    ]
+
+
+def read_prompts(inline: tuple[str, ...] | None, file: str | None) -> list[str]:
+    """Prompts from the config, or from the field `prompt` of a JSONL file.
+
+    Raises:
+        DatasetError: the file cannot be read, or a line has no prompt.
+    """
+    if inline is not None:
+        return list(inline)
+    if file is None:
+        return []
+    try:
+        lines = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [json.loads(line)["prompt"] for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{Path(file).name}: {type(error).__name__}: {error}") from error
+    if not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
+        raise DatasetError(f"{Path(file).name}: every line needs a field `prompt` with text")
+    return prompts
+
+
+def fixed_device() -> str:
+    """The GPU with deterministic kernels wherever there are any, or the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return "cuda"
