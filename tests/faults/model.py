@@ -21,7 +21,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import event
 
 from jobs.migrate import upgrade
-from tests.faults.model_machine import LateReaper, StoreMachine, VirtualClock
+from tests.faults.model_actors import LateReaper, VirtualClock
+from tests.faults.model_machine import StoreMachine
 
 MEMORY = Path("/dev/shm")
 

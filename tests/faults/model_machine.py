@@ -7,18 +7,17 @@ late.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 
 from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, LeaseLost
-from jobs.schema import job_checkpoints, job_events, job_metrics, job_samples, jobs, metadata
+from jobs.schema import metadata
 from jobs.spec import JobFailure, JobSpec, NewEvent, Sample
-from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
+from tests.faults.model_actors import LateReaper, Save, VirtualClock, Worker, read
 from tests.faults.model_job import LEASE_S, LEGAL, RESEND_S, TERMINAL, ModelJob, public
 
 MOST_JOBS, STEPS = 4, 8
@@ -55,65 +54,6 @@ CALLS = {  # what may happen: how often, and what there must be for it
 }
 WRITES = ["train", "small_write", "hand_back", "save_again", "finish"]
 FAILURE = JobFailure(code="nan_loss", detail="NaN")
-
-
-class VirtualClock:
-    """Stands in for the database's clock."""
-
-    time = 0.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-class LateReaper(SqlStore):
-    """A reaper that has looked and is stopped before it acts."""
-
-    def look(self) -> list[tuple[str, int]]:
-        """The runs whose lease had run out."""
-        self._seen: list[tuple[str, int]] = []
-        self.reap()
-        return self._seen
-
-    def act(self, job_id: str, attempt: int) -> Any:
-        """What it would have done at once."""
-        return super()._reap_one(job_id, attempt)
-
-    def _reap_one(self, job_id: str, attempt: int) -> None:
-        self._seen.append((job_id, attempt))
-
-
-@dataclass
-class Worker:
-    """One attempt, for ever: it writes whether or not it still owns the job. `step`: done in its memory."""
-
-    job_id: str
-    attempt: int
-    step: int
-
-
-class Save(NamedTuple):
-    """A checkpoint that a job may go on from."""
-
-    job_id: str
-    name: str
-    step: int
-    attempt: int
-
-    @property
-    def sha256(self) -> str:
-        """Of its manifest: another one for each attempt."""
-        return f"{self.attempt:064x}"
-
-    def resolved(self) -> dict[str, object]:
-        """As the API hands it to the store."""
-        return {
-            "path": "/p",
-            "sha256": self.sha256,
-            "step": self.step,
-            "job_id": self.job_id,
-            "name": self.name,
-        }
 
 
 NEVER = Save("job_0", "never", 1, 1)
@@ -486,25 +426,3 @@ class StoreMachine(RuleBasedStateMachine):
             assert name in TERMINAL or row["crash_count"] < most, "I7: it may not be tried again"
             assert (row["error"] is not None) == (name == "failed"), "I7: the reason"
             assert [seq for seq, *_ in seen["events"]] == list(range(1, row["event_seq"] + 1)), "I8"
-
-
-HIDDEN = {"id", "owner", "spec", "resolved", "max_attempts", "priority"}  # the request, as it was
-
-
-def read(store: SqlStore) -> dict[str, dict[str, Any]]:
-    """Every row of every job, as the model writes it."""
-    with store.reading() as connection:
-        found: dict[str, dict[str, Any]] = {}
-        for row in connection.execute(select(jobs)).mappings():
-            values = {name: row[name] for name in row if name not in HIDDEN}
-            values["error"] = row["error"] and row["error"]["code"]
-            found[row["id"]] = {"row": values, "events": [], "metrics": [], "samples": [], "checkpoints": []}
-        for item in connection.execute(select(job_events).order_by(job_events.c.seq)):
-            found[item.job_id]["events"].append((item.seq, item.type, item.attempt))
-        for item in connection.execute(select(job_metrics).order_by(job_metrics.c.step)):
-            found[item.job_id]["metrics"].append((item.step, item.metrics["value"], item.attempt))
-        for item in connection.execute(select(job_samples).order_by(job_samples.c.step)):
-            found[item.job_id]["samples"].append((item.step, item.completion))
-        for item in connection.execute(select(job_checkpoints).order_by(job_checkpoints.c.name)):
-            found[item.job_id]["checkpoints"].append((item.name, item.step, item.attempt, item.pinned))
-    return found

@@ -11,7 +11,7 @@ from jobs.spec import NewEvent
 from jobs.sql_base import SqlBase
 from jobs.states import Status
 from tests.faults.model import database, machine, run
-from tests.faults.model_machine import LateReaper
+from tests.faults.model_actors import LateReaper
 
 OFTEN = {
     "claimed",
