@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from jobs.faults import point
@@ -45,6 +46,15 @@ class LocalFiles:
             shutil.rmtree(folder)
             _sync(folder.parent)  # or a power cut brings it back
             point("remove.after")
+
+    def keep_only(self, folder: Path, kept: Collection[Path]) -> None:
+        """See jobs.ports.Files."""
+        for path in list(folder.iterdir()):
+            if path.is_dir() and path not in kept:
+                point("remove.before")
+                shutil.rmtree(path)
+                point("remove.after")
+        _sync(folder)  # also for who removed something and died before it was durable
 
 
 def _sync(path: Path) -> None:

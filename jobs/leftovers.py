@@ -18,10 +18,9 @@ def remove_leftovers(store: Store, files: Files, job_id: str, attempt_folder: Pa
     """
     if not attempt_folder.is_dir():
         return
-    named = {Path(checkpoint.path).resolve() for checkpoint in store.list_checkpoints(job_id)}
+    artifacts = attempt_folder.parents[1]
+    named = {artifacts / checkpoint.path for checkpoint in store.list_checkpoints(job_id)}
     try:
-        for folder in [path for path in attempt_folder.iterdir() if path.is_dir()]:
-            if folder.resolve() not in named:
-                files.remove_folder(folder)
+        files.keep_only(attempt_folder, named)
     except OSError as error:
         log.warning("%s: leftovers stay in %s: %s", job_id, attempt_folder, error)

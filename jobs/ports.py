@@ -5,7 +5,7 @@ simulations bind others.
 One contract suite (tests/contracts/) runs on every implementation of a port.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -257,6 +257,10 @@ class Files(Protocol):
 
     def remove_folder(self, folder: Path) -> None:
         """Remove a folder and all below; no error if it is not there."""
+        ...
+
+    def keep_only(self, folder: Path, kept: Collection[Path]) -> None:
+        """Remove the folders in `folder` that are not in `kept`; files stay. All that is gone stays gone."""
         ...
 
 

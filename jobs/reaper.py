@@ -6,11 +6,12 @@ It may run in any number of processes: each row goes by one compare-and-set. It 
 import logging
 import threading
 
-from jobs.errors import StoreUnavailable
+from jobs.errors import JobNotFound, StoreUnavailable
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
 from jobs.ports import Files, Reaped, Store
 from jobs.settings import Settings
+from jobs.states import Status
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,25 @@ class Reaper:
             remove_leftovers(self._store, self._files, item.job_id, folder)
         return reaped
 
+    def sweep(self) -> None:
+        """Clear every ended attempt: whoever should have done it may have died. Raises StoreUnavailable."""
+        for folder in sorted(self._artifacts.glob("job_*/*")):
+            job_id, attempt = folder.parent.name, folder.name
+            try:
+                job = self._store.get_job(job_id)
+            except JobNotFound:
+                continue
+            if job.status is not Status.RUNNING or str(job.attempt) != attempt:
+                remove_leftovers(self._store, self._files, job_id, folder)
+
     def run(self, stop: threading.Event) -> None:
-        """Every `reap_every_s` until `stop` is set."""
+        """Sweep once, then reap every `reap_every_s` until `stop` is set."""
+        swept = False
         while not stop.is_set():
             try:
+                if not swept:
+                    self.sweep()
+                    swept = True
                 self.run_once()
             except StoreUnavailable as error:
                 log.warning("nothing reaped: %s", error)

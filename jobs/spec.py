@@ -142,7 +142,7 @@ class MetricRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A verified save: `name` is `step-40` or `final`, `path` a folder below the artifacts root."""
+    """A verified save: `name` is `step-40` or `final`, `path` its folder, relative to the artifacts root."""
 
     id: str
     job_id: str

@@ -32,6 +32,7 @@ class Saves:
         self._store, self._job, self._folder, self._device = store, job, folder, device
         self._files = files or LocalFiles()
         self._source = str(job.resolved["model"]["path"])
+        self._artifacts = folder.parents[1]
 
     def tidy(self) -> None:
         """Remove what earlier attempts, and this one before it started again, left unfinished."""
@@ -47,7 +48,7 @@ class Saves:
         """
         for checkpoint in reversed(self._store.list_checkpoints(self._job.id)):
             try:
-                policy, state = self._read(Path(checkpoint.path), checkpoint.sha256)
+                policy, state = self._read(checkpoint.path, checkpoint.sha256)
             except CheckpointError as error:
                 self._event(
                     "checkpoint.corrupt",
@@ -63,12 +64,17 @@ class Saves:
         start = self._job.resolved.get("resume_from")
         if start is None:
             return None
-        policy, state = self._read(Path(start["path"]), start["sha256"])
+        policy, state = self._read(start["path"], start["sha256"])
         source = f"{start['job_id']}@{start['name']}"
         self._event("job.resumed_from", f"Resumed from {source}.", step=state.step, checkpoint=source)
         return Restored(policy, state)
 
-    def _read(self, folder: Path, sha256: str) -> tuple[LoraPolicy, TrainState]:
+    def folder(self, path: str) -> Path:
+        """Of a checkpoint with this path."""
+        return self._artifacts / path
+
+    def _read(self, path: str, sha256: str) -> tuple[LoraPolicy, TrainState]:
+        folder = self.folder(path)
         manifest = verify_checkpoint(folder, sha256)
         restored = read_checkpoint(folder, self._job.spec.config, source=self._source, device=self._device)
         if differences := other_environment(manifest):
@@ -106,7 +112,7 @@ class Saves:
             self._job.attempt,
             name=name,
             step=state.step,
-            path=str(final.resolve()),
+            path=str(final.relative_to(self._artifacts)),
             sha256=digest,
             size=size,
         )
@@ -128,7 +134,7 @@ class Saves:
         )
         for checkpoint in (c for c in checkpoints if c.name in dropped):
             with contextlib.suppress(OSError):  # `remove_leftovers` tries again
-                self._files.remove_folder(Path(checkpoint.path))
+                self._files.remove_folder(self.folder(checkpoint.path))
 
     def _event(self, type_: str, message: str, *, level: str = "info", **data: Any) -> None:
         event = NewEvent(type=type_, message=message, level=level, data=data)

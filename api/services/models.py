@@ -43,6 +43,7 @@ class ModelResolver:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._registry = settings.registry
         self._store = store
+        self._artifacts = settings.artifacts.resolve()
         self._roots = [Path(os.path.realpath(root)) for root in settings.model_roots]
 
     def resolve(self, name: str, owner: str) -> ModelSource:
@@ -105,7 +106,7 @@ class ModelResolver:
     def _saved_model(self, name: str, owner: str) -> ModelSource:
         job, checkpoint = self.checkpoint(name, owner)
         source = ModelSource.model_validate(job.resolved["model"])
-        return ModelSource(path=checkpoint.path, base=source.base or source.path)
+        return ModelSource(path=str(self._artifacts / checkpoint.path), base=source.base or source.path)
 
     def _folder(self, name: str) -> ModelSource:
         path = self._below_roots(name)

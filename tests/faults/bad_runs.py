@@ -78,7 +78,7 @@ def run(bench: Bench, fault: str, settings: Settings) -> dict[str, Any]:
             supervisor.run(job_id, job.epoch)
             runs += 1
         events = store.list_events(job_id, limit=1000)
-        listed = {Path(c.path).resolve() for c in store.list_checkpoints(job_id)}
+        listed = {(settings.artifacts / c.path).resolve() for c in store.list_checkpoints(job_id)}
     folder = settings.artifacts / job_id
     error = job.error
     return {

@@ -123,12 +123,15 @@ class Bench:
             final = store.get_checkpoint(job_id, "final")
             rows = store.list_metrics(job_id)
             samples = store.list_samples(job_id, limit=10_000)
-            listed = {Path(c.path).resolve() for c in store.list_checkpoints(job_id)}
+            listed = {(self.settings.artifacts / c.path).resolve() for c in store.list_checkpoints(job_id)}
         assert final is not None
         files = ("adapter_model.safetensors", "trainer.safetensors", "trainer.json")
         there = {path.resolve() for path in (self.settings.artifacts / job_id).glob("*/*") if path.is_dir()}
         return {
-            "files": {n: hashlib.sha256(Path(final.path, n).read_bytes()).hexdigest() for n in files},
+            "files": {
+                n: hashlib.sha256((self.settings.artifacts / final.path / n).read_bytes()).hexdigest()
+                for n in files
+            },
             "metrics": [[row.step, row.metrics] for row in rows],
             "samples": [repr(sample) for sample in samples],
             "evaluation": (job.result or {}).get("evaluation"),

@@ -79,15 +79,17 @@ def violations(
     database = read_database(store_url)
     found = [*_promised(database, created), *_idempotent(database, keys or {})]
     for job in database.jobs.values():
-        found += [f"{fault[0]} {job.id}: {fault[1]}" for fault in _of_job(job, steady_clock=steady_clock)]
-    found += _weights(database, weights or {})
+        found += [
+            f"{fault[0]} {job.id}: {fault[1]}" for fault in _of_job(job, artifacts, steady_clock=steady_clock)
+        ]
+    found += _weights(database, artifacts, weights or {})
     if quiescent:
         found += _left(database, artifacts)
         found += [f"I10 process {pid} lives: {command}" for pid, command in _processes(data).items()]
     return found
 
 
-def _of_job(job: JobRows, *, steady_clock: bool) -> Iterator[tuple[str, str]]:
+def _of_job(job: JobRows, artifacts: Path, *, steady_clock: bool) -> Iterator[tuple[str, str]]:
     yield from (("I3", fault) for fault in _path(job))
     yield from (("I3", fault) for fault in _row(job))
     yield from (("I4", fault) for fault in _attempts(job))
@@ -97,7 +99,7 @@ def _of_job(job: JobRows, *, steady_clock: bool) -> Iterator[tuple[str, str]]:
     yield from (("I7", fault) for fault in _bounds(job))
     yield from (("I8", fault) for fault in _numbers(job))
     for checkpoint in job.checkpoints:
-        if (fault := damage(Path(checkpoint["path"]), checkpoint["sha256"])) is not None:
+        if (fault := damage(artifacts / checkpoint["path"], checkpoint["sha256"])) is not None:
             yield "I9", f"checkpoint {checkpoint['name']}: {fault}"
 
 
@@ -282,7 +284,7 @@ def _numbers(job: JobRows) -> Iterator[str]:
 # -- I6, I10 ----------------------------------------------------------------------------------
 
 
-def _weights(database: Database, expected: Mapping[str, str]) -> Iterator[str]:
+def _weights(database: Database, artifacts: Path, expected: Mapping[str, str]) -> Iterator[str]:
     first_of: dict[str, tuple[str, str]] = {}
     for job in database.jobs.values():
         final = [row for row in job.checkpoints if row["name"] == "final"]
@@ -291,7 +293,7 @@ def _weights(database: Database, expected: Mapping[str, str]) -> Iterator[str]:
         if not final:
             yield f"I6 {job.id}: succeeded without a final checkpoint"
             continue
-        found = weights_sha256(Path(final[0]["path"]))
+        found = weights_sha256(artifacts / final[0]["path"])
         if job.id in expected and found != expected[job.id]:
             yield f"I6 {job.id}: final weights {found}, undisturbed {expected[job.id]}"
         same, theirs = first_of.setdefault(job.work, (job.id, found))
@@ -306,7 +308,7 @@ def _left(database: Database, artifacts: Path) -> Iterator[str]:
         elif job.row["lease_until"] is not None:
             yield f"I10 {job.id}: {job.row['status']} with a lease"
         below = float("inf") if job.row["status"] == "succeeded" else _last_that_wrote(job)
-        named = {Path(row["path"]).resolve() for row in job.checkpoints}
+        named = {(artifacts / row["path"]).resolve() for row in job.checkpoints}
         for folder in left_behind(artifacts / job.id, named=named, below_attempt=below):
             yield f"I10 {job.id}: {folder.relative_to(artifacts / job.id)} is left behind"
     for transaction in database.open_transactions:

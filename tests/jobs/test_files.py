@@ -58,3 +58,15 @@ def test_remove(tmp_path: Path) -> None:
     LocalFiles().remove_folder(folder(tmp_path / "x", a="1"))
     LocalFiles().remove_folder(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_kept_is_gone_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda d: synced.append(os.readlink(f"/proc/self/fd/{d}")))
+    kept = folder(tmp_path / "kept", a="1")
+    folder(tmp_path / "other", a="1")
+    (tmp_path / "log").write_text("x")
+    for _ in range(2):  # a second time in case who came first died before the fsync
+        LocalFiles().keep_only(tmp_path, {kept})
+        assert listing(tmp_path) == {"kept/a": "1", "kept/below/deep": "deep", "log": "x"}
+        assert synced.pop() == str(tmp_path)

@@ -110,15 +110,36 @@ def test_the_reaper_works_while_the_broker_is_down(store: SqlStore) -> None:
     assert broker.sent == []
 
 
-def test_the_reaper_clears_what_a_lost_attempt_left(store: SqlStore, tmp_path: Path) -> None:
+def unfinished(store: SqlStore, data: Path) -> Path:
+    """The folder of a running attempt with a checkpoint, a save that no row names yet, and a log."""
     create(store, "job_1")
     store.claim("job_1", 1, worker="w", lease_s=600)
-    attempt = tmp_path / "jobs" / "job_1" / "1"
-    for name in ("step-1", "step-2.partial"):
+    attempt = data / "jobs" / "job_1" / "1"
+    for name in ("step-1", "step-2", "step-3.partial"):
         (attempt / name).mkdir(parents=True)
-    store.record_checkpoint(
-        "job_1", 1, name="step-1", step=1, path=str(attempt / "step-1"), sha256="", size=0
-    )
+    (attempt / "log").touch()
+    store.record_checkpoint("job_1", 1, name="step-1", step=1, path="job_1/1/step-1", sha256="", size=0)
+    return attempt
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_reaper_clears_what_a_lost_attempt_left(store: SqlStore, tmp_path: Path) -> None:
+    attempt = unfinished(store, tmp_path)
     store.heartbeat("job_1", 1, lease_s=-1)
     assert [item.status for item in Reaper(store, Settings(data=tmp_path)).run_once()] == [Status.QUEUED]
-    assert [path.name for path in attempt.iterdir()] == ["step-1"]
+    assert names(attempt) == ["log", "step-1"]
+
+
+def test_a_new_reaper_clears_what_one_that_died_did_not(store: SqlStore, tmp_path: Path) -> None:
+    attempt = unfinished(store, tmp_path)
+    Reaper(store, Settings(data=tmp_path)).sweep()
+    assert names(attempt) == ["log", "step-1", "step-2", "step-3.partial"], "the attempt runs"
+    store.heartbeat("job_1", 1, lease_s=-1)
+    store.reap()  # and dies here
+    (tmp_path / "jobs" / "job_unknown" / "1" / "step-1").mkdir(parents=True)
+    with running(Reaper(store, Settings(data=tmp_path)).run):
+        wait_until(lambda: names(attempt) == ["log", "step-1"])
+    assert (tmp_path / "jobs" / "job_unknown" / "1" / "step-1").exists(), "not ours to judge"

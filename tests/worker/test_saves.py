@@ -68,7 +68,7 @@ class Place:
         return [e for e in self.store.list_events(job_id, limit=1000) if e.type == type_]
 
     def paths(self, job_id: str = JOB) -> dict[str, Path]:
-        return {c.name: Path(c.path) for c in self.store.list_checkpoints(job_id)}
+        return {c.name: self.settings.artifacts / c.path for c in self.store.list_checkpoints(job_id)}
 
     def final(self, job_id: str = JOB) -> dict[str, Any]:
         """All of the last state but Python's generator, from which beartype draws what it checks."""
@@ -82,7 +82,7 @@ class Place:
         """Succeeded; every listed checkpoint verifies; nothing else is left."""
         assert self.store.get_job(job_id).status is Status.SUCCEEDED
         for row in self.store.list_checkpoints(job_id):
-            checkpoints.verify_checkpoint(Path(row.path), row.sha256)
+            checkpoints.verify_checkpoint(self.settings.artifacts / row.path, row.sha256)
         left = {p.resolve() for p in (self.settings.artifacts / job_id).glob("*/*") if p.is_dir()}
         assert left == {path.resolve() for path in self.paths(job_id).values()}
 
@@ -224,6 +224,19 @@ def test_another_environment_is_said_and_not_refused(place: Place, monkeypatch: 
     assert place.run() == 0
     (event,) = place.events("checkpoint.other_environment")
     assert event.data == {"differences": {"threads": [here["threads"], 99], "cpu": [here["cpu"], "Abacus"]}}
+
+
+def test_the_data_folder_may_move(tmp_path: Path, tiny_model: Path, undisturbed: dict[str, Any]) -> None:
+    (tmp_path / "old").mkdir()
+    place = Place(tmp_path / "old", tiny_model)
+    place.create()
+    place.run(until=2)
+    place.store.close()
+    (tmp_path / "old").rename(tmp_path / "new")
+    place = Place(tmp_path / "new", tiny_model)
+    assert place.run() == 0
+    assert [event.data["step"] for event in place.events("job.resumed_from")] == [2]
+    assert place.final() == undisturbed
 
 
 def resume_from(place: Place, name: str) -> dict[str, Any]:

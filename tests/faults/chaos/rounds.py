@@ -152,7 +152,7 @@ class Deployment:
             if row.row["status"] == "succeeded" and row.row["attempt"] > 1:
                 findings.disturbed += 1
                 final = next(c for c in row.checkpoints if c["name"] == "final")
-                findings.identical += weights_sha256(Path(final["path"])) == self._weights
+                findings.identical += weights_sha256(self.cluster.artifacts / final["path"]) == self._weights
 
 
 def undisturbed(folder: Path, registry: Path) -> str:

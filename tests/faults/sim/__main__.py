@@ -2,13 +2,13 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
 
-from tests.faults.sim.run import Outcome, Simulator, simulator
-
-CHECK_HASH_EVERY = 100
+from tests.faults.sim.pool import CHECK_HASH_EVERY, outcomes
+from tests.faults.sim.run import Outcome, simulator
 
 
 def main() -> int:
@@ -18,27 +18,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="only this one, with a trace")
     parser.add_argument("--budget-min", type=float, default=float("inf"), help="stop after so many minutes")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first violation")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that share the seeds")
     options = parser.parse_args()
+    if options.seed is None:
+        return _many(options)
     with simulator() as sim:
-        if options.seed is not None:
-            return _show(sim.run(options.seed, trace=_say))
-        return _many(sim, options)
+        return _show(sim.run(options.seed, trace=_say))
 
 
-def _many(sim: Simulator, options: argparse.Namespace) -> int:
+def _many(options: argparse.Namespace) -> int:
     began, faults, jobs, bad = time.monotonic(), Counter[str](), Counter[str](), list[int]()
     run = attempts = checked = 0
-    for seed in range(options.start, options.start + options.seeds):
-        outcome = sim.run(seed)
+    seeds = range(options.start, options.start + options.seeds)
+    for outcome in outcomes(seeds, options.processes):
         run, attempts = run + 1, attempts + outcome.attempts
         faults, jobs = faults + outcome.faults, jobs + outcome.jobs
-        if seed % CHECK_HASH_EVERY == 0:
-            checked += 1
-            again = sim.run(seed)
-            if again.hash != outcome.hash:
-                outcome.violations.append(f"seed {seed} is not reproducible: {outcome.hash}, {again.hash}")
+        checked += outcome.seed % CHECK_HASH_EVERY == 0
         if outcome.violations:
-            bad.append(seed)
+            bad.append(outcome.seed)
             _show(outcome)
             if not options.keep_going:
                 break

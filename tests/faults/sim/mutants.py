@@ -91,7 +91,7 @@ MUTANTS = {
         "worker/saves.py",
         "        names = [c.name for c in checkpoints]\n",
         "        names = [c.name for c in checkpoints]\n"
-        "        for c in checkpoints:\n            self._files.remove_folder(Path(c.path))\n",
+        "        for c in checkpoints:\n            self._files.remove_folder(self.folder(c.path))\n",
     ),
     "nobody tidies": Mutant("worker/run.py", "        self.saves.tidy()\n", ""),
     "a child may outlive its lease": Mutant("worker/supervisor.py", "LEASE_SHARE = 0.8", "LEASE_SHARE = 1.5"),

@@ -134,7 +134,8 @@ class SimFiles:
         real = getattr(self._files, name)
 
         def call(*args: Any, **options: Any) -> Any:
-            self._gate.before(f"files.{name} {args[-1].name}", ("kill before", "freeze"))
+            folders = " ".join(arg.name for arg in args if isinstance(arg, Path))
+            self._gate.before(f"files.{name} {folders}", ("kill before", "freeze"))
             result = real(*args, **options)
             self._gate.after(f"files.{name}")
             return result
