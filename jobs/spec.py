@@ -35,7 +35,8 @@ class JobSpec(Config):
         None,
         max_length=128,
         pattern=f"^{CHECKPOINT_NAME}$",
-        description="A checkpoint `job_…@step-40` of the same model and LoRA; steps go on from there.",
+        description="A checkpoint `job_…@step-40` of the same model and LoRA; steps go on from there. "
+        "β goes on from its value there if `config.kl` is the same, else it starts as configured.",
     )
     priority: int = Field(
         DEFAULT_PRIORITY, ge=0, le=MAX_PRIORITY, description="Of waiting jobs, the highest starts first."
@@ -101,7 +102,11 @@ class Job:
 
 
 def first_step(resolved: Mapping[str, Any]) -> int:
-    """The step of `resolved["resume_from"]` = {"path", "sha256", "step", "job_id", "name"}; 0 without one."""
+    """The step of `resolved["resume_from"]`; 0 without one.
+
+    That is {"path", "sha256", "step", "job_id", "name", "same_kl"}: the last one is true if both jobs' `config.kl`
+    are equal, so that β's controller goes on too.
+    """
     start = resolved.get("resume_from")
     return int(start["step"]) if start else 0
 

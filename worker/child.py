@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.spec import JobFailure
 from worker.child_log import ChildLog
-from worker.failures import EXIT_CRASHED, EXIT_DISK, EXIT_FAILED, HINTS
+from worker.failures import EXIT_CRASHED, EXIT_DISK, EXIT_FAILED, EXIT_UNREACHABLE, HINTS
 
 
 class Child:
@@ -65,6 +65,8 @@ class Child:
         self._log.finish()
         if code in (EXIT_FAILED, EXIT_CRASHED):
             return self._told_failure()
+        if code == EXIT_UNREACHABLE:
+            return self._failure("store_unavailable", "The training process could not reach the database.")
         if code == EXIT_DISK:
             return self._failure("disk_full", "The disk takes neither a checkpoint nor the reason why.")
         if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:

@@ -6,6 +6,7 @@
 | `cuda_oom` | the GPU's memory was not enough | one replay with half the micro-batch |
 | `host_oom`, `oom_killed` | the machine's memory was not enough | a crash |
 | `stalled`, `crashed` | no progress; a signal or an exit code without a word | a crash |
+| `store_unavailable` | the child could not reach the database, the supervisor could | a crash |
 | `disk_full`, `storage_failed` | a checkpoint could not be written | fails at once |
 | `timeout`, `reward_error`, `dataset_error`, `model_load_failed`, `checkpoint_failed`, … | | fails at once |
 
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from rlhf_core.errors import NonFiniteLoss, RLHFError
 
+EXIT_UNREACHABLE = 69  # the database could not be reached for longer than a lease lasts
 EXIT_FAILED = 70  # told in error.json: trying again would end the same way
 EXIT_CRASHED = 71  # told in error.json: counts as a crash
 EXIT_DISK = 74  # the disk that error.json belongs on takes nothing
@@ -32,6 +34,7 @@ HINTS = {
     "oom_killed": "Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
     "disk_full": "Free space below the data folder, then create a job with resume_from the last checkpoint.",
     "storage_failed": "The worker must be able to write below the data folder.",
+    "store_unavailable": "The training process needs the same access to the database as its worker; see the log.",
     "stalled": "The last lines of the log show where it stood. A reward that waits for something needs a timeout.",
     "crashed": "The last lines of the log say where. The job can go on with resume_from its last checkpoint.",
     "timeout": "Raise limits.max_runtime_s; a job with resume_from goes on from the last checkpoint.",

@@ -63,6 +63,8 @@ class TrainingRun:
         self.store.set_phase(self.job.id, self.job.attempt, "loading")
         policy, state, final = self.saves.restore() or self._fresh()
         self.step, stop.state = state.step, state
+        steps = self.config.optimization.steps
+        log.info("run", attempt=self.job.attempt, done=state.step, steps=steps, device=self.device)
         if final is None:
             final = self._train(policy, state, stop)
         if final is None:

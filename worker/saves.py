@@ -9,6 +9,7 @@ from jobs.leftovers import remove_leftovers
 from jobs.ports import Files, Store
 from jobs.spec import Checkpoint, Job, NewEvent
 from rlhf_core.checkpoint import other_environment, read_checkpoint, verify_checkpoint, write_checkpoint
+from rlhf_core.controllers import make_controller
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models import LoraPolicy
 from rlhf_core.update import TrainState
@@ -65,6 +66,8 @@ class Saves:
         if start is None:
             return None
         policy, state = self._read(start["path"], start["sha256"])
+        if not start["same_kl"]:
+            state.controller = make_controller(self._job.spec.config.kl)
         source = f"{start['job_id']}@{start['name']}"
         self._event("job.resumed_from", f"Resumed from {source}.", step=state.step, checkpoint=source)
         return Restored(policy, state)

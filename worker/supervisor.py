@@ -22,7 +22,7 @@ from jobs.spec import Job, JobFailure
 from jobs.states import Desired, Status
 from jobs.system import SystemClock
 from worker.child import Child
-from worker.failures import EXIT_DISK, EXIT_FAILED, EXIT_STOPPED, FULL, HINTS
+from worker.failures import EXIT_DISK, EXIT_FAILED, EXIT_STOPPED, EXIT_UNREACHABLE, FULL, HINTS
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,9 @@ class Run:
                     self.stop(cause)
             if self._clock.monotonic() >= self._kill_at:
                 self.child.kill()
+        unrenewed_s = self._clock.monotonic() - self.heart.renewed_at
+        if code == EXIT_UNREACHABLE and self.cause is None and unrenewed_s > self._settings.lease_s / 2:
+            self.cause = Cause.UNRENEWED  # the child gave up first
         return code
 
     def stop(self, cause: Cause) -> None:

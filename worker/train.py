@@ -1,9 +1,10 @@
 """The training child: `python -m worker.train JOB_ID ATTEMPT`, started and watched by worker/supervisor.py.
 
 It writes fenced metrics, samples and checkpoints, and the terminal state `succeeded`. SIGTERM: save what is not
-saved, exit 75. A failure that has a name (worker/failures.py): error.json, exit 70 or 71. All else shows in the
-exit code. What a fresh process may cure (a NaN that the hardware made, a GPU whose memory was not enough) is tried
-once more by becoming a fresh process: same pid, same attempt, nothing left of the old one's memory.
+saved, exit 75. No database: exit 69. A failure that has a name (worker/failures.py): error.json, exit 70 or 71.
+All else shows in the exit code. What a fresh process may cure (a NaN that the hardware made, a GPU whose memory
+was not enough) is tried once more by becoming a fresh process: same pid, same attempt, nothing of the old one's
+memory.
 """
 
 import faulthandler
@@ -24,7 +25,7 @@ from jobs.settings import Settings  # noqa: E402
 from jobs.sql_store import open_store  # noqa: E402
 from jobs.system import SystemClock  # noqa: E402
 from rlhf_core.errors import NonFiniteLoss  # noqa: E402
-from worker.failures import EXIT_STOPPED, failure_of  # noqa: E402
+from worker.failures import EXIT_STOPPED, EXIT_UNREACHABLE, failure_of  # noqa: E402
 from worker.patience import patient  # noqa: E402
 from worker.run import Stop, Stopped, TrainingRun, fixed_device  # noqa: E402
 
@@ -50,9 +51,12 @@ def main() -> int:
         return run.run(stop)
     except Stopped:
         return EXIT_STOPPED
-    except (LeaseLost, StoreUnavailable) as error:
-        log.warning("stopped", reason=f"{type(error).__name__}: {error}")
+    except LeaseLost:
+        log.warning("stopped: another attempt owns the job")
         return EXIT_STOPPED
+    except StoreUnavailable as error:
+        log.warning("stopped: no database", reason=str(error))
+        return EXIT_UNREACHABLE
     except Exception as error:
         stop.defer()
         failure = failure_of(error, step=None if run is None else run.step)
@@ -61,8 +65,10 @@ def main() -> int:
         traceback.print_exc()  # plain: the log's last lines go to the client
         try:
             again = run is not None and worth_another_try(run, error, failure.code)
-        except (LeaseLost, StoreUnavailable):
+        except LeaseLost:
             return EXIT_STOPPED
+        except StoreUnavailable:
+            return EXIT_UNREACHABLE
         if again:
             if not stop.requested:
                 start_again()

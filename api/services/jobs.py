@@ -156,6 +156,7 @@ class JobService:
             "step": saved.step,
             "job_id": saved.job_id,
             "name": saved.name,
+            "same_kl": theirs.kl == ours.kl,
         }
 
 

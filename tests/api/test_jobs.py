@@ -226,7 +226,10 @@ def test_a_job_goes_on_from_a_checkpoint_of_another(
         "step": 3,
         "job_id": name.partition("@")[0],
         "name": "step-3",
+        "same_kl": True,
     }
+    other = create(client, spec | {"resume_from": name, "config": spec["config"] | {"kl": {"beta": 0.5}}})
+    assert store.get_job(other["id"]).resolved["resume_from"]["same_kl"] is False
     attempt = claimed(store, job["id"]).attempt
     store.record_step(job["id"], attempt, step=4, metrics={}, timings={})
     assert client.get(job["links"]["self"]).json()["progress"]["eta_s"] == 0

@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,11 +200,17 @@ def is_resumed() -> bool:
     return any(Path(os.environ["KLEASH_DATA"], "jobs", sys.argv[-2]).glob("*/step-1"))
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> int:
+    """`arguments`: FAULT JOB_ID ATTEMPT."""
     import worker.train
 
-    apply(sys.argv[1])
-    sys.argv = [sys.argv[0], *sys.argv[2:]]
-    code = worker.train.main()
+    fault, *sys.argv[1:] = arguments
+    sys.orig_argv = [sys.executable, "-m", "tests.faults.bad_run_child", *arguments]  # to become fresh with
+    apply(fault)
+    return worker.train.main()
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
     sys.stdout.flush()
     os._exit(code)

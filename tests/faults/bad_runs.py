@@ -13,16 +13,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.settings import Settings
 from jobs.states import Action, Status
-from tests.faults.bad_run_child import apply
+from tests.faults.bad_run_child import main as child_main
 from tests.faults.bench import Bench, spec
-from tests.faults.forking import ForkedChild, warm
+from tests.faults.forking import ForkedChild, ForkServer, warm
 from worker.child_log import FILE_BYTES
 from worker.supervisor import Supervisor
 
@@ -53,14 +52,7 @@ EXPECTED: dict[str, tuple[str | None, int, str, str]] = {
 STALL_AFTER_S = {"hangs": 2.0}
 
 
-def prepare(fault: str, command: Sequence[str]) -> None:
-    """In the forked child: what it would be had it been started by its command."""
-    sys.argv = ["bad_run_child", *command[-2:]]
-    sys.orig_argv = [sys.executable, "-m", "tests.faults.bad_run_child", fault, *command[-2:]]
-    apply(fault)
-
-
-def run(bench: Bench, fault: str, settings: Settings) -> dict[str, Any]:
+def run(bench: Bench, server: ForkServer, fault: str, settings: Settings) -> dict[str, Any]:
     """One job under a supervisor until it is done."""
     job_id = bench.create(spec({"lora": {"rank": 2}}, limits={"max_attempts": MAX_ATTEMPTS}))
     started = time.monotonic()
@@ -71,7 +63,7 @@ def run(bench: Bench, fault: str, settings: Settings) -> dict[str, Any]:
             settings,
             worker="w",
             command=("train",),
-            start_child=partial(ForkedChild, prepare=partial(prepare, fault)),
+            start_child=partial(ForkedChild, server=server, arguments=[fault]),
         )
         runs = 0
         while not (job := store.get_job(job_id)).done:
@@ -97,14 +89,14 @@ def run(bench: Bench, fault: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def beside(bench: Bench, settings: Settings) -> dict[str, Any]:
+def beside(bench: Bench, server: ForkServer, settings: Settings) -> dict[str, Any]:
     """A healthy job while another hangs: it ends while the other still stands where it stood."""
     hung: dict[str, Any] = {}
     hanging = bench.create(spec({"lora": {"rank": 2}}))
 
     def hang() -> None:
         with bench.store() as store:
-            start = partial(ForkedChild, prepare=partial(prepare, "hangs"))
+            start = partial(ForkedChild, server=server, arguments=["hangs"])
             hung["status"] = Supervisor(store, settings, worker="h", start_child=start).run(hanging, 1)
 
     thread = threading.Thread(target=hang, daemon=True)
@@ -112,7 +104,7 @@ def beside(bench: Bench, settings: Settings) -> dict[str, Any]:
     with bench.store() as store:
         while store.get_job(hanging).step < 1:
             time.sleep(0.05)
-        healthy = run(bench, "nothing", settings)
+        healthy = run(bench, server, "nothing", settings)
         still = store.get_job(hanging).status is Status.RUNNING
         store.request(hanging, Action.CANCEL)
         thread.join()
@@ -150,9 +142,12 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="kleash-bad-") as folder:
         bench = Bench(Path(folder))
+        server = ForkServer(child_main)  # knows the bench's environment, has no database open
         settings = bench.settings.model_copy(update={"heartbeat_s": 0.2, "stop_grace_s": 5.0})
         for fault in options.faults or [*EXPECTED, "beside"]:
-            result = beside(bench, settings) if fault == "beside" else run(bench, fault, settings)
+            result = (
+                beside(bench, server, settings) if fault == "beside" else run(bench, server, fault, settings)
+            )
             result["wrong"] = wrong(result)
             failed += bool(result["wrong"])
             if result.get("status") == Status.SUCCEEDED:

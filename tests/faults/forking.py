@@ -1,22 +1,26 @@
-"""Training children forked from a parent that has imported everything: real processes, none pays the imports.
+"""Training children forked from a process that has imported everything: real processes, none pays the imports.
 
-`warm()` must run before any tensor is computed in the parent: a fork inherits no thread pools.
+`fork` copies this process: nothing else may be at work in it, no thread and no open database, because SQLite in a
+copy believes that its original's locks are its own. A `ForkServer` is a copy made early, which makes further ones.
 """
 
+import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from worker.child import Child
 
 
 def warm() -> None:
-    """Import what a training child imports."""
+    """Import what a training child imports, before any tensor is computed: a fork inherits no thread pools."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     import worker.train  # noqa: F401
 
@@ -40,49 +44,79 @@ def fork(body: Callable[[], int], output: int) -> int:
         os._exit(code)
 
 
+class ForkServer:
+    """Runs `body(arguments)` in copies of this process as it is now. It ends with this process."""
+
+    def __init__(self, body: Callable[[Sequence[str]], int]) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            self._control.close()
+            _serve(theirs, body)
+            os._exit(0)
+        theirs.close()
+
+    def start(self, arguments: Sequence[str], output: int) -> "ForkedProcess":
+        """Its stdout and stderr are `output`."""
+        ours, theirs = socket.socketpair()
+        socket.send_fds(self._control, [json.dumps(arguments).encode()], [output, theirs.fileno()])
+        theirs.close()
+        return ForkedProcess(ours)
+
+
+def _serve(control: socket.socket, body: Callable[[Sequence[str]], int]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+    while True:
+        request, descriptors, *_ = socket.recv_fds(control, 65_536, 2)
+        if not request:
+            return
+        if os.fork() == 0:
+            control.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _run(partial(body, json.loads(request)), *descriptors)
+            os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _run(body: Callable[[], int], output: int, reply: int) -> None:
+    """Tell the child's pid, then its exit code."""
+    pid = fork(body, output)
+    os.write(reply, f"{pid}\n".encode())
+    _, status = os.waitpid(pid, 0)
+    os.write(reply, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
 class ForkedProcess:
     """What Child needs of a subprocess.Popen."""
 
     stdin = None
 
-    def __init__(self, pid: int) -> None:
-        self.pid, self.returncode = pid, None
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+    def __init__(self, told: socket.socket) -> None:
+        self._told, self._lines = told, told.makefile("r", buffering=1)
+        self.pid, self.returncode = int(self._lines.readline()), None
 
     def wait(self, timeout: float | None = None) -> int:
-        end = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if end is not None and time.monotonic() >= end:
+        if self.returncode is None:
+            if not select.select([self._told], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("fork", timeout or 0.0)
-            time.sleep(0.005)
-        return code
+            self.returncode = int(self._lines.readline())
+            self._lines.close()
+            self._told.close()
+        return self.returncode
 
     def terminate(self) -> None:
-        if self.poll() is None:
+        if self.returncode is None:
             os.kill(self.pid, signal.SIGTERM)
 
 
 class ForkedChild(Child):
-    """The supervisor's child, forked: `prepare(arguments)` runs in it first, then worker.train.main."""
+    """The supervisor's child, from a fork server: `arguments` are what it gets before the command's last two."""
 
     def __init__(
-        self, command: Sequence[str], folder: Path, *, prepare: Callable[[Sequence[str]], None]
+        self, command: Sequence[str], folder: Path, *, server: ForkServer, arguments: Sequence[str]
     ) -> None:
-        self._prepare = prepare
+        self._server, self._arguments = server, arguments
         super().__init__(command, folder)
 
     def _start(self, command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
-        def body() -> int:
-            import worker.train
-
-            self._prepare(command)
-            sys.argv = ["worker.train", *command[-2:]]
-            return worker.train.main()
-
-        return ForkedProcess(fork(body, output))  # type: ignore[return-value]
+        return self._server.start([*self._arguments, *command[-2:]], output)  # type: ignore[return-value]

@@ -64,6 +64,9 @@ elif mode == "signal":
 elif mode == "obey":
     signal.signal(signal.SIGTERM, stop_cleanly)
     wait_for_ever()
+elif mode == "69 soon":
+    time.sleep(1.8)  # later than half a lease, sooner than the supervisor gives up
+    sys.exit(69)
 elif mode == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     subprocess.Popen(

@@ -34,8 +34,10 @@ class Place:
         upgrade(url)
         self.store, self.settings, self.model = SqlStore(url), Settings(data=folder), model
 
-    def create(self, job_id: str = JOB, *, keep_last: int = 3, **resolved: Any) -> None:
-        job = spec({"lora": {"rank": 2}}, checkpoint={"keep_last": keep_last})
+    def create(
+        self, job_id: str = JOB, *, keep_last: int = 3, controller: Any = None, **resolved: Any
+    ) -> None:
+        job = spec({"lora": {"rank": 2}}, controller=controller, checkpoint={"keep_last": keep_last})
         self.store.create_job(job_id, "me", job, {"model": {"path": str(self.model)}, **resolved})
 
     def claim(self, job_id: str = JOB) -> Job:
@@ -242,7 +244,8 @@ def test_the_data_folder_may_move(tmp_path: Path, tiny_model: Path, undisturbed:
 def resume_from(place: Place, name: str) -> dict[str, Any]:
     row = place.store.get_checkpoint(JOB, name)
     assert row is not None
-    return {"path": row.path, "sha256": row.sha256, "step": row.step, "job_id": JOB, "name": name}
+    same = {"path": row.path, "sha256": row.sha256, "step": row.step, "job_id": JOB, "name": name}
+    return same | {"same_kl": True}
 
 
 @pytest.mark.parametrize("name", ["step-2", "final"])
@@ -258,6 +261,16 @@ def test_a_job_goes_on_from_another_jobs_checkpoint(
     (event,) = place.events("job.resumed_from", "job_2")
     assert event.data["checkpoint"] == f"{JOB}@{name}"
     place.assert_sound("job_2")
+
+
+def test_beta_starts_as_configured_where_the_kl_config_is_another(place: Place) -> None:
+    place.create()
+    place.run()
+    start = resume_from(place, "step-2") | {"same_kl": False}
+    place.create("job_2", controller={"kind": "fixed"}, resume_from=start)
+    place.run("job_2")
+    betas = {job: [row.metrics["kl/beta"] for row in place.store.list_metrics(job)] for job in (JOB, "job_2")}
+    assert betas["job_2"] == [0.1, 0.1] != betas[JOB][2:]
 
 
 def test_its_own_checkpoint_comes_before_the_one_it_started_from(

@@ -62,6 +62,13 @@ def store(url: str) -> Iterator[SqlStore]:
     store.close()
 
 
+class Unrenewable(SqlStore):
+    """A database that refuses renewals."""
+
+    def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> Job:
+        raise StoreUnavailable("away")
+
+
 @pytest.fixture
 def start(tmp_path: Path, store: SqlStore) -> Callable[..., Callable[[], Status | None]]:
     """`start(mode, **settings)` gives a supervisor's run of a new job, not yet begun."""
@@ -191,6 +198,24 @@ def test_stopping_unasked_counts_or_it_could_go_on_for_ever(store: SqlStore, sta
     assert (error.code, error.hint is None) == ("crashed", False)
 
 
+def test_a_child_that_alone_finds_no_database_is_a_crash_with_a_name(store: SqlStore, start: Any) -> None:
+    run = start("69")
+    assert run() is Status.QUEUED
+    assert run() is Status.FAILED
+    error = store.get_job("job_1").error
+    assert error is not None
+    assert error.code == "store_unavailable"
+
+
+def test_a_database_that_is_away_costs_no_attempt_though_the_child_sees_it_first(
+    url: str, store: SqlStore, start: Any
+) -> None:
+    away = Unrenewable(url)
+    assert start("69 soon", through=away, lease_s=3.0)() is Status.QUEUED
+    assert store.get_job("job_1").crash_count == 0
+    away.close()
+
+
 @pytest.mark.parametrize(("action", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
 @pytest.mark.parametrize(("mode", "grace_s"), [("obey", LONG_S), ("deaf", 0.2)])
 def test_a_client_stops_the_run(
@@ -242,7 +267,7 @@ def test_a_lost_lease_ends_the_child_and_writes_nothing(tmp_path: Path, store: S
     assert_nothing_lives(tmp_path)
 
 
-class NoHeartbeat(SqlStore):
+class NoHeartbeat(Unrenewable):
     """A database that refuses renewals, or hangs in them until `back` is set."""
 
     hangs = False
@@ -254,7 +279,7 @@ class NoHeartbeat(SqlStore):
     def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> Job:
         if self.hangs:
             self.back.wait()
-        raise StoreUnavailable("away")
+        return super().heartbeat(job_id, attempt, lease_s=lease_s)
 
 
 @pytest.mark.parametrize("hangs", [False, True])
