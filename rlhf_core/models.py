@@ -136,6 +136,8 @@ class LoraPolicy:
         self.source = source
         self.tokenizer = tokenizer
         self.codec = TokenizerCodec.of(tokenizer, body.model)
+        # Found once: PEFT switches requires_grad off and on with the adapter, and a signal may come in between.
+        self._trainable = {name: p for name, p in body.peft.named_parameters() if p.requires_grad}
 
     @contextmanager
     def policy(self) -> Iterator[CausalLM]:
@@ -150,7 +152,7 @@ class LoraPolicy:
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The adapter's weights by name."""
-        return {name: p for name, p in self._body.peft.named_parameters() if p.requires_grad}
+        return dict(self._trainable)
 
     @property
     def hidden_size(self) -> int:

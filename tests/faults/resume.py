@@ -56,6 +56,10 @@ def places(every_steps: int) -> Iterator[Place]:
     yield from (Place("rlhf_core.rollout:_sample", nth, True) for nth in (3, 9, 15, 23))
     # Two minibatches a step.
     yield from (Place("rlhf_core.experience:chunked_scores", nth, True) for nth in (2, 4, 6))
+    # Between the reference's pass and the policy's: the adapter is off.
+    for nth in (3, 6):
+        yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, True)
+        yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, False)
     # Two epochs of two minibatches a step: after the first, in the middle, before the last.
     yield from (Place("rlhf_core.update:update_minibatch", nth, False) for nth in (1, 6, 11, 15))
     yield from (Place("rlhf_core.update:add_gradient", nth, False) for nth in (5,))
@@ -79,6 +83,7 @@ def places(every_steps: int) -> Iterator[Place]:
 QUICK = {  # the steps before are unsaved: what SIGTERM does there differs most from what kill -9 does
     "after:SqlStore.record_step:2",
     "before:_sample:9",
+    "before:BaseTuner.enable_adapter_layers:3",
     "after:update_minibatch:6",
     "after:save_file:1",
 }
