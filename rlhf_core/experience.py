@@ -130,7 +130,7 @@ def assess(
                 )
             for target, flat in (
                 (logprob, old),
-                (d, k1(old, scores.reference_logprob)),
+                (d, k1(scores.policy_logprob, scores.reference_logprob)),
                 (kl, scores.kl),
                 (entropy, scores.entropy),
                 (value, value_head(hidden).squeeze(-1)),

@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_core.kernels import scores as native
 from rlhf_core.logprobs import entropy_of, gather_tokens
 from rlhf_core.masking import masked_sum
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 48 * 2**20  # two tensors that malloc keeps for the next chunk: above 32 MiB it returns them
+# Where the C kernel does not fit:
 _BLOCK_BYTES = 2 * 2**20  # a block and its temporaries fit the last-level cache
 _BLOCK_TEMPORARIES = 10  # tensors of a block's size alive at once in _score_block
 
@@ -35,13 +37,16 @@ class Divergences(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """What both models say of each token, in nats."""
+    """What both models say of each token, in nats, and of the distributions that predict it."""
 
     policy_logprob: Float[Tensor, " tokens"]
     reference_logprob: Float[Tensor, " tokens"]
-    kl: Float[Tensor, " tokens"]  # KL(π ‖ ref) of the distributions that predict the token
-    kl_ref: Float[Tensor, " tokens"]  # KL(ref ‖ π)
-    entropy: Float[Tensor, " tokens"]  # H(π)
+    kl: Float[Tensor, " tokens"]  # as in Divergences, also those below
+    kl_ref: Float[Tensor, " tokens"]
+    entropy: Float[Tensor, " tokens"]
+    cross_entropy: Float[Tensor, " tokens"]
+    tv: Float[Tensor, " tokens"]
+    js: Float[Tensor, " tokens"]
 
 
 def k1(logp: Float[Tensor, "*b"], ref_logp: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -107,7 +112,11 @@ def divergences(
     Logarithms of probabilities are logits too. Equal logits give exactly 0; −∞ is a probability of 0.
     """
     policy = (policy_logits / temperature).log_softmax(-1)
-    reference = (reference_logits / temperature).log_softmax(-1)
+    return divergences_of(policy, (reference_logits / temperature).log_softmax(-1))
+
+
+def divergences_of(policy: Float[Tensor, "*b vocab"], reference: Float[Tensor, "*b vocab"]) -> Divergences:
+    """The same from normalised log-probabilities."""
     p = policy.exp()
     mixture = torch.where(policy == reference, policy, torch.logaddexp(policy, reference) - math.log(2))
     return Divergences(
@@ -138,7 +147,9 @@ def chunked_scores(
     states, once with none of them to learn vocabulary and dtype; both must answer in float32 or float64.
     """
     none = policy_logits_fn(policy_hidden[:0])
-    rows, block = _chunk_rows(none.shape[-1] * none.element_size(), chunk_bytes)
+    row_bytes = none.shape[-1] * none.element_size()
+    block = 0 if native.fits(none) else _block_rows(row_bytes, chunk_bytes)
+    rows = max(1, (chunk_bytes // row_bytes - _BLOCK_TEMPORARIES * block) // 2)
     pairs = zip(*(torch.split(x, rows) for x in (policy_hidden, reference_hidden, ids)), strict=True)
     chunks = (
         _score_chunk(policy_logits_fn(policy), reference_logits_fn(reference), chunk_ids, temperature, block)
@@ -147,11 +158,9 @@ def chunked_scores(
     return _concatenate(chunks)
 
 
-def _chunk_rows(row_bytes: int, chunk_bytes: int) -> tuple[int, int]:
-    """Rows of logits per chunk and per block: two chunks and a block's temporaries fit `chunk_bytes`."""
-    budget = chunk_bytes // row_bytes
-    block = max(1, min(_BLOCK_BYTES // row_bytes, budget // (4 * _BLOCK_TEMPORARIES)))
-    return max(1, (budget - _BLOCK_TEMPORARIES * block) // 2), block
+def _block_rows(row_bytes: int, chunk_bytes: int) -> int:
+    """Rows per block: its temporaries fit a cache, and half of `chunk_bytes`."""
+    return max(1, min(_BLOCK_BYTES, chunk_bytes // (4 * _BLOCK_TEMPORARIES)) // row_bytes)
 
 
 def _score_chunk(
@@ -161,7 +170,11 @@ def _score_chunk(
     temperature: float,
     block: int,
 ) -> TokenScores:
-    """Score a chunk block by block, so that the many passes over the vocabulary read the cache."""
+    """Score a chunk: by the C kernel, or block by block, so that torch's many passes read the cache."""
+    if native.fits(policy_logits, reference_logits):
+        return TokenScores(
+            *native.scores(policy_logits, reference_logits, ids, temperature=temperature).unbind(1)
+        )
     blocks = zip(*(torch.split(x, block) for x in (policy_logits, reference_logits, ids)), strict=True)
     return _concatenate(_score_block(p, q, block_ids, temperature) for p, q, block_ids in blocks)
 
@@ -174,12 +187,16 @@ def _score_block(
 ) -> TokenScores:
     policy = (policy_logits / temperature).log_softmax(-1)
     reference = (reference_logits / temperature).log_softmax(-1)
+    found = divergences_of(policy, reference)
     return TokenScores(
         policy_logprob=gather_tokens(policy, ids),
         reference_logprob=gather_tokens(reference, ids),
-        kl=kl_terms(policy, reference).sum(-1),
-        kl_ref=kl_terms(reference, policy).sum(-1),
-        entropy=entropy_of(policy),
+        kl=found.kl,
+        kl_ref=found.kl_ref,
+        entropy=found.entropy,
+        cross_entropy=found.cross_entropy,
+        tv=found.tv,
+        js=found.js,
     )
 
 

@@ -1,0 +1,102 @@
+"""The C kernels: compiled once per machine by the system's C compiler, kept in a cache, loaded by ctypes.
+
+    python -m rlhf_core.kernels.build      compiles and says where (an image does it while it is built)
+
+Without a compiler and without a compiled kernel everything still works, by torch's own operations and several
+times slower; `status()` says which it is and why.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("scores.c")
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+# The first that compiles. With OpenMP the rows are shared between torch's own threads.
+VARIANTS: Sequence[Sequence[str]] = (("-fopenmp",), ())
+CACHE = "KLEASH_KERNELS"  # a folder of compiled kernels instead of the user's cache
+
+
+class KernelUnavailable(Exception):
+    """There is no compiled kernel, and none could be made; the message is the reason."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None if there are none, for the reason in `status()`."""
+    try:
+        return ctypes.CDLL(str(compiled()))
+    except (KernelUnavailable, OSError):
+        return None
+
+
+@functools.cache
+def status() -> str:
+    """`native`, or `torch: ` and why the kernels are not used."""
+    try:
+        ctypes.CDLL(str(compiled()))
+    except (KernelUnavailable, OSError) as error:
+        return f"torch: {error}"
+    return "native"
+
+
+def compiled() -> Path:
+    """The library's file, compiled first if it is not there.
+
+    Raises:
+        KernelUnavailable: no compiler, or it refused.
+    """
+    folder = cache()
+    key = hashlib.sha256(
+        b"\0".join([SOURCE.read_bytes(), repr((FLAGS, VARIANTS, platform.machine(), sys.platform)).encode()])
+    ).hexdigest()[:16]
+    target = folder / f"scores-{key}.so"
+    if not target.exists():
+        _compile(target)
+    return target
+
+
+def cache() -> Path:
+    """Where compiled kernels are kept."""
+    if CACHE in os.environ:
+        return Path(os.environ[CACHE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kleash" / "kernels"
+
+
+def _compile(target: Path) -> None:
+    named = shlex.split(os.environ.get("CC", ""))
+    command = named or [name for name in ("gcc", "cc") if shutil.which(name)][:1]
+    if not command:
+        raise KernelUnavailable("there is no C compiler (gcc), which would make scoring faster")
+    said = ""
+    try:
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            made = Path(scratch, target.name)
+            for variant in VARIANTS:
+                done = subprocess.run(
+                    [*command, *FLAGS, *variant, str(SOURCE), "-o", str(made), "-lm"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                if done.returncode == 0:
+                    made.replace(target)  # another process may have done the same
+                    return
+                said = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
+    except OSError as error:
+        said = str(error)
+    raise KernelUnavailable(f"the C compiler made no kernel: {said}")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{compiled()}\n")

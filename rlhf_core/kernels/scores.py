@@ -1,0 +1,48 @@
+"""rlhf_core/kernels/scores.c from torch."""
+
+import ctypes
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlhf_core.kernels.build import library
+
+OUTPUTS = ("policy_logprob", "reference_logprob", "kl", "kl_ref", "entropy", "cross_entropy", "tv", "js")
+LOGPROBS_ONLY, WITHOUT_JS, ALL = 0, 1, 2  # how much is computed
+
+
+def fits(*logits: Tensor) -> bool:
+    """True if the kernel is there and takes these."""
+    plain = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in logits)
+    return plain and library() is not None
+
+
+def scores(
+    policy_logits: Float[Tensor, "rows vocab"],
+    reference_logits: Float[Tensor, "_ _"],
+    ids: Int[Tensor, " rows"],
+    *,
+    temperature: float,
+    level: int = ALL,
+) -> Float[Tensor, "rows outputs"]:
+    """`OUTPUTS` of each row, in nats (TV has no unit); what `level` leaves out is 0. Only where `fits`."""
+    kernels = library()
+    assert kernels is not None
+    rows, vocab = policy_logits.shape
+    if reference_logits.shape != policy_logits.shape:
+        raise ValueError(f"logits of shape {policy_logits.shape} and {reference_logits.shape}")
+    ids = ids.long().contiguous()
+    if rows and not (int(ids.min()) >= 0 and int(ids.max()) < vocab):
+        raise IndexError(f"a token id is outside the vocabulary of {vocab}")
+    found = torch.zeros(rows, len(OUTPUTS))
+    kernels.kleash_scores(
+        *(ctypes.c_void_p(x.data_ptr()) for x in (policy_logits, reference_logits, ids)),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(vocab),
+        ctypes.c_float(1 / temperature),
+        ctypes.c_int(level),
+        ctypes.c_int(torch.get_num_threads()),
+        ctypes.c_void_p(found.data_ptr()),
+    )
+    return found

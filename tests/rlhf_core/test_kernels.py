@@ -1,0 +1,183 @@
+"""The C kernel against float64, and life without it."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_core.kernels import build
+from rlhf_core.kernels import scores as native
+from rlhf_core.kl import divergences
+from rlhf_core.logprobs import token_logprobs
+
+INF, NAN = math.inf, math.nan
+
+
+def run(
+    policy: torch.Tensor,
+    reference: torch.Tensor,
+    ids: torch.Tensor,
+    temperature: float = 1.0,
+    level: int = native.ALL,
+) -> dict[str, torch.Tensor]:
+    found = native.scores(policy, reference, ids, temperature=temperature, level=level)
+    return dict(zip(native.OUTPUTS, found.double().unbind(1), strict=True))
+
+
+def test_it_is_compiled_here():
+    assert build.status() == "native"
+    assert native.fits(torch.zeros(1, 2))
+    for other in (torch.zeros(1, 2).double(), torch.zeros(1, 2).bfloat16(), torch.zeros(2, 4)[:, ::2]):
+        assert not native.fits(torch.zeros(1, 2), other)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+@pytest.mark.parametrize("vocab", [7, 4096, 50257])
+def test_t18_it_holds_the_bound_down_to_a_kl_of_1e_8(vocab: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    ids = torch.randint(vocab, (8,), generator=generator)
+    seen = []
+    for scale in (1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0):
+        policy = (torch.randn(8, vocab, generator=generator) * 8).clamp(-50, 50)
+        reference = (policy + scale * torch.randn(8, vocab, generator=generator)).clamp(-50, 50)
+        truth = divergences(policy.double(), reference.double(), temperature=temperature)
+        found = run(policy, reference, ids, temperature)
+        for kl, exact in ((found["kl"], truth.kl), (found["kl_ref"], truth.kl_ref)):
+            assert ((kl - exact).abs() <= 1e-5 * exact + 5e-7 * exact.sqrt() + 2e-11).all(), scale
+        for name in ("policy_logprob", "reference_logprob"):
+            logits = (policy if name == "policy_logprob" else reference).double()
+            exact = token_logprobs(logits, ids, temperature=temperature)
+            assert ((found[name] - exact).abs() <= 2e-6 + 4e-7 * exact.abs()).all()
+        torch.testing.assert_close(found["entropy"], truth.entropy, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(found["cross_entropy"], truth.cross_entropy, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(found["tv"], truth.tv, rtol=1e-3, atol=2e-7)
+        torch.testing.assert_close(found["js"], truth.js, rtol=1e-3, atol=2e-11)
+        seen += truth.kl.tolist()
+    assert min(seen) < 1e-8
+    assert max(seen) > 1
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    vocab=st.integers(1, 600),
+    scale=st.floats(0, 40),
+    noise=st.floats(0, 40),
+    temperature=st.floats(0.5, 5),
+    excluded=st.floats(0, 0.9),
+    seed=st.integers(0, 2**16),
+)
+def test_it_says_what_float64_says(
+    vocab: int, scale: float, noise: float, temperature: float, excluded: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # No two items are further apart than 80 nats: e^-87 and less is nothing, also to an item that one excludes.
+    policy = (torch.randn(3, vocab, generator=generator) * scale).clamp(-20, 20)
+    reference = (policy + torch.randn(3, vocab, generator=generator) * noise).clamp(-20, 20)
+    for logits in (policy, reference):  # item 0 always keeps some mass
+        logits[:, 1:][torch.rand(3, vocab - 1, generator=generator) < excluded] = -INF
+    ids = torch.zeros(3, dtype=torch.long)
+    truth = divergences(policy.double(), reference.double(), temperature=temperature)
+    found = run(policy, reference, ids, temperature)
+    for name, exact in truth._asdict().items():
+        infinite = exact.isinf()
+        assert torch.equal(found[name].isinf(), infinite), name
+        torch.testing.assert_close(found[name][~infinite], exact[~infinite], rtol=2e-5, atol=3e-6)
+        assert not (found[name] < 0).any()
+
+
+def test_without_mass_or_with_nan_there_is_no_number_and_the_neighbours_have_theirs() -> None:
+    policy = torch.tensor([[0.0, 1.0], [-INF, -INF], [NAN, 0.0], [INF, 0.0], [0.0, 1.0]])
+    reference = torch.zeros(5, 2)
+    for a, b, one in ((policy, reference, "policy_logprob"), (reference, policy, "reference_logprob")):
+        found = run(a, b, torch.zeros(5, dtype=torch.long))
+        for name in {*native.OUTPUTS} - {"entropy", "policy_logprob", "reference_logprob"} | {one}:
+            assert found[name].isnan().tolist() == [False, True, True, True, False], name
+
+
+def test_equal_logits_are_at_exactly_zero() -> None:
+    logits = torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) * 8
+    found = run(logits, logits.clone(), torch.zeros(4, dtype=torch.long), 0.7)
+    for name in ("kl", "kl_ref", "js", "tv"):
+        assert found[name].tolist() == [0, 0, 0, 0]
+    assert torch.equal(found["policy_logprob"], found["reference_logprob"])
+
+
+def test_a_row_does_not_depend_on_its_neighbours_the_threads_or_the_level() -> None:
+    generator = torch.Generator().manual_seed(1)
+    policy, reference = (torch.randn(9, 3001, generator=generator) * 5 for _ in range(2))
+    ids = torch.randint(3001, (9,), generator=generator)
+    everything = native.scores(policy, reference, ids, temperature=1.0)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [
+            native.scores(policy[i : i + 1], reference[i : i + 1], ids[i : i + 1], temperature=1.0)
+            for i in range(9)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(everything, torch.cat(alone))
+    for level, columns in ((native.LOGPROBS_ONLY, 2), (native.WITHOUT_JS, 7)):
+        found = native.scores(policy, reference, ids, temperature=1.0, level=level)
+        assert torch.equal(found[:, :columns], everything[:, :columns])
+        assert found[:, columns:].count_nonzero() == 0
+
+
+def test_what_it_cannot_read_is_refused() -> None:
+    logits = torch.zeros(2, 3)
+    with pytest.raises(IndexError, match="vocabulary of 3"):
+        native.scores(logits, logits, torch.tensor([0, 3]), temperature=1.0)
+    with pytest.raises(ValueError, match="shape"):
+        native.scores(logits, logits[:1], torch.tensor([0, 0]), temperature=1.0)
+
+
+SCORE = """
+import torch
+from rlhf_core.kernels.build import status
+from rlhf_core.kl import chunked_scores
+x, y = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))
+scores = chunked_scores(x, y, lambda h: h, lambda h: h, torch.arange(6))
+print(status(), scores.kl.sum().item(), sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("gcc", "native"),
+        ("false", "torch: the C compiler made no kernel: no message"),
+        ("no-such-compiler", "torch: the C compiler made no kernel: .*'no-such-compiler'"),
+    ],
+)
+def test_without_a_compiler_scores_are_the_same_and_the_reason_is_told(
+    tmp_path: Path, compiler: str, said: str
+) -> None:
+    x, y = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0)).double()
+    done = subprocess.run(
+        [sys.executable, "-c", SCORE],
+        env=os.environ | {"CC": compiler, build.CACHE: str(tmp_path / "kernels")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, kl = done.stdout.strip().split("|")
+    assert re.fullmatch(said, status)
+    assert float(kl) == pytest.approx(divergences(x, y).kl.sum().item(), rel=1e-6)
+    made = list((tmp_path / "kernels").iterdir())
+    assert [path.suffix for path in made] == ([".so"] if compiler == "gcc" else [])
+
+
+def test_processes_that_compile_at_once_leave_one_whole_kernel(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rlhf_core.kernels.build"]
+    env = os.environ | {build.CACHE: str(tmp_path)}
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    told = {process.communicate()[0].strip() for process in running}
+    assert [process.returncode for process in running] == [0] * 4
+    assert told == {str(path) for path in tmp_path.iterdir()}
