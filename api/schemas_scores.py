@@ -9,7 +9,19 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from api.schemas import Number
 from rlhf_core.config import Config
 
-Quantity = Literal["policy_logprob", "reference_logprob", "k1", "k2", "k3", "kl", "kl_ref", "entropy"]
+Quantity = Literal[
+    "policy_logprob",
+    "reference_logprob",
+    "k1",
+    "k2",
+    "k3",
+    "kl",
+    "kl_ref",
+    "js",
+    "tv",
+    "entropy",
+    "cross_entropy",
+]
 DEFAULT_QUANTITIES: list[Quantity] = ["policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy"]
 SUM_TOLERANCE = 1e-6  # of probabilities around 1
 LOGPROB_TOLERANCE = 1e-6  # above 0: a float32 log-softmax rounds that far
@@ -140,7 +152,12 @@ class TokenColumns(BaseModel):
     k3: list[Number] = Field(default_factory=list)
     kl: list[Number] = Field(default_factory=list, description="Exact KL(policy ‖ reference).")
     kl_ref: list[Number] = Field(default_factory=list, description="Exact KL(reference ‖ policy).")
+    js: list[Number] = Field(default_factory=list, description="Jensen–Shannon, weights ½: at most ln 2.")
+    tv: list[Number] = Field(
+        default_factory=list, description="Total variation ½ Σ |policy − reference|: at most 1, no unit."
+    )
     entropy: list[Number] = Field(default_factory=list, description="Of the policy.")
+    cross_entropy: list[Number] = Field(default_factory=list, description="−Σ policy ln reference.")
 
 
 class Score(BaseModel):

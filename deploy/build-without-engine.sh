@@ -59,7 +59,7 @@ base() {
     if buildah "${STORE[@]}" inspect --type image localhost/kleash-python > /dev/null 2>&1; then return; fi
     rm -rf "$WORK/base"
     # shellcheck disable=SC2086  # no mirror given: debootstrap's own
-    debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,ca-certificates \
+    debootstrap --variant=minbase --include=python3,python3-venv,python-is-python3,ca-certificates,gcc,libc6-dev \
         bookworm "$WORK/base" ${DEBIAN_MIRROR:-}
     local container
     container=$(buildah "${STORE[@]}" from scratch)
@@ -72,7 +72,7 @@ base() {
 
 build() { # tag, Dockerfile, context, more arguments
     buildah "${STORE[@]}" build --isolation chroot --layers --tag "$1" --file "$2" "${MOUNTS[@]}" \
-        --build-arg PYTHON=localhost/kleash-python "${@:4}" "$3"
+        --build-arg PYTHON=localhost/kleash-python --build-arg BUILD_PYTHON=localhost/kleash-python "${@:4}" "$3"
 }
 
 base

@@ -15,7 +15,10 @@ from pydantic import Field
 
 from rlhf_core.config import Config
 
-QUANTITIES = ("policy_logprob", "reference_logprob", "k1", "k2", "k3", "kl", "kl_ref", "entropy")
+QUANTITIES = (
+    *("policy_logprob", "reference_logprob", "k1", "k2", "k3"),  # of the token in the text
+    *("kl", "kl_ref", "js", "tv", "entropy", "cross_entropy"),  # of the distributions that predict it
+)
 MEDIA_TYPE = "application/vnd.kleash.scores"
 
 

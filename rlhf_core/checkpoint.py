@@ -23,6 +23,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.controllers import controller_from_state
 from rlhf_core.errors import CheckpointError
 from rlhf_core.evaluation import Evaluation
+from rlhf_core.kernels import build
 from rlhf_core.models import LoraPolicy, load_lora_policy
 from rlhf_core.update import TrainState, fresh_state
 
@@ -110,6 +111,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "kernels": build.identity(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 

@@ -20,7 +20,7 @@ from rlhf_core.masking import masked_sum
 CHUNK_BYTES = 48 * 2**20  # two tensors that malloc keeps for the next chunk: above 32 MiB it returns them
 # Where the C kernel does not fit:
 _BLOCK_BYTES = 2 * 2**20  # a block and its temporaries fit the last-level cache
-_BLOCK_TEMPORARIES = 10  # tensors of a block's size alive at once in _score_block
+_BLOCK_TEMPORARIES = 14  # tensors of a block's size alive at once in _score_block
 
 LogitsFn = Callable[[Float[Tensor, "rows hidden"]], Float[Tensor, "rows vocab"]]
 

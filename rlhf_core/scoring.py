@@ -31,7 +31,7 @@ class Capacity(NamedTuple):
 class ScoredText(NamedTuple):
     """One entry per token; entry t is about the distribution that predicts token t.
 
-    `scored[t]` is False for token 0 and for the prompt; every quantity (float32, nats) is NaN there.
+    `scored[t]` is False for token 0 and for the prompt; every quantity (float32, in nats but for `tv`) is NaN there.
     """
 
     ids: Int32Array
@@ -132,7 +132,10 @@ def score_batch(
         "k3": k3(ours, theirs),
         "kl": scores.kl,
         "kl_ref": scores.kl_ref,
+        "js": scores.js,
+        "tv": scores.tv,
         "entropy": scores.entropy,
+        "cross_entropy": scores.cross_entropy,
     }
     return _unpack(texts, {name: values.float().cpu().numpy() for name, values in quantities.items()})
 

@@ -373,7 +373,9 @@ def test_a_list_of_wrong_elements_costs_one_error(name):
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_of_the_request_is_bounded(name):
-    right = {"input": ["a"] * 4097, "reward": [1.0] * 4097, "quantities": ["kl"] * 9}[name]
+    right = {"input": ["a"] * 4097, "reward": [1.0] * 4097, "quantities": ["kl"] * (len(QUANTITIES) + 1)}[
+        name
+    ]
     with pytest.raises(ValidationError) as refused:
         ScoresRequest.model_validate({"input": "a", "beta": 1.0, "reward": 1.0} | {name: right})
     assert "too_long" in {error["type"] for error in refused.value.errors()}

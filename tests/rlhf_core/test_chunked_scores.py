@@ -69,12 +69,12 @@ def test_chunks_change_nothing(tokens, vocab, budget, temperature, seed):
 
 
 # A budget of n rows of float32 logits leaves n / 2 rows per model and chunk to the kernel, which has no
-# temporaries, and (n − 10 temporaries) / 2 to torch; at least one.
+# temporaries, and (n − 14 temporaries) / 2 to torch; at least one.
 @pytest.mark.parametrize(
     ("budget_rows", "of_kernel", "of_torch"),
     [
-        (60, [30, 30, 30, 10], [25, 25, 25, 25]),
-        (64, [32, 32, 32, 4], [27, 27, 27, 19]),
+        (60, [30, 30, 30, 10], [23, 23, 23, 23, 8]),
+        (64, [32, 32, 32, 4], [25, 25, 25, 25]),
         (10_000, [100], [100]),
         (13, [6] * 16 + [4], [1] * 100),
         (0, [1] * 100, [1] * 100),
@@ -109,7 +109,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self._made += [weakref.ref(x) for x in (out if isinstance(out, tuple | list) else (out,))]
+        made = out if isinstance(out, tuple | list) else (out,)
+        self._made += [weakref.ref(x) for x in made if isinstance(x, torch.Tensor)]
         alive = [tensor for made in self._made if (tensor := made()) is not None]
         self._made = [weakref.ref(tensor) for tensor in alive]
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}

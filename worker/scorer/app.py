@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import MEDIA_TYPE, ScoreReply, ScoreRequest, encode_reply
+from rlhf_core.kernels import build
 from worker.scorer.batcher import Batcher
 from worker.scorer.sources import AllowedSources
 
@@ -42,7 +43,7 @@ def create_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", **asdict(batcher.stats())}
+        return {"status": "ok", "kernels": build.status(), **asdict(batcher.stats())}
 
     app.add_exception_handler(JobError, _known)
     app.add_exception_handler(ValidationError, _malformed)
