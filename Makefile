@@ -34,6 +34,10 @@ chaos: $(VENV)/.dev ## kill -9 and SIGSTOP of every process under load: ROUNDS=1
 soak: $(VENV)/.dev $(MODELS) ## Fault points, bad runs, simulation, model, resume matrix, chaos: BUDGET_MIN=30, SEED=
 	@$(PY) -W ignore -m tests.faults.soak --budget-min $(or $(BUDGET_MIN),30) $(if $(SEED),--seed $(SEED))
 
+.PHONY: bench-scoring
+bench-scoring: $(VENV)/.worker $(MODELS) ## Exact KL side by side with plain forwards, TRL's way and the naive one
+	@$(PY) -W ignore -m benchmarks.scoring --registry $(MODELS)
+
 .PHONY: check
 check: lint types test ## What CI runs: format, lint, types, import contracts, tests
 

@@ -56,6 +56,7 @@ class CausalLM:
     context: int
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    packs: bool = False  # texts may follow each other in one row, told apart by positions that start again
 
     def logits(self, hidden: Float[Tensor, "*b hidden"]) -> Float[Tensor, "*b vocab"]:
         """Logits in at least float32, scaled and soft-capped as the model defines them; no temperature."""
@@ -116,6 +117,11 @@ class ModelPair:
         self.tokenizer = tokenizer
         self.tokenizer_sha256 = tokenizer_sha256(tokenizer)
         self.weights_dtype = str(policy[0].model.dtype).removeprefix("torch.")
+
+    @property
+    def packs(self) -> bool:
+        """True if both models take packed texts."""
+        return self._policy[0].causal_lm.packs and self._reference[0].causal_lm.packs
 
     def policy(self) -> AbstractContextManager[CausalLM]:
         """The policy, while the context is entered."""
@@ -299,6 +305,7 @@ def _split(model: Any) -> CausalLM:
         context=int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1),
         logit_scale=_logit_scale(config),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
+        packs=_packs(model.base_model, int(config.vocab_size), model.device),
     )
     probe = torch.tensor([[0, 1 % split.vocab_size]], device=model.device)
     with torch.inference_mode():
@@ -307,6 +314,23 @@ def _split(model: Any) -> CausalLM:
     if not torch.allclose(ours.float(), theirs, rtol=1e-3, atol=1e-3):
         raise ModelLoadError(f"{type(model).__name__}: its logits are not a linear head's; not supported")
     return split
+
+
+@torch.inference_mode()
+def _packs(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
+    """True if the trunk keeps packed texts apart: what the first does to the second is nothing but rounding."""
+
+    def states(ids: Tensor, **positions: Tensor) -> Tensor:
+        hidden: Tensor = trunk(input_ids=ids, use_cache=False, **positions).last_hidden_state
+        return hidden.float()
+
+    second = torch.arange(8, device=device)[None] % vocab_size
+    both, again = torch.cat([second.flip(1), second], dim=1), torch.arange(8, device=device).repeat(2)[None]
+    try:
+        alone, packed, mixed = states(second), states(both, position_ids=again)[:, 8:], states(both)[:, 8:]
+    except (TypeError, ValueError, RuntimeError):  # no position_ids, or a context of less than 16 tokens
+        return False
+    return bool((packed - alone).abs().max() <= 0.03 * (mixed - alone).abs().max())
 
 
 def _is_plain(head: nn.Module) -> bool:

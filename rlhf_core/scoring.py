@@ -1,9 +1,11 @@
 """How far the policy is from the reference on given texts, token by token.
 
-Texts are batched by a budget of padded tokens and padded on the right. The trunks run once per model and batch;
-only the hidden states that predict a scored token go through the vocabulary, in chunks (rlhf_core/kl.py).
+Texts are packed: one row, one after the other, without padding. Where a model cannot be packed they are padded on
+the right, in batches of a budget of padded tokens. The trunks run once per model and batch; only the hidden states
+that predict a scored token go through the vocabulary, in chunks (rlhf_core/kl.py).
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,9 @@ from rlhf_core.kl import CHUNK_BYTES, chunked_scores, k1, k2, k3
 from rlhf_core.models import CausalLM, ModelPair
 from rlhf_core.tokenization import Int32Array, TokenizedText
 
+PACKED_TOKENS_ON_CPU = (
+    512  # in a longer row the attention of packed texts, a dense mask, costs more than it saves
+)
 PADDING_WASTE = 1.25  # padded over real tokens; on a CPU more padding costs more than a smaller batch
 
 
@@ -26,12 +31,13 @@ class Capacity(NamedTuple):
 
     context: int
     vocab_size: int
+    packed_tokens: int = 0  # most tokens of texts packed into one row; 0: they must be padded
 
 
 class ScoredText(NamedTuple):
     """One entry per token; entry t is about the distribution that predicts token t.
 
-    `scored[t]` is False for token 0 and for the prompt; every quantity (float32, in nats but for `tv`) is NaN there.
+    `scored[t]` is False for token 0 and for the prompt; every quantity (float32; nats but for `tv`) is NaN there.
     """
 
     ids: Int32Array
@@ -41,10 +47,10 @@ class ScoredText(NamedTuple):
     quantities: dict[str, npt.NDArray[np.float32]]
 
 
-class _Padded(NamedTuple):
+class _Batch(NamedTuple):
     ids: Int[Tensor, "batch time"]
-    mask: Bool[Tensor, "batch time"]  # True for a real token
     scored: Bool[Tensor, "batch time"]
+    layout: dict[str, Tensor]  # what tells a trunk where texts begin and end
 
 
 def capacity(pair: ModelPair) -> Capacity:
@@ -57,17 +63,30 @@ def capacity(pair: ModelPair) -> Capacity:
         ours, context = policy.vocab_size, policy.context
     with pair.reference() as reference:
         theirs, context = reference.vocab_size, min(context, reference.context)
+        device = next(reference.head.parameters()).device
     if ours != theirs:
         raise TokenizerMismatch(f"the policy has {ours} logits per token, the reference {theirs}")
-    return Capacity(context, ours)
+    packed_tokens = 0
+    if pair.packs:
+        packed_tokens = PACKED_TOKENS_ON_CPU if device.type == "cpu" else sys.maxsize
+    return Capacity(context, ours, packed_tokens)
 
 
-def fill_batch(lengths: Sequence[int], first: int, *, max_batch_tokens: int) -> list[int]:
-    """Indices of texts to run together: `first`, and those nearest to it in length.
+def fill_batch(
+    lengths: Sequence[int], first: int, *, max_batch_tokens: int, packed_tokens: int = 0
+) -> list[int]:
+    """Indices of texts to run together: `first`, which always goes, and others.
 
-    The batch holds at most `max_batch_tokens` padded tokens (`first` always goes) and at most PADDING_WASTE times
-    its real ones.
+    Packed: in their order, whatever fits `packed_tokens` and `max_batch_tokens`. Padded: those nearest to `first`
+    in length, at most `max_batch_tokens` padded tokens and at most PADDING_WASTE times the real ones.
     """
+    if packed_tokens:
+        room, packed = min(packed_tokens, max_batch_tokens) - lengths[first], [first]
+        for index, length in enumerate(lengths):
+            if index != first and length <= room:
+                packed.append(index)
+                room -= length
+        return packed
     batch, longest, real = [first], lengths[first], lengths[first]
     others = (index for index in range(len(lengths)) if index != first)
     for index in sorted(others, key=lambda index: abs(lengths[index] - lengths[first])):
@@ -89,9 +108,11 @@ def score_texts(
     """Score any number of texts, longest first; the answers keep the order of `texts`."""
     answers: dict[int, ScoredText] = {}
     waiting = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+    packed_tokens = capacity(pair).packed_tokens
     while waiting:
         lengths = [len(texts[index].ids) for index in waiting]
-        batch = [waiting[place] for place in fill_batch(lengths, 0, max_batch_tokens=max_batch_tokens)]
+        places = fill_batch(lengths, 0, max_batch_tokens=max_batch_tokens, packed_tokens=packed_tokens)
+        batch = [waiting[place] for place in places]
         scores = score_batch(
             pair, [texts[index] for index in batch], temperature=temperature, chunk_bytes=chunk_bytes
         )
@@ -110,16 +131,17 @@ def score_batch(
 ) -> list[ScoredText]:
     """Score texts in one batch: each model's trunk once, then the scored positions through the vocabulary."""
     with pair.policy() as policy:
-        padded = _pad(texts, next(policy.head.parameters()).device)
-        policy_hidden = _predicting(policy, padded)
+        device = next(policy.head.parameters()).device
+        batch = _pack(texts, device) if pair.packs else _pad(texts, device)
+        policy_hidden = _predicting(policy, batch)
     with pair.reference() as reference:
-        reference_hidden = _predicting(reference, padded)
+        reference_hidden = _predicting(reference, batch)
     scores = chunked_scores(
         policy_hidden,
         reference_hidden,
         policy.logits,
         reference.logits,
-        padded.ids[padded.scored],
+        batch.ids[batch.scored],
         temperature=temperature,
         chunk_bytes=chunk_bytes,
     )
@@ -140,7 +162,15 @@ def score_batch(
     return _unpack(texts, {name: values.float().cpu().numpy() for name, values in quantities.items()})
 
 
-def _pad(texts: Sequence[TokenizedText], device: torch.device) -> _Padded:
+def _pack(texts: Sequence[TokenizedText], device: torch.device) -> _Batch:
+    """One row; each text's positions start at 0."""
+    ids = torch.from_numpy(np.concatenate([text.ids for text in texts])).long()
+    positions = torch.cat([torch.arange(len(text.ids)) for text in texts])
+    scored = torch.cat([torch.arange(len(text.ids)) >= text.first_scored for text in texts])
+    return _Batch(ids[None].to(device), scored[None].to(device), {"position_ids": positions[None].to(device)})
+
+
+def _pad(texts: Sequence[TokenizedText], device: torch.device) -> _Batch:
     lengths = torch.tensor([len(text.ids) for text in texts])
     first_scored = torch.tensor([text.first_scored for text in texts])
     positions = torch.arange(int(lengths.max()))
@@ -148,13 +178,13 @@ def _pad(texts: Sequence[TokenizedText], device: torch.device) -> _Padded:
     ids = torch.zeros(mask.shape, dtype=torch.long)
     ids[mask] = torch.from_numpy(np.concatenate([text.ids for text in texts])).long()
     scored = mask & (positions >= first_scored[:, None])
-    return _Padded(ids.to(device), mask.to(device), scored.to(device))
+    return _Batch(ids.to(device), scored.to(device), {"attention_mask": mask.long().to(device)})
 
 
-def _predicting(model: CausalLM, padded: _Padded) -> Float[Tensor, "tokens hidden"]:
-    """Hidden states at t−1 for every scored token t, text after text."""
-    hidden = model.trunk(input_ids=padded.ids, attention_mask=padded.mask.long(), use_cache=False)
-    rows: Tensor = hidden.last_hidden_state[:, :-1][padded.scored[:, 1:]]
+def _predicting(model: CausalLM, batch: _Batch) -> Float[Tensor, "tokens hidden"]:
+    """Hidden states at t−1 for every scored token t, text after text: a text's first token is never scored."""
+    hidden = model.trunk(input_ids=batch.ids, use_cache=False, **batch.layout)
+    rows: Tensor = hidden.last_hidden_state[:, :-1][batch.scored[:, 1:]]
     return rows
 
 

@@ -1,15 +1,18 @@
 """Scores against a float64 computation of full logits that shares no code with rlhf_core."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, LlamaConfig
 
 from rlhf_core.errors import TokenizerMismatch
-from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.models import WeightSource, _split, load_pair
 from rlhf_core.scoring import PADDING_WASTE, capacity, fill_batch, score_batch, score_texts
 from rlhf_core.tokenization import tokenize
 from tests import tiny_models
@@ -30,9 +33,15 @@ def tiny(tmp_path_factory):
     return tiny_models.build(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="module")
-def pair(tiny):
-    return load_pair(WeightSource(str(tiny.adapter), str(tiny.base)), WeightSource(str(tiny.base)))
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def pair(tiny, request):
+    pair = load_pair(WeightSource(str(tiny.adapter), str(tiny.base)), WeightSource(str(tiny.base)))
+    assert pair.packs
+    if request.param == "padded":
+        for body in (pair._policy[0], pair._reference[0]):
+            body.causal_lm = replace(body.causal_lm, packs=False)
+    assert (capacity(pair).packed_tokens > 0) is (request.param == "packed")
+    return pair
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,10 @@ def naive(tiny, text, prompt, temperature):
         "k3": torch.exp(-d) - 1 + d,
         "kl": (lp.exp() * (lp - lq)).sum(-1),
         "kl_ref": (lq.exp() * (lq - lp)).sum(-1),
+        "js": sum((p.exp() * (p - torch.logaddexp(lp, lq) + math.log(2))).sum(-1) for p in (lp, lq)) / 2,
+        "tv": (lp.exp() - lq.exp()).abs().sum(-1) / 2,
         "entropy": -(lp.exp() * lp).sum(-1),
+        "cross_entropy": -(lp.exp() * lq).sum(-1),
     }
 
 
@@ -78,6 +90,7 @@ def test_equals_full_logits_in_float64(tiny, pair, texts, temperature):
         expected = naive(tiny, text, prompt, temperature)
         assert score.scored.tolist() == [t >= tokens.first_scored for t in range(len(tokens.ids))]
         assert expected["kl"].max() > 0.01  # the adapter does something
+        assert list(expected) == list(score.quantities)
         for name, values in expected.items():
             ours = score.quantities[name]
             assert np.isnan(ours[~score.scored]).all()
@@ -87,7 +100,7 @@ def test_equals_full_logits_in_float64(tiny, pair, texts, temperature):
 
 
 def test_batching_and_padding_change_nothing(pair, texts):
-    """T7, T22: alone, padded beside longer texts, in any order, in any chunks."""
+    """T7, T22: alone, packed behind others or padded beside longer ones, in any order, in any chunks."""
     alone = [score_batch(pair, [text])[0] for text in texts]
     together = score_batch(pair, texts)
     reversed_ = score_batch(pair, texts[::-1])[::-1]
@@ -127,6 +140,33 @@ def test_the_end_token_counts_and_so_does_what_the_caller_puts_after_it(pair, te
 def test_other_tokenizers_and_vocabularies_are_refused(tiny):
     with pytest.raises(TokenizerMismatch):
         load_pair(WeightSource(str(tiny.base)), WeightSource(str(tiny.foreign)))
+
+
+def test_models_that_would_mix_packed_texts_are_padded():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32}
+    bloom = BloomConfig(**sizes, n_layer=2, n_head=4)  # ALiBi: no positions to tell texts apart by
+    llama = LlamaConfig(
+        **sizes, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+    )
+    for config, packs in ((bloom, False), (llama, True)):
+        model = AutoModelForCausalLM.from_config(config).eval()
+        assert _split(model).packs is packs, config.model_type
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    first=st.integers(0, 29),
+    budgets=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+)
+def test_a_pack_is_filled_in_order_until_nothing_fits(lengths, first, budgets):
+    first %= len(lengths)
+    batch = fill_batch(lengths, first, max_batch_tokens=budgets[0], packed_tokens=budgets[1])
+    assert batch[0] == first
+    assert batch[1:] == sorted(set(batch[1:]) - {first})
+    room = min(budgets) - sum(lengths[index] for index in batch)
+    assert len(batch) == 1 or room >= 0
+    assert all(lengths[index] > room for index in set(range(len(lengths))) - set(batch))
 
 
 @given(

@@ -122,7 +122,7 @@ def test_a_request_of_failures_alone_is_answered(tiny, pair_key, batcher):
 
 
 def test_a_small_request_does_not_wait_for_the_whole_of_a_large_one(tiny, pair_key, batcher):
-    large = batcher.submit(request(tiny, *["the cat sat on the mat " * 4] * 24), pair_key)
+    large = batcher.submit(request(tiny, *["the cat sat on the mat " * 4] * 31), pair_key)
     batcher.step()
     small = batcher.submit(request(tiny, "hi!"), pair_key)
     batcher.step()  # the large one still leads; now it goes behind
@@ -130,7 +130,7 @@ def test_a_small_request_does_not_wait_for_the_whole_of_a_large_one(tiny, pair_k
     assert small.done()
     assert not large.done()
     drain(batcher)
-    assert len(large.result(0).items) == 24
+    assert len(large.result(0).items) == 31
 
 
 def test_the_queue_is_bounded_and_says_when_to_come_back(tiny, pair_key, batcher):

@@ -1,7 +1,7 @@
 """One queue and one thread that owns the models: texts of all waiting requests are scored in shared batches.
 
 A request is admitted by its estimated tokens before any costly work. Then, batch by batch: take the request in
-front, gather every waiting text for the same pair and temperature, run those nearest in length within the
+front, gather every waiting text for the same pair and temperature, run those that go well together within the
 token budget. A request that still has texts to score moves behind the others of its kind, so a large one does
 not hold up a small one, and pairs are swapped at most once per arrival.
 """
@@ -142,7 +142,8 @@ class Batcher:
             for ticket in group:
                 with self._failing([ticket]):
                     _tokenize_once(ticket, pair)
-            batch = self._form_batch([ticket for ticket in group if not ticket.future.done()])
+            alive = [ticket for ticket in group if not ticket.future.done()]
+            batch = self._form_batch(alive, pair.capacity.packed_tokens)
             with self._failing(list(dict.fromkeys(ticket for ticket, _ in batch))):
                 self._score(batch, pair)
             for ticket in group:
@@ -156,13 +157,13 @@ class Batcher:
             self._drop_abandoned()
             return [ticket for ticket in self._waiting if ticket.key == self._waiting[0].key]
 
-    def _form_batch(self, group: list[Ticket]) -> list[tuple[Ticket, int]]:
+    def _form_batch(self, group: list[Ticket], packed_tokens: int) -> list[tuple[Ticket, int]]:
         """The first open item of the group, and those that go well with it."""
         candidates = [(ticket, item) for ticket in group for item in ticket.texts]
         if not candidates:
             return []
         lengths = [len(ticket.texts[item].ids) for ticket, item in candidates]
-        chosen = fill_batch(lengths, 0, max_batch_tokens=self._max_batch_tokens)
+        chosen = fill_batch(lengths, 0, max_batch_tokens=self._max_batch_tokens, packed_tokens=packed_tokens)
         return [candidates[index] for index in chosen]
 
     def _score(self, batch: list[tuple[Ticket, int]], pair: LoadedPair) -> None:
