@@ -77,10 +77,14 @@ def fill_batch(
 ) -> list[int]:
     """Indices of texts to run together: `first`, which always goes, and others.
 
-    Packed: in their order, whatever fits `packed_tokens` and `max_batch_tokens`. Padded: those nearest to `first`
-    in length, at most `max_batch_tokens` padded tokens and at most PADDING_WASTE times the real ones.
+    Those of its own length if they are enough: they need neither. Packed: in their order, whatever fits
+    `packed_tokens` and `max_batch_tokens`. Padded: those nearest to `first` in length, at most `max_batch_tokens`
+    padded tokens and at most PADDING_WASTE times the real ones.
     """
     if packed_tokens:
+        alike = [first, *(i for i, length in enumerate(lengths) if length == lengths[first] and i != first)]
+        if len(alike) * lengths[first] >= packed_tokens:
+            return alike[: max(1, max_batch_tokens // lengths[first])]
         room, packed = min(packed_tokens, max_batch_tokens) - lengths[first], [first]
         for index, length in enumerate(lengths):
             if index != first and length <= room:
@@ -132,7 +136,8 @@ def score_batch(
     """Score texts in one batch: each model's trunk once, then the scored positions through the vocabulary."""
     with pair.policy() as policy:
         device = next(policy.head.parameters()).device
-        batch = _pack(texts, device) if pair.packs else _pad(texts, device)
+        alike = len({len(text.ids) for text in texts}) == 1
+        batch = _pad(texts, device) if alike or not pair.packs else _pack(texts, device)
         policy_hidden = _predicting(policy, batch)
     with pair.reference() as reference:
         reference_hidden = _predicting(reference, batch)
@@ -178,7 +183,8 @@ def _pad(texts: Sequence[TokenizedText], device: torch.device) -> _Batch:
     ids = torch.zeros(mask.shape, dtype=torch.long)
     ids[mask] = torch.from_numpy(np.concatenate([text.ids for text in texts])).long()
     scored = mask & (positions >= first_scored[:, None])
-    return _Batch(ids.to(device), scored.to(device), {"attention_mask": mask.long().to(device)})
+    layout = {} if mask.all() else {"attention_mask": mask.long().to(device)}
+    return _Batch(ids.to(device), scored.to(device), layout)
 
 
 def _predicting(model: CausalLM, batch: _Batch) -> Float[Tensor, "tokens hidden"]:
