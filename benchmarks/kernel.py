@@ -69,9 +69,7 @@ def main() -> int:
             run()
             times[name].append(1e6 * (time.perf_counter() - began) / tokens)
     median = {name: statistics.median(values) for name, values in times.items()}
-    print(
-        f"{torch.get_num_threads()} threads, kernels: {build.status()}, chunks of {rows}"
-    )
+    print(f"{torch.get_num_threads()} threads, kernels: {build.status()}, chunks of {rows}")
     for name, value in median.items():
         print(f"{name:32} {value:8.1f} us/token")
     ratios = {
