@@ -3,8 +3,11 @@
 What the Dockerfile does not install or copy cannot be imported there.
 """
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
@@ -46,6 +49,9 @@ def room(dockerfile: Path, folder: Path) -> Room:
     env["PATH"] = (
         env["PATH"].replace("/venv/bin", str(folder / "venv" / "bin")).replace("$PATH", "/usr/bin:/bin")
     )
+    for name, run in re.findall(r"^RUN (KLEASH_\w+)=\S+ python (.*)$", text, re.MULTILINE):
+        env[name] = str(folder / name.lower())  # what the build stage makes for the final one
+        subprocess.run([sys.executable, *run.split()], env=os.environ | env, cwd=ROOT, check=True)
     (command,) = re.findall(r"^CMD \[(.*)\]$", final, re.MULTILINE)
     return Room(folder / "app", env, [word.strip(' "') for word in command.split(",")])
 

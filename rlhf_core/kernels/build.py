@@ -85,7 +85,7 @@ def _compile(target: Path) -> None:
         raise KernelUnavailable("there is no C compiler (gcc), which would make scoring faster")
     said = ""
     try:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             made = Path(scratch, target.name)
             for variant in VARIANTS:
