@@ -20,9 +20,7 @@ from rlhf_core.kl import CHUNK_BYTES, chunked_scores, k1, k2, k3
 from rlhf_core.models import CausalLM, ModelPair
 from rlhf_core.tokenization import Int32Array, TokenizedText
 
-PACKED_TOKENS_ON_CPU = (
-    512  # in a longer row the attention of packed texts, a dense mask, costs more than it saves
-)
+PACKED_TOKENS_ON_CPU = 256  # a dense mask is their attention: longer rows cost more than they save
 PADDING_WASTE = 1.25  # padded over real tokens; on a CPU more padding costs more than a smaller batch
 
 
@@ -77,9 +75,9 @@ def fill_batch(
 ) -> list[int]:
     """Indices of texts to run together: `first`, which always goes, and others.
 
-    Those of its own length if they are enough: they need neither. Packed: in their order, whatever fits
-    `packed_tokens` and `max_batch_tokens`. Padded: those nearest to `first` in length, at most `max_batch_tokens`
-    padded tokens and at most PADDING_WASTE times the real ones.
+    Packed (`packed_tokens` > 0): those of its own length if they are enough, for they need no packing; else in
+    their order whatever fits `packed_tokens` and `max_batch_tokens`. Padded: those nearest to `first` in length,
+    at most `max_batch_tokens` padded tokens and at most PADDING_WASTE times the real ones.
     """
     if packed_tokens:
         alike = [first, *(i for i, length in enumerate(lengths) if length == lengths[first] and i != first)]

@@ -30,23 +30,25 @@ class KernelUnavailable(Exception):
     """There is no compiled kernel, and none could be made; the message is the reason."""
 
 
-@functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None if there are none, for the reason in `status()`."""
-    try:
-        return ctypes.CDLL(str(compiled()))
-    except (KernelUnavailable, OSError):
-        return None
+    loaded = _load()
+    return None if isinstance(loaded, str) else loaded
+
+
+def status() -> str:
+    """`native`, or `torch: ` and why the kernels are not used."""
+    loaded = _load()
+    return f"torch: {loaded}" if isinstance(loaded, str) else "native"
 
 
 @functools.cache
-def status() -> str:
-    """`native`, or `torch: ` and why the kernels are not used."""
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
     try:
-        ctypes.CDLL(str(compiled()))
+        return ctypes.CDLL(str(compiled()))
     except (KernelUnavailable, OSError) as error:
-        return f"torch: {error}"
-    return "native"
+        return str(error)
 
 
 @functools.cache
