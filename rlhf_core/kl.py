@@ -144,11 +144,11 @@ def chunked_scores(
 
     Of each model only one chunk of logits exists at a time: logits and temporaries take about `chunk_bytes`,
     whatever the number of tokens (never less than one token's). The heads are called with rows of the hidden
-    states, once with none of them to learn vocabulary and dtype; both must answer in float32 or float64.
+    states, each once with none of them to learn vocabulary and dtype; both must answer in float32 or float64.
     """
-    none = policy_logits_fn(policy_hidden[:0])
+    none, nothing = policy_logits_fn(policy_hidden[:0]), reference_logits_fn(reference_hidden[:0])
     row_bytes = none.shape[-1] * none.element_size()
-    block = 0 if native.fits(none) else _block_rows(row_bytes, chunk_bytes)
+    block = 0 if native.fits(none, nothing) else _block_rows(row_bytes, chunk_bytes)
     rows = max(1, (chunk_bytes // row_bytes - _BLOCK_TEMPORARIES * block) // 2)
     pairs = zip(*(torch.split(x, rows) for x in (policy_hidden, reference_hidden, ids)), strict=True)
     chunks = (

@@ -14,8 +14,7 @@ LOGPROBS_ONLY, WITHOUT_JS, ALL = 0, 1, 2  # how much is computed
 
 def fits(*logits: Tensor) -> bool:
     """True if the kernel is there and takes these."""
-    plain = all(x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() for x in logits)
-    return plain and library() is not None
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in logits) and library() is not None
 
 
 def scores(
@@ -32,6 +31,7 @@ def scores(
     rows, vocab = policy_logits.shape
     if reference_logits.shape != policy_logits.shape:
         raise ValueError(f"logits of shape {policy_logits.shape} and {reference_logits.shape}")
+    policy_logits, reference_logits = policy_logits.contiguous(), reference_logits.contiguous()
     ids = ids.long().contiguous()
     if rows and not (int(ids.min()) >= 0 and int(ids.max()) < vocab):
         raise IndexError(f"a token id is outside the vocabulary of {vocab}")
