@@ -21,6 +21,9 @@ Quantity = Literal[
     "tv",
     "entropy",
     "cross_entropy",
+    "entropy_ref",
+    "policy_rank",
+    "reference_rank",
 ]
 DEFAULT_QUANTITIES: list[Quantity] = ["policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy"]
 SUM_TOLERANCE = 1e-6  # of probabilities around 1
@@ -158,6 +161,11 @@ class TokenColumns(BaseModel):
     )
     entropy: list[Number] = Field(default_factory=list, description="Of the policy.")
     cross_entropy: list[Number] = Field(default_factory=list, description="−Σ policy ln reference.")
+    entropy_ref: list[Number] = Field(default_factory=list, description="Of the reference.")
+    policy_rank: list[Number] = Field(
+        default_factory=list, description="Of the token among all for the policy: 1 is the likeliest."
+    )
+    reference_rank: list[Number] = Field(default_factory=list, description="The same for the reference.")
 
 
 class Score(BaseModel):

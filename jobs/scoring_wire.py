@@ -7,17 +7,18 @@ model.
 import json
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_core.config import Config
 
 QUANTITIES = (
     *("policy_logprob", "reference_logprob", "k1", "k2", "k3"),  # of the token in the text
-    *("kl", "kl_ref", "js", "tv", "entropy", "cross_entropy"),  # of the distributions that predict it
+    *("kl", "kl_ref", "js", "tv", "entropy", "cross_entropy", "entropy_ref"),  # of those that predict it
+    *("policy_rank", "reference_rank"),  # of the token among all: 1 is the likeliest
 )
 MEDIA_TYPE = "application/vnd.kleash.scores"
 
@@ -29,11 +30,27 @@ class ModelSource(Config):
     base: str | None = None
 
 
+class ChatMessage(Config):
+    """One turn of a conversation, for the tokenizer's chat template."""
+
+    role: str
+    content: str
+
+
 class ScoreItem(Config):
-    """A text, and the prompt before it that is only context."""
+    """A text (after a prompt, which is only context), token ids, or a conversation whose last turn is scored."""
 
     prompt: str | None = None
-    text: str = Field(description="The text, or the completion when there is a prompt.")
+    text: str | None = Field(None, description="The text, or the completion when there is a prompt.")
+    token_ids: list[int] | None = None
+    score_from: int = Field(1, ge=1, description="Of token_ids: the first one that is scored.")
+    messages: list[ChatMessage] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if sum(form is not None for form in (self.text, self.token_ids, self.messages)) != 1:
+            raise ValueError("an item is a text, token ids or messages")
+        return self
 
 
 class ScoreRequest(Config):
@@ -44,6 +61,21 @@ class ScoreRequest(Config):
     items: list[ScoreItem]
     temperature: float = Field(1.0, gt=0)
     quantities: tuple[str, ...] = QUANTITIES
+    top_k: int = Field(0, ge=0, description="So many vocabulary items per token, by their part of kl.")
+    numerics: Literal["fast", "strict"] = Field(
+        "fast", description="strict: to the bit the same whatever else is scored at the same time."
+    )
+    client: str = Field("", description="Whose turn it is: clients share the scorer fairly.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopTerms:
+    """Per token the k vocabulary items with the largest parts of its KL, largest first; 0 where not scored."""
+
+    ids: npt.NDArray[np.int32]  # [n_tokens, k]
+    policy_logprob: npt.NDArray[np.float32]
+    reference_logprob: npt.NDArray[np.float32]
+    kl_term: npt.NDArray[np.float32]  # of all items they sum to kl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +90,7 @@ class ItemScores:
     end: npt.NDArray[np.int32]
     scored: npt.NDArray[np.bool_]
     quantities: dict[str, npt.NDArray[np.float32]]
+    top: TopTerms | None = None  # if top_k was asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +120,15 @@ def encode_reply(reply: ScoreReply) -> bytes:
         if isinstance(item, ItemError):
             items.append({"error": {"code": item.code, "detail": item.detail, "context": item.context}})
             continue
-        items.append({"tokens": len(item.token_ids), "quantities": list(item.quantities)})
+        top_k = 0 if item.top is None else item.top.ids.shape[1]
+        items.append({"tokens": len(item.token_ids), "quantities": list(item.quantities), "top_k": top_k})
         arrays += [array.astype("<i4").tobytes() for array in (item.token_ids, item.start, item.end)]
         arrays.append(item.scored.astype("u1").tobytes())
         arrays += [array.astype("<f4").tobytes() for array in item.quantities.values()]
+        if item.top is not None:
+            arrays.append(item.top.ids.astype("<i4").tobytes())
+            terms = (item.top.policy_logprob, item.top.reference_logprob, item.top.kl_term)
+            arrays += [array.astype("<f4").tobytes() for array in terms]
     header = json.dumps(
         {
             "items": items,
@@ -119,7 +157,7 @@ def decode_reply(body: bytes) -> ScoreReply:
         if "error" in entry:
             items.append(ItemError(**entry["error"]))
             continue
-        n = entry["tokens"]
+        n, k = entry["tokens"], entry["top_k"]
         items.append(
             ItemScores(
                 token_ids=take("<i4", n),
@@ -127,6 +165,14 @@ def decode_reply(body: bytes) -> ScoreReply:
                 end=take("<i4", n),
                 scored=take("u1", n).astype(np.bool_),
                 quantities={name: take("<f4", n) for name in entry["quantities"]},
+                top=TopTerms(
+                    ids=take("<i4", n * k).reshape(n, k),
+                    policy_logprob=take("<f4", n * k).reshape(n, k),
+                    reference_logprob=take("<f4", n * k).reshape(n, k),
+                    kl_term=take("<f4", n * k).reshape(n, k),
+                )
+                if k
+                else None,
             )
         )
     return ScoreReply(

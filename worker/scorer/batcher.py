@@ -241,7 +241,7 @@ class Batcher:
 
 def estimate_tokens(request: ScoreRequest) -> int:
     """Tokens of a request before it is tokenised: its bytes by BYTES_PER_TOKEN, and one per item."""
-    size = sum(len(item.text.encode()) + len((item.prompt or "").encode()) for item in request.items)
+    size = sum(len(((item.prompt or "") + (item.text or "")).encode()) for item in request.items)
     return math.ceil(size / BYTES_PER_TOKEN) + len(request.items)
 
 
@@ -253,7 +253,7 @@ def _tokenize_once(ticket: Ticket, pair: LoadedPair) -> None:
     for index, item in enumerate(ticket.request.items):
         try:
             ticket.texts[index] = tokenize(
-                pair.models.tokenizer, item.text, item.prompt, context=pair.capacity.context
+                pair.models.tokenizer, item.text or "", item.prompt, context=pair.capacity.context
             )
         except (EmptyInput, InputTooLong) as error:
             ticket.answers[index] = ItemError(code=error.code, detail=str(error))
