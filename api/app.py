@@ -77,7 +77,7 @@ def create_app(
         broker=broker,
         scorer=scorer,
         models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake),
+        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, settings.artifacts),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost

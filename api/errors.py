@@ -9,6 +9,7 @@ ApiError
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
 ├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
+├── NoResults              the job is of a type that has no results
 ├── PathNotAllowed         a path leads outside the configured roots
 └── FileNotFound           a file named in the request is not there
 starlette's HTTPException
@@ -85,6 +86,10 @@ class CheckpointMismatch(ApiError):
     """A job would go on from a checkpoint that does not fit it."""
 
 
+class NoResults(ApiError):
+    """The job is of a type that has no results."""
+
+
 class PathNotAllowed(ApiError):
     """A path leads outside the configured roots."""
 
@@ -110,10 +115,11 @@ STATUS: dict[type[Exception], tuple[int, str, str | None]] = {
     UnknownModel: (422, "unknown_model", None),
     AdapterNotTrainable: (422, "adapter_not_trainable", None),
     CheckpointMismatch: (422, "checkpoint_mismatch", None),
-    CheckpointGone: (422, "unknown_model", "the checkpoint in resume_from has just been removed"),
+    CheckpointGone: (422, "unknown_model", "a checkpoint that the job names has just been removed"),
     PathNotAllowed: (422, "path_not_allowed", None),
     FileNotFound: (422, "file_not_found", None),
     JobNotFound: (404, "not_found", "no such job"),
+    NoResults: (404, "no_results", None),
     IllegalTransition: (409, "invalid_state", None),
     IdempotencyKeyReused: (
         422,
@@ -158,6 +164,7 @@ TITLES = {
     "too_many_items": "There are too many items",
     "tokenizer_mismatch": "The models do not share a tokenizer",
     "model_load_failed": "The model cannot be loaded",
+    "no_results": "This type of job has no results",
     "scoring_refused": "The scorer refuses the request",
     "scorer_unavailable": "The scorer is not available",
     "overloaded": "The scorer is overloaded",

@@ -1,5 +1,6 @@
 """The JSON documents of a job and of what hangs on it: events, metrics, checkpoints, samples."""
 
+import math
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -7,6 +8,7 @@ from pydantic import Field
 from api.schemas import Document, Number, Page, Timestamp
 from api.services.jobs import EventPage, JobPage, SamplePage, Series
 from jobs import spec as jobs
+from jobs.bulk import ScoreConfig
 from jobs.states import Status
 from rlhf_core.config import PPOConfig
 
@@ -16,10 +18,10 @@ PublicStatus = Literal[
 
 
 class Progress(Document):
-    """How far a run is: completed steps, and the metrics of the last one."""
+    """How far a run is: completed steps, and the metrics of the last one. A step of a score job is a shard."""
 
     step: int
-    total_steps: int
+    total_steps: int | None = Field(description="null until a score job's file has been counted.")
     percent: float
     eta_s: float | None
     latest: dict[str, Number]
@@ -50,6 +52,7 @@ class Links(Document):
     metrics: str
     checkpoints: str
     samples: str
+    results: str | None = Field(description="Of a score job.")
 
 
 class JobSummary(Document):
@@ -60,7 +63,7 @@ class JobSummary(Document):
 
     object: Literal["job"] = "job"
     id: str
-    type: str
+    type: Literal["ppo", "score"]
     name: str | None
     status: PublicStatus
     done: bool
@@ -110,7 +113,7 @@ class JobSummary(Document):
             "result": job.result,
             "metadata": job.spec.metadata,
             "priority": job.spec.priority,
-            "resume_from": job.spec.resume_from,
+            "resume_from": job.spec.resume_from if isinstance(job.spec, jobs.PPOSpec) else None,
             "limits": job.spec.limits,
             "links": Links(
                 self=here,
@@ -118,6 +121,7 @@ class JobSummary(Document):
                 metrics=f"{here}/metrics",
                 checkpoints=f"{here}/checkpoints",
                 samples=f"{here}/samples",
+                results=f"{here}/results" if job.spec.type == "score" else None,
             ),
         }
 
@@ -125,7 +129,7 @@ class JobSummary(Document):
 class JobDocument(JobSummary):
     """A job with its config."""
 
-    config: PPOConfig
+    config: PPOConfig | ScoreConfig
 
     @classmethod
     def _values(cls, job: jobs.Job) -> dict[str, Any]:
@@ -134,13 +138,21 @@ class JobDocument(JobSummary):
 
 def _progress(job: jobs.Job) -> Progress:
     """`eta_s` takes the mean time of the steps so far for those to come."""
-    total = job.spec.config.optimization.steps
+    total = _total_steps(job)
     eta_s = None
     completed = job.step - job.first_step
-    if job.status is Status.RUNNING and completed > 0 and job.started_at and job.progress_at:
+    if total and job.status is Status.RUNNING and completed > 0 and job.started_at and job.progress_at:
         eta_s = round((job.progress_at - job.started_at) / completed * (total - job.step), 1)
-    percent = round(100 * job.step / total, 1)
+    percent = round(100 * job.step / total, 1) if total else 0.0
     return Progress(step=job.step, total_steps=total, percent=percent, eta_s=eta_s, latest=dict(job.latest))
+
+
+def _total_steps(job: jobs.Job) -> int | None:
+    if isinstance(job.spec, jobs.PPOSpec):
+        return job.spec.config.optimization.steps
+    inline = job.spec.config.items
+    items = job.latest.get("items_total") if inline is None else len(inline)
+    return None if items is None else math.ceil(items / job.spec.config.checkpoint.every_items)
 
 
 def _error(error: jobs.JobFailure | None) -> JobError | None:
@@ -205,7 +217,7 @@ class MetricRowDocument(Document):
 
 
 class MetricsDocument(Document):
-    """Metrics by step, ascending; `last_step` is the last one completed."""
+    """Metrics by step, ascending; `last_step` is the last one completed. A step of a score job is a shard."""
 
     object: Literal["metrics"] = "metrics"
     job_id: str

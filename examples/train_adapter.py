@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prepare_model import HERE, prepare
 
-from jobs.spec import JobSpec
+from jobs.spec import PPOSpec
 from rlhf_core.checkpoint import sha256
 from rlhf_core.evaluation import paired_difference, summarise
 from rlhf_core.models import new_lora_policy
@@ -25,7 +25,7 @@ TARGET = HERE / "adapter"
 
 def main() -> None:
     """Train, then keep the adapter alone: the tokenizer is its base's."""
-    spec = JobSpec.model_validate(json.loads((HERE / "demo_job.json").read_text()))
+    spec = PPOSpec.model_validate(json.loads((HERE / "demo_job.json").read_text()))
     model = spec.config.model.model_copy(
         update={"lora": spec.config.model.lora.model_copy(update={"rank": 2})}
     )

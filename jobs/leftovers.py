@@ -9,9 +9,9 @@ log = logging.getLogger(__name__)
 
 
 def remove_leftovers(store: Store, files: Files, job_id: str, attempt_folder: Path) -> None:
-    """Remove every folder below `attempt_folder` but the job's checkpoints; logs and error.json stay.
+    """Remove every folder below `attempt_folder` but the job's checkpoints and shards; logs and error.json stay.
 
-    Only for an attempt whose process is gone or stands behind the fence: nothing there can become a checkpoint.
+    Only for an attempt whose process is gone or stands behind the fence: nothing there can become one.
 
     Raises:
         StoreUnavailable: nothing was removed.
@@ -19,7 +19,7 @@ def remove_leftovers(store: Store, files: Files, job_id: str, attempt_folder: Pa
     if not attempt_folder.is_dir():
         return
     artifacts = attempt_folder.parents[1]
-    named = {artifacts / checkpoint.path for checkpoint in store.list_checkpoints(job_id)}
+    named = {artifacts / path for path in store.list_folders(job_id)}
     try:
         files.keep_only(attempt_folder, named)
     except OSError as error:

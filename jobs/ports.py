@@ -19,7 +19,9 @@ from jobs.spec import (
     JobSpec,
     MetricRow,
     NewEvent,
+    NewShard,
     Sample,
+    Shard,
 )
 from jobs.states import Action, Desired, Status
 
@@ -60,10 +62,11 @@ class Store(Protocol):
     ) -> Created:
         """Insert a queued job with its first event, or return the one this owner's key made before.
 
-        The checkpoint in `resolved["resume_from"]` is pinned in the same transaction.
+        The checkpoints in `resolved["resume_from"]` and `resolved["checkpoints"]` are pinned in the same
+        transaction.
 
         Raises:
-            CheckpointGone: there is no such checkpoint (any more).
+            CheckpointGone: one of them is not there (any more).
             IdempotencyKeyReused: the key belongs to a request with another sha256.
         """
         ...
@@ -124,6 +127,14 @@ class Store(Protocol):
 
     def get_checkpoint(self, job_id: str, name: str) -> Checkpoint | None:
         """The checkpoint called `name` (`step-40`, `final`), or None."""
+        ...
+
+    def list_shards(self, job_id: str) -> list[Shard]:
+        """Shards of a score job by index, ascending."""
+        ...
+
+    def list_folders(self, job_id: str) -> set[str]:
+        """The paths of its checkpoints and shards: every folder that a row names."""
         ...
 
     # -- dispatcher and reaper ----------------------------------------------------------------
@@ -191,6 +202,22 @@ class Store(Protocol):
         """Insert (or replace, by name) a checkpoint whose files are durable.
 
         A step later than any that was saved before is progress: it resets the crash count. Raises LeaseLost.
+        """
+        ...
+
+    def record_shard(
+        self,
+        job_id: str,
+        attempt: int,
+        shard: NewShard,
+        *,
+        metrics: Mapping[str, float],
+        timings: Mapping[str, float],
+    ) -> None:
+        """Upsert a shard whose file is durable, which is step `index` + 1, and that step's metrics.
+
+        The job's `latest` has metrics and timings. A later shard than any before is progress: it resets the
+        crash count. Raises LeaseLost.
         """
         ...
 

@@ -131,6 +131,20 @@ job_checkpoints = Table(
     UniqueConstraint("job_id", "name"),
 )
 
+job_shards = Table(
+    "job_shards",
+    metadata,
+    _job_id(),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("items", Integer, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("cursor", Json, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
+from jobs.bulk import ScoreConfig
 from jobs.states import TERMINAL, Desired, Status, public_status
 from rlhf_core.config import Config, PPOConfig
 
@@ -22,14 +23,23 @@ class Limits(Config):
     )
 
 
-class JobSpec(Config):
-    """A job as a client asks for it; stored as JSON in the row and never changed."""
+class AnySpec(Config):
+    """What every type of job has; stored as JSON in the row and never changed."""
 
-    type: Literal["ppo"] = "ppo"
     name: str | None = Field(None, min_length=1, max_length=200)
     metadata: dict[
         Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]
     ] = Field(default_factory=dict, max_length=16)
+    priority: int = Field(
+        DEFAULT_PRIORITY, ge=0, le=MAX_PRIORITY, description="Of waiting jobs, the highest starts first."
+    )
+    limits: Limits = Limits()
+
+
+class PPOSpec(AnySpec):
+    """A training run as a client asks for it."""
+
+    type: Literal["ppo"] = "ppo"
     config: PPOConfig
     resume_from: str | None = Field(
         None,
@@ -38,10 +48,17 @@ class JobSpec(Config):
         description="A checkpoint `job_…@step-40` of the same model and LoRA; steps go on from there. "
         "β goes on from its value there if `config.kl` is the same, else it starts as configured.",
     )
-    priority: int = Field(
-        DEFAULT_PRIORITY, ge=0, le=MAX_PRIORITY, description="Of waiting jobs, the highest starts first."
-    )
-    limits: Limits = Limits()
+
+
+class ScoreSpec(AnySpec):
+    """Many texts to score as a client asks for it. Its steps are shards of results."""
+
+    type: Literal["score"]
+    config: ScoreConfig
+
+
+JobSpec = Annotated[PPOSpec | ScoreSpec, Field(discriminator="type")]
+JOB_SPEC: TypeAdapter[PPOSpec | ScoreSpec] = TypeAdapter(JobSpec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +89,7 @@ class Job:
     dispatched_epoch: int
     lease_until: float | None
     worker: str | None
-    step: int  # steps completed
+    step: int  # steps completed; of a score job: shards
     latest: dict[str, float]  # the last step's metrics
     result: dict[str, Any] | None
     error: JobFailure | None
@@ -89,6 +106,18 @@ class Job:
     def public_status(self) -> str:
         """The status a client sees."""
         return public_status(self.status, self.desired)
+
+    @property
+    def ppo(self) -> PPOConfig:
+        """The config of a job of type ppo."""
+        assert isinstance(self.spec, PPOSpec)
+        return self.spec.config
+
+    @property
+    def score(self) -> ScoreConfig:
+        """The config of a job of type score."""
+        assert isinstance(self.spec, ScoreSpec)
+        return self.spec.config
 
     @property
     def first_step(self) -> int:
@@ -171,3 +200,27 @@ class Sample:
     prompt: str
     completion: str
     data: dict[str, float]  # reward, kl, k1, length, …
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewShard:
+    """Results of consecutive items of a score job, as the run that made them durable knows them.
+
+    Shard 0 has the first items. `path` is as in Checkpoint. `cursor` says where the next shard begins
+    (worker/bulk_input.py) and what was counted so far.
+    """
+
+    index: int
+    items: int
+    path: str
+    sha256: str  # of the file with the results
+    bytes: int
+    cursor: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard(NewShard):
+    """A shard as stored."""
+
+    attempt: int
+    created_at: float

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, Select, insert, select, union_all, update
 
 from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, JobNotFound
 from jobs.ports import Created
@@ -14,11 +14,12 @@ from jobs.schema import (
     job_events,
     job_metrics,
     job_samples,
+    job_shards,
     jobs,
 )
-from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, NewEvent, Sample, first_step
+from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, NewEvent, Sample, Shard, first_step
 from jobs.sql_base import SqlBase
-from jobs.sql_rows import checkpoint_of, event_of, job_of, metrics_of, sample_of
+from jobs.sql_rows import checkpoint_of, event_of, job_of, metrics_of, sample_of, shard_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
 
 # the statuses a client can filter by that are stored as (running, desired)
@@ -60,7 +61,7 @@ class ClientRows(SqlBase):
                     before = _replayed(connection, owner, idempotency_key, request_sha256 or "")
                     assert before is not None, "it is the key that was in the way"
                     return Created(job=before, replayed=True)
-            _pin(connection, resolved.get("resume_from"))
+            _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
             return Created(job=job_of(_one(connection, job_id)), replayed=False)
@@ -213,6 +214,21 @@ class ClientRows(SqlBase):
             row = connection.execute(query).one_or_none()
             return None if row is None else checkpoint_of(row)
 
+    def list_shards(self, job_id: str) -> list[Shard]:
+        """See jobs.ports.Store."""
+        columns = job_shards.c
+        query = select(job_shards).where(columns.job_id == job_id).order_by(columns["index"])
+        with self.reading() as connection:
+            return [shard_of(row) for row in connection.execute(query)]
+
+    def list_folders(self, job_id: str) -> set[str]:
+        """See jobs.ports.Store."""
+        named = [
+            select(table.c.path).where(table.c.job_id == job_id) for table in (job_checkpoints, job_shards)
+        ]
+        with self.reading() as connection:
+            return set(connection.execute(union_all(*named)).scalars())
+
     def create_key(self, key_id: str, secret_sha256: str, name: str) -> None:
         """See jobs.ports.Store."""
         with self.writing() as connection:
@@ -246,17 +262,18 @@ def _one(
     return row
 
 
-def _pin(connection: Connection, start: Any) -> None:
-    """Keep the checkpoint that a job goes on from, if it names one. Raises CheckpointGone."""
-    if start is None:
-        return
+def _pin(connection: Connection, resolved: Mapping[str, Any]) -> None:
+    """Keep the checkpoints that a job needs. Raises CheckpointGone."""
     columns = job_checkpoints.c
-    there = (columns.job_id == start["job_id"]) & (columns.name == start["name"])
-    done = connection.execute(
-        update(job_checkpoints).where(there, columns.sha256 == start["sha256"]).values(pinned=True)
-    )
-    if done.rowcount == 0:
-        raise CheckpointGone(f"{start['job_id']}@{start['name']}")
+    for needed in (resolved.get("resume_from"), *resolved.get("checkpoints", ())):
+        if needed is None:
+            continue
+        there = (columns.job_id == needed["job_id"]) & (columns.name == needed["name"])
+        done = connection.execute(
+            update(job_checkpoints).where(there, columns.sha256 == needed["sha256"]).values(pinned=True)
+        )
+        if done.rowcount == 0:
+            raise CheckpointGone(f"{needed['job_id']}@{needed['name']}")
 
 
 def _replayed(connection: Connection, owner: str, key: str, request_sha256: str) -> Job | None:

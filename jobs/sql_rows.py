@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from jobs.spec import Checkpoint, Event, Job, JobFailure, JobSpec, MetricRow, Sample
+from jobs.spec import JOB_SPEC, Checkpoint, Event, Job, JobFailure, MetricRow, Sample, Shard
 from jobs.states import Desired, Status
 
 PARSED = {"spec", "status", "desired", "error"}
@@ -17,7 +17,7 @@ def job_of(row: Any) -> Job:
     """A row of `jobs`."""
     return Job(
         **{name: getattr(row, name) for name in AS_STORED},
-        spec=JobSpec.model_validate_json(row.spec),
+        spec=JOB_SPEC.validate_json(row.spec),
         status=Status(row.status),
         desired=Desired(row.desired),
         error=None if row.error is None else failure_of(row.error),
@@ -86,6 +86,20 @@ def checkpoint_of(row: Any) -> Checkpoint:
         sha256=row.sha256,
         bytes=row.bytes,
         pinned=row.pinned,
+        attempt=row.attempt,
+        created_at=row.created_at,
+    )
+
+
+def shard_of(row: Any) -> Shard:
+    """A row of `job_shards`."""
+    return Shard(
+        index=row._mapping["index"],  # as in sample_of
+        items=row.items,
+        path=row.path,
+        sha256=row.sha256,
+        bytes=row.bytes,
+        cursor=row.cursor,
         attempt=row.attempt,
         created_at=row.created_at,
     )

@@ -1,13 +1,14 @@
 """What the owner of a run writes: every method but `claim` stands behind the fence (attempt, running)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, case, delete, func, select
 
 from jobs.errors import LeaseLost
-from jobs.schema import job_checkpoints, job_metrics, job_samples, jobs
-from jobs.spec import Checkpoint, Job, JobFailure, NewEvent, Sample
+from jobs.schema import job_checkpoints, job_metrics, job_samples, job_shards, jobs
+from jobs.spec import Checkpoint, Job, JobFailure, NewEvent, NewShard, Sample
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import checkpoint_id, checkpoint_of, finite, job_of, stored_failure, stored_sample
 from jobs.states import TERMINAL, Desired, Status, status_after_release
@@ -61,20 +62,53 @@ class RunRows(SqlBase):
     ) -> None:
         """See jobs.ports.Store."""
         values = {"step": step, "latest": finite(metrics), "progress_at": self.now()}
+        with self.writing() as connection:
+            self.change_run(connection, job_id, attempt, values, events)
+            self._upsert_metrics(connection, job_id, attempt, step, metrics, timings)
+            self._upsert_samples(connection, job_id, samples)
+
+    def record_shard(
+        self,
+        job_id: str,
+        attempt: int,
+        shard: NewShard,
+        *,
+        metrics: Mapping[str, float],
+        timings: Mapping[str, float],
+    ) -> None:
+        """See jobs.ports.Store."""
+        step = shard.index + 1
+        values = self._saved(step) | {"step": step, "latest": finite({**metrics, **timings})}
+        row = asdict(shard) | {"attempt": attempt, "created_at": self.now()}
+        with self.writing() as connection:
+            self.change_run(connection, job_id, attempt, values)
+            connection.execute(
+                self.insert(job_shards)
+                .values(job_id=job_id, **row)
+                .on_conflict_do_update(index_elements=["job_id", "index"], set_=row)
+            )
+            self._upsert_metrics(connection, job_id, attempt, step, metrics, timings)
+
+    def _upsert_metrics(
+        self,
+        connection: Connection,
+        job_id: str,
+        attempt: int,
+        step: int,
+        metrics: Mapping[str, float],
+        timings: Mapping[str, float],
+    ) -> None:
         row = {
             "metrics": finite(metrics),
             "timings": finite(timings),
             "attempt": attempt,
             "created_at": self.now(),
         }
-        with self.writing() as connection:
-            self.change_run(connection, job_id, attempt, values, events)
-            connection.execute(
-                self.insert(job_metrics)
-                .values(job_id=job_id, step=step, **row)
-                .on_conflict_do_update(index_elements=["job_id", "step"], set_=row)
-            )
-            self._upsert_samples(connection, job_id, samples)
+        connection.execute(
+            self.insert(job_metrics)
+            .values(job_id=job_id, step=step, **row)
+            .on_conflict_do_update(index_elements=["job_id", "step"], set_=row)
+        )
 
     def record_samples(self, job_id: str, attempt: int, samples: Sequence[Sample]) -> None:
         """See jobs.ports.Store."""

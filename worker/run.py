@@ -53,7 +53,7 @@ class TrainingRun:
 
     def __init__(self, store: Store, job: Job, folder: Path, device: str) -> None:
         self.store, self.job, self.device = store, job, device
-        self.config = job.spec.config
+        self.config = job.ppo
         self.saves = Saves(store, job, folder, device)
         self.step: int | None = None  # the last one completed
 

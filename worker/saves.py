@@ -67,7 +67,7 @@ class Saves:
             return None
         policy, state = self._read(start["path"], start["sha256"])
         if not start["same_kl"]:
-            state.controller = make_controller(self._job.spec.config.kl)
+            state.controller = make_controller(self._job.ppo.kl)
         source = f"{start['job_id']}@{start['name']}"
         self._event("job.resumed_from", f"Resumed from {source}.", step=state.step, checkpoint=source)
         return Restored(policy, state)
@@ -79,7 +79,7 @@ class Saves:
     def _read(self, path: str, sha256: str) -> tuple[LoraPolicy, TrainState]:
         folder = self.folder(path)
         manifest = verify_checkpoint(folder, sha256)
-        restored = read_checkpoint(folder, self._job.spec.config, source=self._source, device=self._device)
+        restored = read_checkpoint(folder, self._job.ppo, source=self._source, device=self._device)
         if differences := other_environment(manifest):
             self._event(
                 "checkpoint.other_environment",
@@ -125,7 +125,7 @@ class Saves:
     def _retire_old(self) -> None:
         saved = self._store.list_checkpoints(self._job.id)
         steps = [c for c in saved if c.name != FINAL and not c.pinned]
-        self._drop(steps[: -self._job.spec.config.checkpoint.keep_last], also_pinned=False)
+        self._drop(steps[: -self._job.ppo.checkpoint.keep_last], also_pinned=False)
 
     def _drop(self, checkpoints: list[Checkpoint], *, also_pinned: bool = True) -> None:
         """The rows first: what is listed is there."""

@@ -1,10 +1,10 @@
-"""The training child: `python -m worker.train JOB_ID ATTEMPT`, started and watched by worker/supervisor.py.
+"""The child of a job: `python -m worker.train JOB_ID ATTEMPT`, started and watched by worker/supervisor.py.
 
-It writes fenced metrics, samples and checkpoints, and the terminal state `succeeded`. SIGTERM: save what is not
-saved, exit 75. No database: exit 69. A failure that has a name (worker/failures.py): error.json, exit 70 or 71.
-All else shows in the exit code. What a fresh process may cure (a NaN that the hardware made, a GPU whose memory
-was not enough) is tried once more by becoming a fresh process: same pid, same attempt, nothing of the old one's
-memory.
+It trains (worker/run.py) or scores (worker/score_batch.py), as the job's type says, and writes the terminal state
+`succeeded`; each write is fenced. SIGTERM: save what is not saved, exit 75. No database: exit 69. A failure that
+has a name (worker/failures.py): error.json, exit 70 or 71. All else shows in the exit code. What a fresh process
+may cure (a NaN that the hardware made, a GPU whose memory was not enough) is tried once more by becoming a fresh
+process: same pid, same attempt, nothing of the old one's memory.
 """
 
 import faulthandler
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 from jobs.lifeline import die_with_parent
@@ -21,13 +22,16 @@ die_with_parent()  # before the slow imports: an orphan must not keep the GPU
 import structlog  # noqa: E402
 
 from jobs.errors import LeaseLost, StoreUnavailable  # noqa: E402
+from jobs.ports import Store  # noqa: E402
 from jobs.settings import Settings  # noqa: E402
+from jobs.spec import Job  # noqa: E402
 from jobs.sql_store import open_store  # noqa: E402
 from jobs.system import SystemClock  # noqa: E402
 from rlhf_core.errors import NonFiniteLoss  # noqa: E402
 from worker.failures import EXIT_STOPPED, EXIT_UNREACHABLE, failure_of  # noqa: E402
 from worker.patience import patient  # noqa: E402
 from worker.run import Stop, Stopped, TrainingRun, fixed_device  # noqa: E402
+from worker.score_batch import ScoreRun  # noqa: E402
 
 PATIENCE_SHARE = 0.8  # of the lease: as long as the supervisor goes on without a renewal
 log = structlog.get_logger()
@@ -41,13 +45,13 @@ def main() -> int:
     faulthandler.enable()  # a segfault leaves its traceback in the log,
     faulthandler.register(signal.SIGTERM, chain=True)  # a run that hangs does when it is told to stop
     folder = settings.artifacts / job_id / str(attempt)
-    run = None
+    run: TrainingRun | ScoreRun | None = None
     try:
         store = patient(open_store(settings), SystemClock(), for_s=PATIENCE_SHARE * settings.lease_s)
         job = store.get_job(job_id)
         if job.attempt != attempt:
             return EXIT_STOPPED
-        run = TrainingRun(store, job, folder, fixed_device())
+        run = run_of(store, job, folder, settings)
         return run.run(stop)
     except Stopped:
         return EXIT_STOPPED
@@ -64,7 +68,7 @@ def main() -> int:
             raise
         traceback.print_exc()  # plain: the log's last lines go to the client
         try:
-            again = run is not None and worth_another_try(run, error, failure.code)
+            again = isinstance(run, TrainingRun) and worth_another_try(run, error, failure.code)
         except LeaseLost:
             return EXIT_STOPPED
         except StoreUnavailable:
@@ -74,6 +78,13 @@ def main() -> int:
                 start_again()
             return EXIT_STOPPED
         return failure.tell(folder)
+
+
+def run_of(store: Store, job: Job, folder: Path, settings: Settings) -> TrainingRun | ScoreRun:
+    """One attempt, as the job's type says."""
+    if job.spec.type == "score":
+        return ScoreRun(store, job, folder, fixed_device(), max_batch_tokens=settings.max_batch_tokens)
+    return TrainingRun(store, job, folder, fixed_device())
 
 
 def worth_another_try(run: TrainingRun, error: Exception, code: str) -> bool:

@@ -1,8 +1,10 @@
 """/v1/jobs: parse, ask the service, answer."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BeforeValidator
 
 from api.auth import Owner
 from api.deps import JobsDep
@@ -34,10 +36,27 @@ IdempotencyKey = Annotated[
         description="The same key with the same body gives the same job; with another body, 422.",
     ),
 ]
+
+
+def _ppo_unless_said(body: Any) -> Any:
+    return {"type": "ppo", **body} if isinstance(body, dict) else body
+
+
+JobRequest = Annotated[JobSpec, BeforeValidator(_ppo_unless_said)]
 TEXT = {"schema": {"type": "string"}}
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
 CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
 SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
+JSONL = "application/jsonl"
+COMPLETE = TEXT | {"description": "`true` if these are the results of all items, `false` if more may come."}
+ITEMS = TEXT | {"description": "So many lines."}
+RESULTS: Responses = {
+    200: {
+        "description": "One JSON object a line, in the order of the items",
+        "content": {JSONL: {"schema": {"type": "string"}}},
+        "headers": {"Results-Complete": COMPLETE, "Results-Items": ITEMS},
+    }
+}
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
 
@@ -49,9 +68,16 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     responses=CREATED | BODY_PROBLEMS,
 )
 def create(
-    spec: JobSpec, owner: Owner, jobs: JobsDep, response: Response, idempotency_key: IdempotencyKey = None
+    spec: JobRequest,
+    owner: Owner,
+    jobs: JobsDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobDocument:
-    """Queue a training run. A worker takes it when one is free; poll the job to follow it."""
+    """Queue a training run (`ppo`, also without a type) or the scoring of a file (`score`).
+
+    A worker takes it when one is free; poll the job to follow it.
+    """
     created = jobs.create(spec, owner, idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{created.job.id}"
     response.headers["ETag"] = etag(created.job.version)
@@ -112,7 +138,7 @@ def pause(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDo
     responses=problems(404, 409),
 )
 def resume(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
-    """Queued again, to go on from its last checkpoint; a job that is still `pausing` runs on."""
+    """Queued again, to go on from its last checkpoint or shard; a job that is still `pausing` runs on."""
     return requested(jobs.request(Action.RESUME, job_id, owner), response)
 
 
@@ -154,7 +180,7 @@ def events(
 def metrics(
     job_id: str, owner: Owner, jobs: JobsDep, from_step: Step = 0, limit: Rows = MAX_ROWS
 ) -> MetricsDocument:
-    """A row per step, ascending; go on with `from_step` = the last row's step + 1."""
+    """A row per step (of a score job: per shard), ascending; go on with `from_step` = the last row's step + 1."""
     series = jobs.metrics(job_id, owner, from_step=from_step, limit=clamp(limit, MAX_ROWS))
     return MetricsDocument.of(job_id, series)
 
@@ -166,7 +192,7 @@ def metrics(
     responses=problems(404),
 )
 def checkpoints(job_id: str, owner: Owner, jobs: JobsDep) -> CheckpointList:
-    """Each of them is a model: score it as `job_…@<name>`."""
+    """Each of them is a model: score it as `job_…@<name>`. A score job has none, but results."""
     return CheckpointList.of(jobs.checkpoints(job_id, owner))
 
 
@@ -184,9 +210,30 @@ def samples(
     kind: Annotated[Literal["rollout", "eval"] | None, Query()] = None,
     limit: Rows = 100,
 ) -> SampleList:
-    """What the policy wrote, with its rewards and KL."""
+    """What the policy wrote, with its rewards and KL. A score job has none, but results."""
     page = jobs.samples(job_id, owner, step=step, kind=kind, limit=clamp(limit, MAX_ROWS))
     return SampleList.of(page)
+
+
+@router.get(
+    "/jobs/{job_id}/results",
+    operation_id="jobs_results",
+    summary="Download a score job's results",
+    response_class=StreamingResponse,
+    responses=RESULTS | problems(404),
+)
+def results(job_id: str, owner: Owner, jobs: JobsDep) -> StreamingResponse:
+    """Results of the shards completed so far, as JSONL: also while the job runs, and after its cancellation.
+
+    A line has the item's `index`, its `id` and `reward`, and its sums and means, or an `error`.
+    """
+    found = jobs.results(job_id, owner)
+    headers = {
+        "Results-Complete": str(found.complete).lower(),
+        "Results-Items": str(found.items),
+        "Content-Length": str(found.size),
+    }
+    return StreamingResponse(found.content(), media_type=JSONL, headers=headers)
 
 
 def requested(job: Job, response: Response) -> JobDocument:

@@ -3,17 +3,20 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
-from api.services.models import ModelResolver
+from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor, NoResults
+from api.services.models import ModelResolver, is_checkpoint
+from jobs.bulk import RESULTS
 from jobs.errors import JobNotFound
 from jobs.ports import Created, Rng, Store
 from jobs.scoring_wire import ModelSource
-from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, Sample
-from jobs.states import Action
+from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, PPOSpec, Sample, ScoreSpec
+from jobs.states import Action, Status
 
+READ_BYTES = 1 << 20
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
 
@@ -45,11 +48,30 @@ class SamplePage(NamedTuple):
     more: bool
 
 
+class Results(NamedTuple):
+    """The results that a score job has so far, and whether these are all."""
+
+    files: list[Path]
+    items: int
+    size: int  # in bytes
+    complete: bool
+
+    def content(self) -> Iterator[bytes]:
+        """One file after the other."""
+        for path in self.files:
+            with path.open("rb") as file:
+                while part := file.read(READ_BYTES):
+                    yield part
+
+
 class JobService:
     """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail."""
 
-    def __init__(self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None], artifacts: Path
+    ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
+        self._artifacts = artifacts
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -120,8 +142,35 @@ class JobService:
         samples = self._store.list_samples(job_id, step=step, kind=kind, limit=limit + 1)
         return SamplePage(samples[:limit], len(samples) > limit)
 
+    def results(self, job_id: str, owner: str) -> Results:
+        """Of a score job. Raises NoResults for a job of another type."""
+        job = self.get(job_id, owner)
+        if job.spec.type != "score":
+            raise NoResults("a ppo job has no results: see its checkpoints, metrics and samples")
+        shards = self._store.list_shards(job_id)
+        return Results(
+            files=[self._artifacts / shard.path / RESULTS for shard in shards],
+            items=sum(shard.items for shard in shards),
+            size=sum(shard.bytes for shard in shards),
+            complete=job.status is Status.SUCCEEDED,
+        )
+
     def _resolved(self, spec: JobSpec, owner: str) -> dict[str, object]:
         """What the worker needs besides the spec: folders and files instead of names."""
+        return self._to_score(spec, owner) if isinstance(spec, ScoreSpec) else self._to_train(spec, owner)
+
+    def _to_score(self, spec: ScoreSpec, owner: str) -> dict[str, object]:
+        names = self._models.pair(spec.config.policy, spec.config.reference)
+        sources = {role: self._models.resolve(name, owner) for role, name in names.items()}
+        saved = [self._models.checkpoint(name, owner)[1] for name in names.values() if is_checkpoint(name)]
+        return {
+            "names": names,
+            **{role: source.model_dump() for role, source in sources.items()},
+            "checkpoints": [{"job_id": c.job_id, "name": c.name, "sha256": c.sha256} for c in saved],
+            "items_file": spec.config.items_file and self._models.resolve_file(spec.config.items_file),
+        }
+
+    def _to_train(self, spec: PPOSpec, owner: str) -> dict[str, object]:
         model = self._models.resolve(spec.config.model.name, owner)
         if model.base is not None:
             raise AdapterNotTrainable("config.model.name must be a full model; this one is an adapter")
@@ -133,10 +182,10 @@ class JobService:
             "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),
         }
 
-    def _start(self, spec: JobSpec, name: str, model: ModelSource, owner: str) -> dict[str, object]:
+    def _start(self, spec: PPOSpec, name: str, model: ModelSource, owner: str) -> dict[str, object]:
         """Where the checkpoint is that the job goes on from, which must fit it."""
         source, saved = self._models.checkpoint(name, owner)
-        theirs, ours = source.spec.config, spec.config
+        theirs, ours = source.ppo, spec.config
         steps = ours.optimization.steps
         if source.resolved["model"]["path"] != model.path:
             raise CheckpointMismatch("resume_from is a checkpoint of another model than config.model.name")

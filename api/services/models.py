@@ -68,6 +68,13 @@ class ModelResolver:
             raise UnknownModel("this deployment has no default pair: name policy and reference")
         return policy, reference
 
+    def pair(self, policy: str | None, reference: str | None) -> dict[str, str]:
+        """The names by role: those given, the default pair's for those that are not. Raises UnknownModel."""
+        if policy is None or reference is None:
+            ours, theirs = self.default_pair()
+            policy, reference = policy or ours, reference or theirs
+        return {"policy": policy, "reference": reference}
+
     def resolve_file(self, name: str) -> str:
         """The real path of a file below the roots (relative names are looked up in each root).
 
@@ -144,3 +151,8 @@ class ModelResolver:
         if not allowed:
             raise PathNotAllowed("paths must lie below one of the configured roots")
         return next((path for path in allowed if os.path.exists(path)), allowed[0])
+
+
+def is_checkpoint(name: str) -> bool:
+    """True for the name of a job's checkpoint."""
+    return CHECKPOINT.fullmatch(name) is not None

@@ -16,13 +16,13 @@ from celery import Celery
 
 from jobs.migrate import upgrade
 from jobs.queue import RUN_JOB, CeleryBroker
-from jobs.spec import JobSpec
+from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Status
 
 ROOT = Path(__file__).parents[2]
 CHILD = ROOT / "tests" / "worker" / "standin_child.py"
-SPEC = JobSpec.model_validate_json(
+SPEC = PPOSpec.model_validate_json(
     """{"config": {"model": {"name": "m"}, "data": {"prompts": ["a"]},
         "reward": {"kind": "sentiment"}, "optimization": {"steps": 1}}}"""
 )

@@ -20,12 +20,12 @@ from jobs.errors import (
     StoreUnavailable,
 )
 from jobs.schema import api_keys, jobs
-from jobs.spec import Job, JobFailure, JobSpec, NewEvent, Sample
+from jobs.spec import Job, JobFailure, NewEvent, PPOSpec, Sample
 from jobs.sql_store import SqlStore
 from jobs.states import SOURCES, TERMINAL, Action, Desired, Status, public_status
 
 LEASE_S = 30.0
-SPEC = JobSpec.model_validate_json(
+SPEC = PPOSpec.model_validate_json(
     """{"name": "n", "metadata": {"team": "rl"}, "limits": {"max_attempts": 2},
         "config": {"model": {"name": "m"}, "data": {"prompts": ["a", "b\\u0000"]},
                    "reward": {"kind": "length", "target_tokens": 3}, "optimization": {"steps": 5}}}"""

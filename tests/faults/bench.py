@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.migrate import upgrade
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Status
 from tests.faults.forking import fork
@@ -26,9 +26,9 @@ def spec(
     controller: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
     limits: dict[str, Any] | None = None,
-) -> JobSpec:
+) -> PPOSpec:
     """Four steps with held-out prompts; `training` goes into `model`."""
-    return JobSpec.model_validate(
+    return PPOSpec.model_validate(
         {
             "limits": limits or {},
             "config": {
@@ -80,7 +80,7 @@ class Bench:
             _, status = os.waitpid(fork(body, output.fileno()), 0)
         return os.waitstatus_to_exitcode(status)
 
-    def create(self, job: JobSpec) -> str:
+    def create(self, job: PPOSpec) -> str:
         self._jobs += 1
         job_id = f"job_{self._jobs:032x}"
         with self.store() as store:

@@ -15,13 +15,13 @@ from sqlalchemy import delete
 
 from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, LeaseLost
 from jobs.schema import metadata
-from jobs.spec import JobFailure, JobSpec, NewEvent, Sample
+from jobs.spec import JobFailure, NewEvent, PPOSpec, Sample
 from jobs.states import Action, Status
 from tests.faults.model_actors import LateReaper, Save, VirtualClock, Worker, read
 from tests.faults.model_job import LEASE_S, LEGAL, RESEND_S, TERMINAL, ModelJob, public
 
 MOST_JOBS, STEPS = 4, 8
-SPEC = JobSpec.model_validate_json(
+SPEC = PPOSpec.model_validate_json(
     """{"config": {"model": {"name": "m"}, "data": {"prompts": ["a"]},
         "reward": {"kind": "sentiment"}, "optimization": {"steps": 8}}}"""
 )

@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from jobs.schema import jobs
-from jobs.spec import JobFailure, JobSpec
+from jobs.spec import JobFailure, PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
 from tests.faults.checker import changed, freeze, violations
 from tests.faults.checker_files import weights_sha256
 
-SPEC = JobSpec.model_validate_json(
+SPEC = PPOSpec.model_validate_json(
     """{"limits": {"max_attempts": 2},
         "config": {"model": {"name": "m"}, "data": {"prompts": ["a"]}, "reward": {"kind": "length",
                    "target_tokens": 3}, "optimization": {"steps": 3}}}"""

@@ -10,12 +10,12 @@ from jobs.dispatcher import Dispatcher
 from jobs.errors import BrokerUnavailable
 from jobs.reaper import Reaper
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Status
 
 SETTINGS = Settings(dispatch_every_s=0.05, reap_every_s=0.05)
-SPEC = JobSpec.model_validate_json(
+SPEC = PPOSpec.model_validate_json(
     """{"config": {"model": {"name": "m"}, "data": {"prompts": ["a"]},
         "reward": {"kind": "sentiment"}, "optimization": {"steps": 1}}}"""
 )

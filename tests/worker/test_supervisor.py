@@ -20,7 +20,7 @@ from jobs.errors import StoreUnavailable
 from jobs.migrate import upgrade
 from jobs.schema import jobs
 from jobs.settings import Settings
-from jobs.spec import Job, JobSpec
+from jobs.spec import Job, PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
 from worker.supervisor import Supervisor
@@ -30,8 +30,8 @@ CHILD = Path(__file__).with_name("standin_child.py")
 LONG_S = 600.0
 
 
-def spec(**limits: float) -> JobSpec:
-    return JobSpec.model_validate_json(
+def spec(**limits: float) -> PPOSpec:
+    return PPOSpec.model_validate_json(
         json.dumps(
             {
                 "limits": {"max_attempts": 2, **limits},

@@ -101,6 +101,20 @@ def upgrade() -> None:
         sa.UniqueConstraint("job_id", "name", name="uq_job_checkpoints_job_id_name"),
     )
     op.create_table(
+        "job_shards",
+        sa.Column("job_id", sa.String(), nullable=False),
+        sa.Column("index", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("items", sa.Integer(), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("cursor", sa.JSON(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        _belongs_to_job("job_shards"),
+        sa.PrimaryKeyConstraint("job_id", "index", name="pk_job_shards"),
+    )
+    op.create_table(
         "api_keys",
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("secret_sha256", sa.String(), nullable=False),

@@ -11,7 +11,7 @@ from api.errors import FileNotFound, PathNotAllowed, UnknownModel
 from api.services.models import ModelResolver
 from jobs.scoring_wire import ModelSource
 from jobs.settings import Registry, Settings
-from jobs.spec import JobSpec
+from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 
 JOB = "job_" + "a" * 32
@@ -63,7 +63,7 @@ def test_a_jobs_checkpoint_stands_on_the_jobs_model(
     resolver: ModelResolver, store: SqlStore, spec: dict[str, Any]
 ) -> None:
     resolved = {"model": {"path": "org/base", "base": None}}
-    store.create_job(JOB, "me", JobSpec.model_validate(spec), resolved)
+    store.create_job(JOB, "me", PPOSpec.model_validate(spec), resolved)
     job = store.claim(JOB, 1, worker="w", lease_s=60)
     assert job is not None
     store.record_checkpoint(JOB, job.attempt, name="step-40", step=40, path="/a/b", sha256="0", size=1)

@@ -13,7 +13,7 @@ from jobs.dispatcher import Dispatcher
 from jobs.errors import IllegalTransition, JobNotFound, StoreUnavailable
 from jobs.reaper import Reaper
 from jobs.settings import Settings
-from jobs.spec import Job, JobSpec
+from jobs.spec import Job, PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Action
 from tests.faults.sim.child import SimChild
@@ -132,7 +132,7 @@ def shut_down(site: Site, process: Process) -> None:
 class Client:
     """Creates jobs, polls them, and asks for this and that."""
 
-    def __init__(self, site: Site, number: int, specs: list[JobSpec]) -> None:
+    def __init__(self, site: Site, number: int, specs: list[PPOSpec]) -> None:
         self.site, self.number, self.specs = site, number, specs
         self.process = Process(site.world, f"client{number}")
         self.process.killable = False
@@ -160,7 +160,7 @@ class Client:
                 self._ask(job_id, "resume")
         self.site.busy_clients -= 1
 
-    def _repeat_at_the_same_time(self, spec: JobSpec, key: str) -> None:
+    def _repeat_at_the_same_time(self, spec: PPOSpec, key: str) -> None:
         """An impatient client sends the same request once more, to whichever replica."""
 
         def repeat() -> None:
@@ -170,7 +170,7 @@ class Client:
         self.site.busy_clients += 1
         Task(self.site.world, self.process, repeat, self.site.world.rng.uniform(0.0, 0.05))
 
-    def _create(self, spec: JobSpec, key: str | None) -> str:
+    def _create(self, spec: PPOSpec, key: str | None) -> str:
         """Again and again until somebody says 201."""
         site = self.site
         while True:
@@ -182,7 +182,7 @@ class Client:
                 return str(job.id)
             site.world.sleep(site.world.rng.uniform(0.1, 3.0))
 
-    def _continuation(self, job_id: str) -> JobSpec | None:
+    def _continuation(self, job_id: str) -> PPOSpec | None:
         """A job that goes on from one of another job's checkpoints."""
         job = self._call(lambda api: api.service.get(job_id, OWNER))
         saved = self._call(lambda api: api.service.checkpoints(job_id, OWNER))
@@ -193,7 +193,7 @@ class Client:
         document = job.spec.model_dump()
         document["resume_from"] = f"{job_id}@{chosen.name}"
         document["config"]["optimization"]["steps"] = chosen.step + rng.randint(1, 3)
-        return JobSpec.model_validate(document)
+        return PPOSpec.model_validate(document)
 
     def _ask(self, job_id: str, what: str) -> None:
         def ask(api: Api) -> Job:

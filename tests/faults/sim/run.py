@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event
 from jobs.migrate import upgrade
 from jobs.schema import metadata
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from tests.faults.checker import violations
 from tests.faults.sim.actors import (
@@ -127,7 +127,7 @@ class Simulator:
 
     def _checked(self, site: Site) -> list[str]:
         specs = {
-            job_id: JobSpec.model_validate_json(spec)
+            job_id: PPOSpec.model_validate_json(spec)
             for job_id, spec in self.spy.rows("SELECT id, spec FROM jobs")
         }
         found = violations(
@@ -188,7 +188,7 @@ def _settings(folder: Path) -> Settings:
     )
 
 
-def _specs(world: World) -> list[JobSpec]:
+def _specs(world: World) -> list[PPOSpec]:
     rng = world.rng
     specs = []
     for _ in range(rng.randint(1, 2)):
@@ -197,7 +197,7 @@ def _specs(world: World) -> list[JobSpec]:
         if rng.random() < 0.1:
             limits["max_runtime_s"] = rng.uniform(3.0, 12.0)
         specs.append(
-            JobSpec.model_validate(
+            PPOSpec.model_validate(
                 {
                     "priority": rng.randint(0, 9),
                     "limits": limits,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.spec import JobSpec
+from jobs.spec import PPOSpec
 from rlhf_core.config import PPOConfig
 from rlhf_core.errors import NonFiniteLoss, RewardError
 from rlhf_core.ppo import StepResult
@@ -58,7 +58,7 @@ def metrics_of(weights: str) -> dict[str, float]:
     return {name: int.from_bytes(part, "big") / 2**48 for name, part in parts.items()}
 
 
-def final_weights_sha256(spec: JobSpec) -> str:
+def final_weights_sha256(spec: PPOSpec) -> str:
     """What `checker_files.weights_sha256` says of the final checkpoint of every run that succeeds."""
     content = weights_at(spec.config, spec.config.optimization.steps).encode()
     line = f"{WEIGHTS} {hashlib.sha256(content).hexdigest()}\n"
