@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from jobs.bulk import ScoreConfig
 from jobs.states import TERMINAL, Desired, Status, public_status
@@ -57,7 +57,18 @@ class ScoreSpec(AnySpec):
     config: ScoreConfig
 
 
-JobSpec = Annotated[PPOSpec | ScoreSpec, Field(discriminator="type")]
+def _type(value: Any) -> str | None:
+    """A job is ppo unless it says otherwise."""
+    named = value.get("type", "ppo") if isinstance(value, dict) else getattr(value, "type", "ppo")
+    return named if named in ("ppo", "score") else None
+
+
+JobSpec = Annotated[
+    Annotated[PPOSpec, Tag("ppo")] | Annotated[ScoreSpec, Tag("score")],
+    Discriminator(
+        _type, custom_error_type="job_type", custom_error_message="type must be one of 'ppo', 'score'"
+    ),
+]
 JOB_SPEC: TypeAdapter[PPOSpec | ScoreSpec] = TypeAdapter(JobSpec)
 
 

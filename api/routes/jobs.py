@@ -1,10 +1,9 @@
 """/v1/jobs: parse, ask the service, answer."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Header, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BeforeValidator
 
 from api.auth import Owner
 from api.deps import JobsDep
@@ -38,11 +37,6 @@ IdempotencyKey = Annotated[
 ]
 
 
-def _ppo_unless_said(body: Any) -> Any:
-    return {"type": "ppo", **body} if isinstance(body, dict) else body
-
-
-JobRequest = Annotated[JobSpec, BeforeValidator(_ppo_unless_said)]
 TEXT = {"schema": {"type": "string"}}
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
 CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
@@ -68,7 +62,7 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     responses=CREATED | BODY_PROBLEMS,
 )
 def create(
-    spec: JobRequest,
+    spec: JobSpec,
     owner: Owner,
     jobs: JobsDep,
     response: Response,

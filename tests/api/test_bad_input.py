@@ -83,7 +83,7 @@ MISFITS: dict[str, tuple[Edit, str, str]] = {
     "null": (lambda spec: None, "", "missing"),
     "no config": (lambda spec: SECRET, "/config", "missing"),
     "unknown field": (lambda spec: spec | SECRET, "", "extra_forbidden"),
-    "unknown type": (lambda spec: spec | {"type": CANARY}, "/type", "literal_error"),
+    "unknown type": (lambda spec: spec | {"type": CANARY}, "", "job_type"),
     "metadata value": (lambda spec: spec | {"metadata": {CANARY: 1}}, "/metadata", "string_type"),
     "metadata key": (lambda spec: spec | {"metadata": {CANARY * 9: "x"}}, "/metadata", "string_too_long"),
     "steps as text": (with_config(optimization={"steps": CANARY}), "/config/optimization/steps", "int_type"),
