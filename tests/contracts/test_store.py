@@ -20,7 +20,7 @@ from jobs.errors import (
     StoreUnavailable,
 )
 from jobs.schema import api_keys, jobs
-from jobs.spec import Job, JobFailure, NewEvent, PPOSpec, Sample
+from jobs.spec import JOB_SPEC, Job, JobFailure, NewEvent, NewShard, PPOSpec, Sample
 from jobs.sql_store import SqlStore
 from jobs.states import SOURCES, TERMINAL, Action, Desired, Status, public_status
 
@@ -33,8 +33,9 @@ SPEC = PPOSpec.model_validate_json(
 FAILURE = JobFailure(code="nan_loss", detail="NaN\x00", hint="h", step=3, log_tail=("a", "b"))
 
 
-def create(store: SqlStore, job_id: str = "job_1", **options: Any) -> Job:
-    return store.create_job(job_id, "me", SPEC, {"model": {"path": "/m", "base": None}}, **options).job
+def create(store: SqlStore, job_id: str = "job_1", checkpoints: Any = (), **options: Any) -> Job:
+    resolved = {"model": {"path": "/m", "base": None}, "checkpoints": checkpoints}
+    return store.create_job(job_id, "me", SPEC, resolved, **options).job
 
 
 def claim(store: SqlStore, job_id: str = "job_1") -> Job:
@@ -72,6 +73,9 @@ def reap_later(store: SqlStore, clock: Any) -> Any:
 
 SAMPLE = Sample(step=1, kind="rollout", index=0, prompt="p\x00", completion="c", data={"reward": 1.0})
 CHECKPOINT = {"name": "step-1", "step": 1, "path": "/p", "sha256": "0" * 64, "size": 2**40}
+SHARD = NewShard(
+    index=0, items=3, path="job_1/1/s", sha256="0" * 64, bytes=2**40, cursor={"bytes": 7, "a": "\x00"}
+)
 OWNER_WRITES: dict[str, Callable[[SqlStore, Job], Any]] = {
     "heartbeat": lambda s, j: s.heartbeat(j.id, j.attempt, lease_s=LEASE_S),
     "set_phase": lambda s, j: s.set_phase(j.id, j.attempt, "rollout"),
@@ -87,6 +91,7 @@ OWNER_WRITES: dict[str, Callable[[SqlStore, Job], Any]] = {
     "record_samples": lambda s, j: s.record_samples(j.id, j.attempt, [SAMPLE]),
     "add_event": lambda s, j: s.add_event(j.id, j.attempt, NewEvent(type="t", message="m")),
     "record_checkpoint": lambda s, j: s.record_checkpoint(j.id, j.attempt, **CHECKPOINT),
+    "record_shard": lambda s, j: s.record_shard(j.id, j.attempt, SHARD, metrics={"a": 0.1}, timings={}),
     "drop_checkpoints": lambda s, j: s.drop_checkpoints(j.id, j.attempt, ["step-1"]),
     "finish succeeded": lambda s, j: s.finish(j.id, j.attempt, Status.SUCCEEDED),
     "finish failed": lambda s, j: s.finish(j.id, j.attempt, Status.FAILED, error=FAILURE),
@@ -98,7 +103,7 @@ STATES = ["queued", "running", "pausing", "cancelling", "paused", "succeeded", "
 
 # action -> state -> the public state afterwards; a state that is not named refuses.
 AFTER_OWNER_WRITE: dict[str, dict[str, str]] = {
-    **{name: {s: s for s in ("running", "pausing", "cancelling")} for name in list(OWNER_WRITES)[:7]},
+    **{name: {s: s for s in ("running", "pausing", "cancelling")} for name in list(OWNER_WRITES)[:8]},
     **{
         f"finish {end}": dict.fromkeys(("running", "pausing", "cancelling"), end)
         for end in ("succeeded", "failed", "cancelled")
@@ -441,6 +446,51 @@ def test_a_checkpoint_that_a_job_goes_on_from_outlives_retention(store: SqlStore
     assert store.drop_checkpoints("job_1", attempt, names) == names, "none of them is there any more"
     assert store.list_checkpoints("job_1") == []
     assert [job.id for job in store.list_jobs()] == ["job_2", "job_1"]
+
+
+def test_shards(store: SqlStore) -> None:
+    spec = JOB_SPEC.validate_python({"type": "score", "config": {"items": ["a", {"text": "b\x00"}]}})
+    job = store.create_job("job_1", "me", spec, {"checkpoints": []}).job
+    assert job.spec == spec
+    attempt = claim(store).attempt
+    assert store.list_shards("job_1") == []
+    for shard in (SHARD, replace(SHARD, index=1), replace(SHARD, path="job_1/1/again", items=2)):
+        store.record_shard("job_1", attempt, shard, metrics={"n": 3.0}, timings={"tokens_per_s": 9.0})
+        job = store.get_job("job_1")
+        assert (job.step, job.latest) == (shard.index + 1, {"n": 3.0, "tokens_per_s": 9.0})
+    first, second = store.list_shards("job_1")
+    assert {name: getattr(first, name) for name in vars(SHARD)} == vars(
+        replace(SHARD, path="job_1/1/again", items=2)
+    )
+    assert (second.index, second.attempt) == (1, attempt)
+    assert [(row.step, row.metrics, row.timings) for row in store.list_metrics("job_1")] == [
+        (1, {"n": 3.0}, {"tokens_per_s": 9.0}),
+        (2, {"n": 3.0}, {"tokens_per_s": 9.0}),
+    ]
+    store.record_checkpoint("job_1", attempt, **CHECKPOINT)
+    assert store.list_folders("job_1") == {"job_1/1/again", "job_1/1/s", CHECKPOINT["path"]}
+    assert store.list_folders("job_2") == set()
+
+
+def test_a_shard_forgives_crashes_as_a_checkpoint_does(store: SqlStore) -> None:
+    create(store)
+    for index in (0, 1, 1):
+        attempt = claim(store).attempt
+        store.record_shard("job_1", attempt, replace(SHARD, index=index), metrics={}, timings={})
+        status = store.hand_back("job_1", attempt, reason="r", crashed=True)
+    assert (status, store.get_job("job_1").crash_count) == (Status.FAILED, 2)  # of max_attempts = 2
+
+
+def test_the_checkpoints_that_a_job_scores_with_are_kept(store: SqlStore) -> None:
+    create(store)
+    saved = store.record_checkpoint("job_1", claim(store).attempt, **CHECKPOINT)
+    named = [{"job_id": "job_1", "name": saved.name, "sha256": saved.sha256}]
+    create(store, "job_2", checkpoints=named)
+    kept = store.get_checkpoint("job_1", saved.name)
+    assert kept is not None
+    assert kept.pinned
+    with pytest.raises(CheckpointGone):
+        create(store, "job_3", checkpoints=[*named, named[0] | {"name": "step-9"}])
 
 
 def test_strangers_see_no_job(store: SqlStore) -> None:

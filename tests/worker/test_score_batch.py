@@ -1,0 +1,318 @@
+"""A score job through the real child: what it writes is what the engine says, and a kill changes no byte of it."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from jobs.bulk import RESULTS
+from jobs.errors import LeaseLost
+from jobs.migrate import upgrade
+from jobs.settings import Settings
+from jobs.spec import JOB_SPEC, Job
+from jobs.sql_store import SqlStore
+from jobs.states import Action, Status
+from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.scoring import score_texts
+from rlhf_core.tokenization import tokenize
+from tests.tiny_models import CONTEXT, CORPUS, TinyModels, build
+from worker.failures import DatasetError
+from worker.run import Stop, Stopped
+from worker.score_batch import ScoreRun
+from worker.supervisor import Supervisor
+
+EVERY, ITEMS, PATIENCE_S = 8, 61, 120
+WORDS = " ".join(CORPUS).split()
+BAD = {  # line number → its text and the code of its error
+    3: ('{"text": "the cat"', "malformed_json"),
+    9: ('{"prompt": "the cat"}', "validation_error"),
+    10: ('{"text": 1}', "validation_error"),
+    20: ('{"text": ""}', "empty_input"),
+    33: (json.dumps("the cat " * CONTEXT), "input_too_long"),
+    34: ("[1, 2]", "validation_error"),
+    35: ('{"token_ids": [1, 2]}', "unsupported_input"),
+}
+
+
+def text_of(number: int) -> str:
+    return " ".join(WORDS[(number * 7 + i) % len(WORDS)] for i in range(2 + number * 5 % 11))
+
+
+def line_of(number: int) -> str:
+    """Lines of every form; line numbers count from 1."""
+    if number in BAD:
+        return BAD[number][0]
+    text = text_of(number)
+    if number % 3 == 0:
+        return json.dumps(text)
+    if number % 3 == 1:
+        return json.dumps({"id": f"line-{number}", "reward": number / 4, "text": text})
+    return json.dumps({"id": number, "prompt": "the dog sat on", "completion": " " + text})
+
+
+class Place:
+    """A database, a pair of tiny models, and score jobs on it."""
+
+    def __init__(self, folder: Path, tiny: TinyModels) -> None:
+        self.url = f"sqlite:///{folder}/kleash.db"
+        upgrade(self.url)
+        self.store, self.settings, self.tiny = SqlStore(self.url), Settings(data=folder), tiny
+        self.file = folder / "items.jsonl"
+        self.file.write_text("".join(f"{line_of(number)}\n" for number in range(1, ITEMS + 1)))
+
+    def create(self, job_id: str, **config: Any) -> None:
+        config = {"items_file": str(self.file), "checkpoint": {"every_items": EVERY}} | config
+        job = {"type": "score", "config": config, "limits": {"max_attempts": 20}}
+        resolved = {
+            "names": {"policy": "tuned", "reference": "base"},
+            "policy": {"path": str(self.tiny.adapter), "base": str(self.tiny.base)},
+            "reference": {"path": str(self.tiny.base), "base": None},
+            "items_file": config.get("items_file"),
+        }
+        self.store.create_job(job_id, "me", JOB_SPEC.validate_python(job), resolved)
+
+    def supervise(self, job_id: str) -> Status | None:
+        """One attempt as a real process."""
+        return Supervisor(self.store, self.settings, worker="w").run(job_id, self.store.get_job(job_id).epoch)
+
+    def claimed(self, job_id: str) -> tuple[Job, Path]:
+        job = self.store.claim(job_id, self.store.get_job(job_id).epoch, worker="w", lease_s=600)
+        assert job is not None
+        return job, self.settings.artifacts / job_id / str(job.attempt)
+
+    def attempt(self, job_id: str, *, until: int | None = None) -> None:
+        """One attempt in this process, stopped by SIGTERM when shard `until` has been recorded."""
+        job, folder = self.claimed(job_id)
+        run = ScoreRun(self.store, job, folder, "cpu", max_batch_tokens=self.settings.max_batch_tokens)
+        if until is None:
+            run.run(Stop())
+            return
+        stop_after(run, until)
+        with pytest.raises(Stopped):
+            run.run(Stop())
+        self.store.hand_back(job_id, job.attempt, reason="stopped")
+
+    def content(self, job_id: str) -> bytes:
+        paths = [self.settings.artifacts / s.path / RESULTS for s in self.store.list_shards(job_id)]
+        return b"".join(path.read_bytes() for path in paths)
+
+    def rows(self, job_id: str) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.content(job_id).splitlines()]
+
+
+def stop_after(run: ScoreRun, shards: int) -> None:
+    save = run._shards.save
+
+    def save_and_stop(index: int, *args: Any, **options: Any) -> Any:
+        save(index, *args, **options)
+        if index + 1 == shards:
+            Stop().request(15, None)
+
+    run._shards.save = save_and_stop  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("data"), build(tmp_path_factory.mktemp("models")))
+    patched = pytest.MonkeyPatch()
+    patched.setenv("KLEASH_DATA", str(place.settings.data))
+    patched.setenv("KLEASH_DATABASE_URL", place.url)
+    yield place
+    patched.undo()
+    place.store.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Place) -> bytes:
+    """What a job that nobody disturbs writes."""
+    place.create("job_undisturbed")
+    assert place.supervise("job_undisturbed") is Status.SUCCEEDED, place.store.get_job(
+        "job_undisturbed"
+    ).error
+    return place.content("job_undisturbed")
+
+
+def test_results_are_what_the_engine_says(place: Place, undisturbed: bytes) -> None:
+    """Each shard equals one call of score_texts, to the bit; bad lines fail alone, with their number."""
+    pair = load_pair(
+        WeightSource(str(place.tiny.adapter), str(place.tiny.base)), WeightSource(str(place.tiny.base))
+    )
+    rows = [orjson.loads(line) for line in undisturbed.splitlines()]
+    assert [row["index"] for row in rows] == list(range(ITEMS))
+    for first in range(0, ITEMS, EVERY):
+        shard = [row for row in rows[first : first + EVERY] if row["index"] + 1 not in BAD]
+        texts = []
+        for row in shard:
+            number = row["index"] + 1
+            prompt, text = (
+                (None, text_of(number)) if number % 3 != 2 else ("the dog sat on", f" {text_of(number)}")
+            )
+            texts.append(tokenize(pair.tokenizer, text, prompt, context=CONTEXT))
+        for row, scored in zip(shard, score_texts(pair, texts), strict=True):
+            number = row["index"] + 1
+            assert row.get("id") == {0: None, 1: f"line-{number}", 2: number}[number % 3]
+            assert row.get("reward") == (number / 4 if number % 3 == 1 else None)
+            assert (row["n_tokens"], row["n_scored"]) == (len(scored.ids), scored.scored.sum())
+            for name, total in row["sums"].items():
+                assert total == scored.quantities[name][scored.scored].sum(dtype=np.float64), name
+                assert row["means"][name] == total / row["n_scored"]
+    for number, (_, code) in BAD.items():
+        assert rows[number - 1]["error"]["code"] == code
+        assert f"line {number}" in rows[number - 1]["error"]["detail"]
+
+
+def test_the_job_says_how_far_it_is_and_what_came_out(place: Place, undisturbed: bytes) -> None:
+    job, rows = place.store.get_job("job_undisturbed"), place.rows("job_undisturbed")
+    good = [row for row in rows if "error" not in row]
+    shards = -(-ITEMS // EVERY)  # 61 items in eights: seven shards and one of five
+    counts = {
+        "items_done": ITEMS,
+        "items_failed": len(BAD),
+        "tokens": sum(row["n_tokens"] for row in good),
+        "tokens_scored": sum(row["n_scored"] for row in good),
+    }
+    assert job.step == shards
+    assert counts.items() <= job.latest.items()
+    assert job.latest["items_total"] == ITEMS
+    assert job.latest["tokens_per_s"] > 0
+    assert job.result is not None
+    assert counts.items() <= job.result.items()
+    summary = job.result["summary"]
+    for name in ("k1", "kl", "entropy"):
+        total = sum(row["sums"][name] for row in good)
+        assert summary["sums"][name]["mean"] == pytest.approx(total / len(good), rel=1e-12)
+        assert summary["means"][name]["mean"] == pytest.approx(total / counts["tokens_scored"], rel=1e-12)
+    metrics = place.store.list_metrics("job_undisturbed")
+    assert [row.step for row in metrics] == list(range(1, shards + 1))
+    first = [row for row in rows[:EVERY] if "error" not in row]
+    expected = sum(row["sums"]["kl"] for row in first) / sum(row["n_scored"] for row in first)
+    assert metrics[0].metrics["kl/token"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_kill_9_at_every_place_of_a_save_changes_no_byte(
+    place: Place, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Real processes: the file durable under no name, under its name without a row, and the row just written."""
+    armed = {
+        "rename.before": 2,
+        "commit.record_shard.before": 2,
+        "commit.record_shard.after": 3,
+    }
+    monkeypatch.setenv("KLEASH_KILL_AT", ",".join(f"{name}:{n}" for name, n in armed.items()))
+    monkeypatch.setenv("KLEASH_KILL_ONCE", str(tmp_path))
+    place.create("job_killed")
+    for _ in armed:
+        assert place.supervise("job_killed") is Status.QUEUED
+    assert place.supervise("job_killed") is Status.SUCCEEDED
+    assert {path.name for path in tmp_path.iterdir()} == set(armed)
+    assert place.content("job_killed") == undisturbed
+    killed, whole = place.store.get_job("job_killed"), place.store.get_job("job_undisturbed")
+    assert killed.result == whole.result
+    assert [row.metrics for row in place.store.list_metrics("job_killed")] == [
+        row.metrics for row in place.store.list_metrics("job_undisturbed")
+    ]
+    named = {place.settings.artifacts / path for path in place.store.list_folders("job_killed")}
+    assert {path for path in (place.settings.artifacts / "job_killed").glob("*/*") if path.is_dir()} == named
+
+
+def test_a_cancelled_job_keeps_what_it_has(place: Place, undisturbed: bytes) -> None:
+    """SIGTERM to a real child: the results so far are the first lines of the whole."""
+    place.file.with_name("long.jsonl").write_text(place.file.read_text() * 40)
+    place.create("job_cancelled", items_file=str(place.file.with_name("long.jsonl")))
+    ended: list[Any] = []
+    thread = threading.Thread(target=lambda: ended.append(place.supervise("job_cancelled")))
+    thread.start()
+    wait_until(lambda: place.store.get_job("job_cancelled").step >= 2)
+    place.store.request("job_cancelled", Action.CANCEL)
+    thread.join(PATIENCE_S)
+    assert ended == [Status.CANCELLED]
+    kept = place.content("job_cancelled")
+    assert kept.splitlines()[: 2 * EVERY] == undisturbed.splitlines()[: 2 * EVERY]
+    assert len(kept.splitlines()) == place.store.get_job("job_cancelled").latest["items_done"]
+    assert place.store.get_job("job_cancelled").crash_count == 0
+
+
+def test_a_stopped_job_goes_on_behind_its_last_shard(place: Place, undisturbed: bytes) -> None:
+    place.create("job_stopped")
+    place.attempt("job_stopped", until=3)
+    assert place.store.get_job("job_stopped").step == 3
+    before = place.store.list_shards("job_stopped")
+    place.attempt("job_stopped")
+    after = place.store.list_shards("job_stopped")
+    assert after[:3] == before
+    assert {shard.attempt for shard in after[3:]} == {2}
+    assert place.content("job_stopped") == undisturbed
+
+
+def test_a_damaged_shard_is_scored_again(place: Place, undisturbed: bytes) -> None:
+    for harm in (lambda file: file.unlink(), lambda file: file.write_bytes(b"{}\n")):
+        job_id = f"job_damaged_{harm.__code__.co_firstlineno}_{harm.__code__.co_names[0]}"
+        place.create(job_id)
+        place.attempt(job_id, until=3)
+        harm(place.settings.artifacts / place.store.list_shards(job_id)[1].path / RESULTS)
+        place.attempt(job_id)
+        assert place.content(job_id) == undisturbed
+        assert "shard.corrupt" in [event.type for event in place.store.list_events(job_id)]
+
+
+def test_a_file_that_changed_is_not_mixed_with_what_it_was(place: Place) -> None:
+    file = place.file.with_name("changing.jsonl")
+    file.write_text(place.file.read_text())
+    place.create("job_changed", items_file=str(file))
+    place.attempt("job_changed", until=2)
+    file.write_text(file.read_text().replace("line-1", "line-X"))
+    with pytest.raises(DatasetError, match="changed"):
+        place.attempt("job_changed")
+    assert place.store.get_job("job_changed").step == 2
+
+
+def test_an_owner_that_was_replaced_writes_nothing(place: Place) -> None:
+    place.create("job_fenced")
+    job, folder = place.claimed("job_fenced")
+    old = ScoreRun(place.store, job, folder, "cpu", max_batch_tokens=2048)
+    place.store.hand_back("job_fenced", job.attempt, reason="lost", crashed=True)
+    place.claimed("job_fenced")
+    with pytest.raises(LeaseLost):
+        old._shards.save(0, [b"{}\n"], {}, metrics={}, timings={})
+    with pytest.raises(LeaseLost):
+        old.run(Stop())
+    assert place.store.list_shards("job_fenced") == []
+
+
+def test_inline_items_are_a_file_without_one(place: Place) -> None:
+    good = [number for number in range(1, 2 * EVERY + 1) if number not in BAD]
+    place.create("job_inline", items_file=None, items=[json.loads(line_of(number)) for number in good])
+    same = place.file.with_name("same.jsonl")
+    same.write_text("\n\n".join(line_of(number) for number in good))  # blank lines, and no newline at the end
+    place.create("job_file", items_file=str(same))
+    for job_id in ("job_inline", "job_file"):
+        place.attempt(job_id)
+    assert place.content("job_inline") == place.content("job_file")
+    assert [row["index"] for row in place.rows("job_file")] == list(range(len(good)))
+
+
+def test_strict_numerics_do_not_depend_on_neighbours_and_per_token_shows_each(place: Place) -> None:
+    config: dict[str, Any] = {"numerics": "strict", "per_token": True, "quantities": ["kl", "k1"]}
+    alone = json.loads(line_of(4))
+    place.create("job_alone", items_file=None, items=[alone], **config)
+    place.create("job_strict", **config)
+    place.attempt("job_alone")
+    place.attempt("job_strict")
+    (one,), among = place.rows("job_alone"), place.rows("job_strict")[3]
+    assert one["tokens"] == among["tokens"]
+    assert one["tokens"]["kl"][0] is None
+    assert sum(one["tokens"]["kl"][1:]) == pytest.approx(one["sums"]["kl"], rel=1e-6)
+    assert set(one["tokens"]) == {"ids", "start", "end", "scored", "kl", "k1"}
+
+
+def wait_until(holds: Callable[[], Any]) -> None:
+    give_up_at = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
