@@ -127,7 +127,7 @@ def job_table(jobs: list[dict[str, Any]]) -> Table:
         table.add_row(
             Text(visible(job["id"])),
             Text(visible(job["status"])),
-            f"{progress['step']}/{progress['total_steps']}",
+            steps(progress),
             _number(latest.get("reward/mean"), ".3f"),
             _number(latest.get("kl/sequence"), ".2f"),
             Text(visible(job["name"] or "")),
@@ -140,19 +140,28 @@ def job_line(job: dict[str, Any]) -> str:
     progress, status = job["progress"], visible(job["status"])
     if job["status"] == "running" and job["phase"]:
         status += f" ({visible(job['phase'])})"
-    parts = [status, f"step {progress['step']}/{progress['total_steps']}", *job_numbers(job)]
+    parts = [status, f"step {steps(progress)}", *job_numbers(job)]
     if job["error"]:
         parts.append(failure(job["error"]))
     return "  ".join(parts)
 
 
+def steps(progress: dict[str, Any]) -> str:
+    """Completed steps of all; a score job's file may not have been counted yet."""
+    total = progress["total_steps"]
+    return f"{progress['step']}/{'?' if total is None else total}"
+
+
 def job_numbers(job: dict[str, Any]) -> Iterator[str]:
-    """The last step's reward, exact KL per sequence and β, as far as they are known."""
+    """The last step's reward, exact KL per sequence and β, or how many items were scored; what is known."""
     latest = job["progress"]["latest"]
     for name, form in (
         ("reward/mean", "reward {:+.3f}"),
         ("kl/sequence", "KL/seq {:.2f}"),
         ("kl/beta", "β {:.4f}"),
+        ("items_done", "{:.0f} items"),
+        ("items_failed", "{:.0f} failed"),
+        ("tokens_per_s", "{:.0f} tokens/s"),
     ):
         if latest.get(name) is not None:
             yield form.format(latest[name])

@@ -33,9 +33,8 @@ SPEC = PPOSpec.model_validate_json(
 FAILURE = JobFailure(code="nan_loss", detail="NaN\x00", hint="h", step=3, log_tail=("a", "b"))
 
 
-def create(store: SqlStore, job_id: str = "job_1", checkpoints: Any = (), **options: Any) -> Job:
-    resolved = {"model": {"path": "/m", "base": None}, "checkpoints": checkpoints}
-    return store.create_job(job_id, "me", SPEC, resolved, **options).job
+def create(store: SqlStore, job_id: str = "job_1", **options: Any) -> Job:
+    return store.create_job(job_id, "me", SPEC, {"model": {"path": "/m", "base": None}}, **options).job
 
 
 def claim(store: SqlStore, job_id: str = "job_1") -> Job:
@@ -485,12 +484,12 @@ def test_the_checkpoints_that_a_job_scores_with_are_kept(store: SqlStore) -> Non
     create(store)
     saved = store.record_checkpoint("job_1", claim(store).attempt, **CHECKPOINT)
     named = [{"job_id": "job_1", "name": saved.name, "sha256": saved.sha256}]
-    create(store, "job_2", checkpoints=named)
+    store.create_job("job_2", "me", SPEC, {"checkpoints": named})
     kept = store.get_checkpoint("job_1", saved.name)
     assert kept is not None
     assert kept.pinned
     with pytest.raises(CheckpointGone):
-        create(store, "job_3", checkpoints=[*named, named[0] | {"name": "step-9"}])
+        store.create_job("job_3", "me", SPEC, {"checkpoints": [*named, named[0] | {"name": "step-9"}]})
 
 
 def test_strangers_see_no_job(store: SqlStore) -> None:

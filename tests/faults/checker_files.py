@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+MANIFEST, RESULTS = "manifest.json", "results.jsonl"
 
 
 def damage(folder: Path, manifest_sha256: str) -> str | None:
@@ -22,6 +22,11 @@ def damage(folder: Path, manifest_sha256: str) -> str | None:
     return None
 
 
+def holds_results(folder: Path, sha256: str) -> bool:
+    """True if the results of a shard are there as they were recorded."""
+    return (folder / RESULTS).is_file() and _sha256(folder / RESULTS) == sha256
+
+
 def weights_sha256(folder: Path) -> str:
     """Of all that was trained: weights, value head, optimizer and RNG, every `*.safetensors` in order."""
     digest = hashlib.sha256()
@@ -31,13 +36,14 @@ def weights_sha256(folder: Path) -> str:
 
 
 def left_behind(folder: Path, *, named: Collection[Path], below_attempt: float) -> Iterator[Path]:
-    """Folders in those of a job's earlier attempts that nothing names; `named` are the checkpoints with a row."""
+    """Folders in those of a job's earlier attempts that nothing names; `named`: those that a row names."""
     for attempt in sorted(path for path in folder.glob("*") if path.name.isdecimal()):
         if int(attempt.name) >= below_attempt:
             continue
         for item in sorted(path for path in attempt.iterdir() if path.is_dir()):
             temporary = item.name.endswith(".partial") or item.name.endswith(".replaced")
-            if temporary or ((item / MANIFEST).exists() and item.resolve() not in named):
+            saved = (item / MANIFEST).exists() or (item / RESULTS).exists()
+            if temporary or (saved and item.resolve() not in named):
                 yield item
 
 

@@ -21,6 +21,7 @@ class JobRows:
     events: list[Row] = field(default_factory=list)  # by seq
     metrics: list[Row] = field(default_factory=list)  # by step
     checkpoints: list[Row] = field(default_factory=list)
+    shards: list[Row] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -34,9 +35,16 @@ class JobRows:
 
     @property
     def steps(self) -> int:
-        """How many steps the client asked for."""
-        steps: int = self.spec["config"]["optimization"]["steps"]
-        return steps
+        """How many steps the client asked for; of a score job, how many shards its items fill."""
+        if self.trains:
+            return int(self.spec["config"]["optimization"]["steps"])
+        every = self.spec["config"]["checkpoint"]["every_items"]
+        return -(-int(self.row["latest"].get("items_total", 0)) // every)
+
+    @property
+    def trains(self) -> bool:
+        """False for a score job."""
+        return self.spec["type"] == "ppo"
 
     @property
     def first_step(self) -> int:
@@ -84,6 +92,8 @@ def _fill(connection: Connection, jobs: dict[str, JobRows]) -> None:
         (jobs.get(row["job_id"]) or orphans[row["job_id"]]).metrics.append(row)
     for row in _rows(connection, "job_checkpoints", "job_id, step, name", ()):
         (jobs.get(row["job_id"]) or orphans[row["job_id"]]).checkpoints.append(row)
+    for row in _rows(connection, "job_shards", 'job_id, "index"', ()):
+        (jobs.get(row["job_id"]) or orphans[row["job_id"]]).shards.append(row)
     if orphans:
         raise AssertionError(f"rows of jobs that do not exist: {sorted(orphans)}")
 

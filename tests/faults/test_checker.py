@@ -237,9 +237,13 @@ def test_metric_rows_are_unique_even_without_the_primary_key(site: Site, tmp_pat
     url = f"sqlite:///{tmp_path}/copy.db"
     engine = create_engine(url)
     with site.store.reading() as source, engine.begin() as copy:
-        for table in ("jobs", "job_events", "job_metrics", "job_checkpoints", "idempotency_keys"):
-            rows = [dict(row) for row in source.execute(text(f"SELECT * FROM {table}")).mappings()]
-            copy.execute(text(f"CREATE TABLE {table} ({', '.join(rows[0])})"))
+        tables = ("jobs", "job_events", "job_metrics", "job_checkpoints", "job_shards", "idempotency_keys")
+        for table in tables:
+            found = source.execute(text(f"SELECT * FROM {table}")).mappings()
+            names, rows = [f'"{name}"' for name in found.keys()], [dict(row) for row in found]  # noqa: SIM118
+            copy.execute(text(f"CREATE TABLE {table} ({', '.join(names)})"))
+            if not rows:
+                continue
             rows = [
                 {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()}
                 for row in rows

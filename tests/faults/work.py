@@ -27,6 +27,16 @@ def job(*, steps: int = STEPS, every_steps: int = 6, name: str | None = None) ->
     }
 
 
+def score_job() -> dict[str, Any]:
+    """A handful of texts in shards of two, under the model against itself: exact KL 0."""
+    texts = ["the cat sat on the mat", "the dog", "reinforcement learning", "the policy", "its reference"]
+    return {
+        "type": "score",
+        "limits": {"max_attempts": 50},
+        "config": {"policy": "tiny", "reference": "tiny", "items": texts, "checkpoint": {"every_items": 2}},
+    }
+
+
 def registry(folder: Path) -> Path:
     """A tiny model and the file that names it."""
     from tests.tiny_models import build

@@ -13,7 +13,7 @@ from tests.faults.checker import violations
 from tests.faults.checker_rows import read_database
 from tests.faults.cluster import Cluster, Postgres
 from tests.faults.processes import children, command
-from tests.faults.work import job
+from tests.faults.work import job, score_job
 
 PATIENCE_S, PATIENCE_A_POINT_S = 180.0, 15.0
 PAUSE_AT_STEP = 8
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 class Scenario:
-    """Three jobs that together pass every point: one plain, one paused and resumed, one cancelled.
+    """Jobs that together pass every point: one plain, one paused and resumed, one cancelled, one that scores.
 
     `light`: two plain ones.
     """
@@ -46,6 +46,7 @@ class Scenario:
         wanted = {plain: "succeeded", paused: "succeeded"}
         if not self._light:
             wanted[self.caller.create(job(name="doomed", steps=5000))] = "cancelled"
+            wanted[self.caller.create(score_job())] = "succeeded"
         give_up_at = time.monotonic() + PATIENCE_S + PATIENCE_A_POINT_S * len(self._armed)
         while True:
             seen = {job_id: self.caller.get(job_id) for job_id in wanted}

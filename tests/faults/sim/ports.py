@@ -19,6 +19,7 @@ OWNER_WRITES = frozenset(
         "record_samples",
         "add_event",
         "record_checkpoint",
+        "record_shard",
         "drop_checkpoints",
         "finish",
         "hand_back",
