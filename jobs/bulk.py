@@ -10,6 +10,7 @@ from rlhf_core.config import Config, PathName
 DEFAULT_QUANTITIES = ("policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy")
 MAX_EVERY_ITEMS = 4096  # a shard's texts and results are in memory together
 MAX_INLINE_ITEMS = 4096
+MAX_TOP_K = 20
 RESULTS = "results.jsonl"  # in a shard's folder
 
 
@@ -74,13 +75,21 @@ class ScoreConfig(Config):
         description="`policy` claims that every text was sampled from the policy, as in /v1/scores.",
     )
     per_token: bool = Field(False, description="Results hold every token's numbers, not only sums and means.")
+    top_k: int = Field(
+        0,
+        ge=0,
+        le=MAX_TOP_K,
+        description="So many vocabulary items per token, by their part of kl: needs per_token.",
+    )
     numerics: Literal["fast", "strict"] = Field(
         "fast", description="strict: a text's numbers do not depend on its neighbours; each goes alone."
     )
     checkpoint: ShardConfig = ShardConfig()
 
     @model_validator(mode="after")
-    def _one_source(self) -> "ScoreConfig":
+    def _fits_together(self) -> "ScoreConfig":
         if (self.items is None) == (self.items_file is None):
             raise ValueError("give exactly one of items and items_file")
+        if self.top_k and not self.per_token:
+            raise ValueError(f"top_k ({self.top_k}) is shown per token: it needs per_token")
         return self

@@ -16,9 +16,10 @@ from jobs.bulk import BulkItem
 from jobs.ports import Store
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
+from rlhf_core.batches import Capacity, next_batch
 from rlhf_core.errors import EmptyInput, InputTooLong, RLHFError
 from rlhf_core.models import ModelPair, WeightSource, load_pair
-from rlhf_core.scoring import Capacity, ScoredText, capacity, fill_batch, score_batch
+from rlhf_core.scoring import ScoredText, capacity, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize
 from worker.bulk_input import BadLine, Cursor, Reader, Window, count_items, open_input
 from worker.run import Stop
@@ -103,19 +104,16 @@ class ScoreRun:
         self, texts: dict[int, TokenizedText], pair: ModelPair, room: Capacity
     ) -> Iterator[tuple[int, ScoredText]]:
         """As rlhf_core.scoring.score_texts, longest first, and a sign of life between batches."""
+        config = self.config
         waiting = sorted(texts, key=lambda place: -len(texts[place].ids))
         while waiting:
-            chosen = [0]
-            if self.config.numerics == "fast":
-                lengths = [len(texts[place].ids) for place in waiting]
-                chosen = fill_batch(
-                    lengths, 0, max_batch_tokens=self._max_batch_tokens, packed_tokens=room.packed_tokens
-                )
-            batch = [waiting[index] for index in chosen]
-            together = [texts[place] for place in batch]
-            yield from zip(
-                batch, score_batch(pair, together, temperature=self.config.temperature), strict=True
+            left = [texts[place] for place in waiting]
+            chosen = next_batch(
+                left, room, max_batch_tokens=self._max_batch_tokens, strict=config.numerics == "strict"
             )
+            batch, together = [waiting[index] for index in chosen], [left[index] for index in chosen]
+            scores = score_batch(pair, together, temperature=config.temperature, top_k=config.top_k)
+            yield from zip(batch, scores, strict=True)
             taken = set(batch)
             waiting = [place for place in waiting if place not in taken]
             if time.monotonic() - self._alive_at > ALIVE_EVERY_S:

@@ -41,6 +41,8 @@ def scored_result(index: int, item: BulkItem, scored: ScoredText, config: ScoreC
             "scored": scored.scored,
             **{name: scored.quantities[name] for name in wanted},
         }
+        if scored.top is not None:
+            row["tokens"]["top"] = scored.top._asdict()
     return Result(_line(row), len(scored.ids), n_scored, sums)
 
 

@@ -125,6 +125,7 @@ def test_what_only_a_training_run_has_is_empty_or_refused(
         ({"items": [7]}, "/config/items/0"),
         ({"items": [{"prompt": "a"}]}, "/config/items/0"),
         ({"items": ["a"], "quantities": ["perplexity"]}, "/config/quantities/0"),
+        ({"items": ["a"], "top_k": 2}, "/config"),
         ({"items": ["a"], "temperature": 0.0}, "/config/temperature"),
         ({"items": ["a"], "checkpoint": {"every_items": 0}}, "/config/checkpoint/every_items"),
     ],

@@ -298,7 +298,7 @@ def test_inline_items_are_a_file_without_one(place: Place) -> None:
 
 
 def test_strict_numerics_do_not_depend_on_neighbours_and_per_token_shows_each(place: Place) -> None:
-    config: dict[str, Any] = {"numerics": "strict", "per_token": True, "quantities": ["kl", "k1"]}
+    config: dict[str, Any] = {"numerics": "strict", "per_token": True, "quantities": ["kl", "k1"], "top_k": 2}
     alone = json.loads(line_of(4))
     place.create("job_alone", items_file=None, items=[alone], **config)
     place.create("job_strict", **config)
@@ -308,7 +308,9 @@ def test_strict_numerics_do_not_depend_on_neighbours_and_per_token_shows_each(pl
     assert one["tokens"] == among["tokens"]
     assert one["tokens"]["kl"][0] is None
     assert sum(one["tokens"]["kl"][1:]) == pytest.approx(one["sums"]["kl"], rel=1e-6)
-    assert set(one["tokens"]) == {"ids", "start", "end", "scored", "kl", "k1"}
+    assert set(one["tokens"]) == {"ids", "start", "end", "scored", "kl", "k1", "top"}
+    largest, second = one["tokens"]["top"]["kl_term"][-1]
+    assert one["tokens"]["kl"][-1] > largest >= second  # terms are ≥ 0 and sum to kl
 
 
 def wait_until(holds: Callable[[], Any]) -> None:
