@@ -29,7 +29,8 @@ EXIT_STOPPED = 75  # saved, may go on elsewhere
 
 HINTS = {
     "nan_loss": "Lower optimization.learning_rate, or check the reward for extreme values.",
-    "cuda_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or raise optimization.minibatches.",
+    "cuda_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or raise optimization.minibatches; for a "
+    "score job the deployment's KLEASH_MAX_BATCH_TOKENS.",
     "host_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
     "oom_killed": "Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
     "disk_full": "Free space below the data folder, then create a job with resume_from the last checkpoint.",
@@ -40,7 +41,8 @@ HINTS = {
     "timeout": "Raise limits.max_runtime_s; a job with resume_from goes on from the last checkpoint.",
     "input_too_long": "Shorten the prompts or lower rollout.max_new_tokens.",
     "model_load_failed": "The model must be a folder with safetensors weights and a fast tokenizer.",
-    "dataset_error": "One JSON object a line, with a text field `prompt`.",
+    "dataset_error": "Prompts: one JSON object a line, with a text field `prompt`. A score job's items_file must "
+    "have a line, and must not change while the job runs.",
     "reward_error": "The reward must return one finite number for each completion.",
     "checkpoint_failed": "Resume from another checkpoint of that job.",
 }

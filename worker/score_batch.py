@@ -17,7 +17,7 @@ from jobs.ports import Store
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
 from rlhf_core.batches import Capacity, next_batch
-from rlhf_core.errors import EmptyInput, InputTooLong, RLHFError
+from rlhf_core.errors import RLHFError
 from rlhf_core.models import ModelPair, WeightSource, load_pair
 from rlhf_core.scoring import ScoredText, capacity, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize
@@ -180,7 +180,7 @@ def prepare(window: Window, pair: ModelPair, room: Capacity) -> Prepared:
             continue
         try:
             texts[place] = tokenized(pair, line.item, room)
-        except (EmptyInput, InputTooLong, UnsupportedItem) as error:
+        except RLHFError as error:
             problems[place] = BadLine(error.code, f"line {line.number}: {error}")
     return Prepared(window, texts, problems)
 
