@@ -70,7 +70,7 @@ class Api:
         world.current.process = home
         reaper, stop = Reaper(store, site.settings), SimEvent(world)
         models = ModelResolver(site.settings, store)
-        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake)
+        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, site.settings.artifacts)
         for loop in (dispatcher, reaper):
             Task(world, self.process, lambda loop=loop: loop.run(stop), delay_s)  # type: ignore[misc]
 
