@@ -5,7 +5,7 @@ set of sequences that are not independent (completions of one prompt); clusters 
 infinite entry leaves NaN or ±∞ in what depends on it; None stands for what one cluster cannot tell.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 class SequenceKL(NamedTuple):
     """Estimates of one sequence KL from the same sequences, nats per sequence."""
 
-    rao_blackwell: Estimate  # of Σ_t KL_t, exact at each sampled prefix
+    rao_blackwell: Estimate | None  # of Σ_t KL_t, exact at each sampled prefix
     k1: Estimate  # of Σ_t k1_t
     k3: Estimate  # of Σ_t k3_t
     variance_ratio: float | None  # SE² of k1 / SE² of rao_blackwell; below 1 the plain k1 is the better one
@@ -81,27 +81,39 @@ def t_interval(mean: float, se: float, n: int, *, level: float = LEVEL) -> Inter
     return Interval(mean - reach, mean + reach)
 
 
-def sequence_kl(
-    exact: Array, k1: Array, k3: Array, clusters: Sequence[Hashable], *, level: float = LEVEL
-) -> SequenceKL:
+class SequenceSums(NamedTuple):
+    """Of each sequence, with the model that wrote it first: d_t = log writer − log other of its tokens."""
+
+    exact: Array | None  # Σ_t KL(writer ‖ other)_t, if known
+    k1: Array  # Σ_t d_t
+    k3: Array  # Σ_t (expm1(−d_t) + d_t)
+
+
+def sequence_sums(k1: Iterable[Array], exact: Array | None, *, reference_wrote: bool = False) -> SequenceSums:
+    """Sums of each sequence from its tokens' k1 = log policy − log reference; `exact` is the writer's already."""
+    written = [-tokens if reference_wrote else tokens for tokens in k1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return SequenceSums(
+            exact=exact,
+            k1=np.array([d.sum() for d in written]),
+            k3=np.array([(np.expm1(-d) + d).sum() for d in written]),
+        )
+
+
+def sequence_kl(sums: SequenceSums, clusters: Sequence[Hashable], *, level: float = LEVEL) -> SequenceKL:
     """Three estimates of KL(writer ‖ other) of whole sequences, if the writer sampled them.
 
-    Σ_t KL_t replaces each k1_t by its mean given the prefix (Rao–Blackwell). All are unbiased for the KL of the
-    process cut at its maximum length. Σ KL_t usually varies far less than Σ k1_t, and not always
-    (numerics T5 and T32), so the ratio is measured.
-
-    Args:
-        exact: Σ_t KL(writer ‖ other)_t of each sequence.
-        k1: Σ_t (log writer − log other) of each sequence's tokens.
-        k3: Σ_t (expm1(−k1_t) + k1_t) of each sequence.
-        clusters: a label for each sequence.
-        level: of the confidence intervals.
+    Σ_t KL_t replaces each d_t by its mean given the prefix (Rao–Blackwell). All are unbiased for the KL of the
+    process cut at its maximum length. Σ KL_t usually varies far less than Σ k1_t, and not always (numerics T5 and
+    T32), so the ratio is measured.
     """
-    one_each = np.ones(len(exact))
-    smooth, plain, positive = (
-        ratio_estimate(sums, one_each, clusters, level=level) for sums in (exact, k1, k3)
-    )
-    return SequenceKL(smooth, plain, positive, _variance_ratio(plain, smooth))
+    one_each = np.ones(len(sums.k1))
+
+    def mean(values: Array) -> Estimate:
+        return ratio_estimate(values, one_each, clusters, level=level)
+
+    exact, k1 = None if sums.exact is None else mean(sums.exact), mean(sums.k1)
+    return SequenceKL(exact, k1, mean(sums.k3), None if exact is None else _variance_ratio(k1, exact))
 
 
 def _variance_ratio(one: Estimate, other: Estimate) -> float | None:
@@ -114,8 +126,8 @@ def _variance_ratio(one: Estimate, other: Estimate) -> float | None:
 def effective_sample_size(log_weights: Array) -> EffectiveSampleSize:
     """(Σw)² / Σw² of importance weights w (Kish 1965), from their logarithms up to a constant.
 
-    Sequences that the policy wrote stand for the reference with ln w = −Σ_t k1_t, those that the reference wrote
-    stand for the policy with ln w = Σ_t k1_t; self-normalised. −∞ is a weight of 0; +∞ gives NaN.
+    Sequences of one model stand for the other with ln w = −SequenceSums.k1, self-normalised. −∞ is a weight of 0;
+    +∞ gives NaN.
     """
     with np.errstate(invalid="ignore"):
         weights = np.exp(log_weights - log_weights.max())

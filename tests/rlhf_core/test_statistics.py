@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_core.statistics import effective_sample_size, ratio_estimate, sequence_kl, t_interval
+from rlhf_core.statistics import (
+    SequenceSums,
+    effective_sample_size,
+    ratio_estimate,
+    sequence_kl,
+    sequence_sums,
+    t_interval,
+)
 
 LN2 = math.log(2)
 BATCH = 64
@@ -31,7 +38,7 @@ def test_a_ratio_of_two_clusters():
 
 def test_one_cluster_has_no_error():
     assert ratio_estimate(np.array([1.0, 2.0]), np.ones(2), ["p", "p"]) == (1.5, None, None, None)
-    found = sequence_kl(np.ones(2), np.ones(2), np.ones(2), ["p", "p"])
+    found = sequence_kl(SequenceSums(*np.ones((3, 2))), ["p", "p"])
     assert found.variance_ratio is None
 
 
@@ -122,17 +129,21 @@ def test_t15b_a_mean_per_token_covers_when_lengths_differ():
 
 
 def chain(p1, p2, q1, q2, n):
-    """Σ KL_t, Σ k1_t and Σ k3_t of n two-token sequences in the exact proportions of p1(y) · p2(z | y)."""
-    kl1 = sum(p * math.log(p / q) for p, q in zip(p1, q1, strict=True))
-    rows = []
+    """Sums of n two-token sequences in the exact proportions of p1(y) · p2(z | y)."""
+    kl1 = kl(p1, q1)
+    exact, k1 = [], []
     for y in (0, 1):
-        kl2 = sum(p * math.log(p / q) for p, q in zip(p2[y], q2[y], strict=True))
         for z in (0, 1):
             count = n * p1[y] * p2[y][z]
             assert count == pytest.approx(round(count), abs=1e-9)
-            d = [math.log(p1[y] / q1[y]), math.log(p2[y][z] / q2[y][z])]
-            rows += [(kl1 + kl2, sum(d), sum(math.expm1(-x) + x for x in d))] * round(count)
-    return np.array(rows).T
+            tokens = np.array([math.log(p1[y] / q1[y]), math.log(p2[y][z] / q2[y][z])])
+            exact += [kl1 + kl(p2[y], q2[y])] * round(count)
+            k1 += [tokens] * round(count)
+    return sequence_sums(k1, np.array(exact))
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def variances(found, n):
@@ -143,7 +154,7 @@ def variances(found, n):
 def test_t5_rao_blackwell_has_a_1936th_of_the_variance():
     n = 100
     sums = chain((0.7, 0.3), ((0.9, 0.1), (0.2, 0.8)), (0.5, 0.5), ((0.6, 0.4), (0.5, 0.5)), n)
-    found = sequence_kl(*sums, range(n))
+    found = sequence_kl(sums, range(n))
     for estimate in found[:3]:
         assert estimate.mean == pytest.approx(0.2985087184413303, abs=1e-12)
     assert variances(found, n) == pytest.approx([0.0002362977, 0.4574377543, 0.1622550769], abs=5e-11)
@@ -153,17 +164,33 @@ def test_t5_rao_blackwell_has_a_1936th_of_the_variance():
 def test_t32_rao_blackwell_may_have_the_larger_variance():
     n = 3000
     sums = chain((1 / 3, 2 / 3), ((0.999, 0.001), (0.5, 0.5)), (0.5, 0.5), ((0.5, 0.5),) * 2, n)
-    found = sequence_kl(*sums, range(n))
+    found = sequence_kl(sums, range(n))
     for estimate in found[:3]:
         assert estimate.mean == pytest.approx(0.2850463207, abs=5e-11)
     assert variances(found, n)[:2] == pytest.approx([0.1043452790, 0.0158990805], abs=5e-11)
     assert found.variance_ratio == pytest.approx(0.0158990805 / 0.1043452790, rel=1e-8)
 
 
-def test_no_variance_at_all_has_no_ratio():
-    same = np.ones(3)
-    assert math.isnan(sequence_kl(same, same, same, range(3)).variance_ratio)
-    assert sequence_kl(same, np.array([1.0, 2, 3]), same, range(3)).variance_ratio == math.inf
+def test_the_reference_s_own_sequences_estimate_the_other_direction():
+    n, p1, p2, q1, q2 = 100, (0.7, 0.3), ((0.9, 0.1), (0.2, 0.8)), (0.5, 0.5), ((0.6, 0.4), (0.5, 0.5))
+    ours = sequence_kl(chain(p1, p2, q1, q2, n), range(n))
+    # The same texts, where the model that wrote them is the reference: every k1 changes its sign.
+    turned = chain(p1, p2, q1, q2, n)
+    tokens = [np.array([-d]) for d in turned.k1]
+    swapped = sequence_kl(sequence_sums(tokens, turned.exact, reference_wrote=True), range(n))
+    assert swapped.k1 == ours.k1
+    assert swapped.rao_blackwell == ours.rao_blackwell
+    # k3 of one token that stands for the pair: T5's variance of the sequence-level k3
+    assert swapped.k3.mean == pytest.approx(0.2985087184413303, abs=1e-12)
+    assert swapped.k3.se**2 * (n - 1) == pytest.approx(0.1680537470, abs=5e-11)
+
+
+def test_what_is_not_known_or_does_not_vary_has_no_ratio():
+    same, other = np.ones(3), np.array([1.0, 2, 3])
+    assert math.isnan(sequence_kl(SequenceSums(same, same, same), range(3)).variance_ratio)
+    assert sequence_kl(SequenceSums(same, other, same), range(3)).variance_ratio == math.inf
+    found = sequence_kl(SequenceSums(None, other, same), range(3))
+    assert (found.rao_blackwell, found.variance_ratio) == (None, None)
 
 
 # --- effective sample size ---
