@@ -16,7 +16,11 @@ LISTED = 20  # tokens and vocabulary items in an answer
 
 
 def attribute(
-    answers: Mapping[int, ItemScores], pieces: Mapping[int, Sequence[str]], clusters: Sequence[Hashable]
+    answers: Mapping[int, ItemScores],
+    pieces: Mapping[int, Sequence[str]],
+    clusters: Sequence[Hashable],
+    *,
+    names: Mapping[int, str],
 ) -> dict[str, Any]:
     """Of the texts' scored tokens.
 
@@ -24,18 +28,14 @@ def attribute(
         answers: by the index of the text.
         pieces: the text of each token, by the index of the text.
         clusters: a label for each text, in the order of `answers`.
+        names: the text of vocabulary items by id, where it is known.
     """
     texts = list(answers.values())
     of = {name: _scored(texts, name) for name in QUANTITIES}
     kl, total = of["kl"], float(of["kl"].sum())
     position = np.concatenate([np.arange(text.scored.sum()) for text in texts])
     text_of = np.repeat(np.arange(len(texts)), [int(text.scored.sum()) for text in texts])
-    scored_pieces = [
-        piece
-        for index, text in answers.items()
-        for piece, is_scored in zip(pieces[index], text.scored.tolist(), strict=True)
-        if is_scored
-    ]
+    scored_pieces = _scored_pieces(answers, pieces)
     classes = attribution.kl_by_class(kl, scored_pieces)
     change = attribution.entropy_change(of["entropy"], of["entropy_ref"], text_of, clusters)
     return {
@@ -47,7 +47,7 @@ def attribute(
             for first, last, share in attribution.kl_by_position(kl, position)
         ],
         "classes": [{"name": name, **share._asdict()} for name, share in classes.items()],
-        "vocabulary": _vocabulary(answers, pieces, total),
+        "vocabulary": _vocabulary(texts, names, total),
         "entropy": change._asdict() | {"change": change.change._asdict()},
         "ranks": attribution.rank_change(of["policy_rank"], of["reference_rank"])._asdict(),
     }
@@ -55,6 +55,15 @@ def attribute(
 
 def _scored(texts: Sequence[ItemScores], name: str) -> Array:
     return np.concatenate([text.quantities[name][text.scored] for text in texts]).astype(np.float64)
+
+
+def _scored_pieces(answers: Mapping[int, ItemScores], pieces: Mapping[int, Sequence[str]]) -> list[str]:
+    return [
+        piece
+        for index, answer in answers.items()
+        for piece, is_scored in zip(pieces[index], answer.scored.tolist(), strict=True)
+        if is_scored
+    ]
 
 
 def _tokens(
@@ -82,10 +91,8 @@ def _tokens(
     ]
 
 
-def _vocabulary(
-    answers: Mapping[int, ItemScores], pieces: Mapping[int, Sequence[str]], total: float
-) -> dict[str, Any] | None:
-    tops = [(text.top, text.scored) for text in answers.values() if text.top is not None]
+def _vocabulary(texts: Sequence[ItemScores], names: Mapping[int, str], total: float) -> dict[str, Any] | None:
+    tops = [(text.top, text.scored) for text in texts if text.top is not None]
     if not tops:
         return None
 
@@ -95,11 +102,6 @@ def _vocabulary(
     ids = np.concatenate([top.ids[scored] for top, scored in tops]).astype(np.int64)
     gains = np.exp(terms("policy_logprob")) - np.exp(terms("reference_logprob"))
     found = attribution.kl_by_item(ids, terms("kl_term"), gains, total=total, count=LISTED)
-    names = {
-        token_id: piece
-        for index, text in answers.items()
-        for token_id, piece in zip(text.token_ids.tolist(), pieces[index], strict=True)
-    }
 
     def listed(items: Sequence[ItemShare]) -> list[dict[str, Any]]:
         return [item._asdict() | {"text": names.get(item.id)} for item in items]

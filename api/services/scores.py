@@ -177,7 +177,12 @@ def _attribution(
     request: ScoresRequest, scored: Mapping[int, ItemScores], clusters: Sequence[Hashable]
 ) -> dict[str, Any]:
     pieces = {index: _pieces(request.items[index], answer) for index, answer in scored.items()}
-    return attribution.attribute(scored, pieces, clusters)
+    names = {
+        token_id: piece
+        for index, answer in scored.items()
+        for token_id, piece in zip(answer.token_ids.tolist(), pieces[index], strict=True)
+    }
+    return attribution.attribute(scored, pieces, clusters, names=names)
 
 
 def _sum(answer: ItemScores, name: str) -> float:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from rlhf_core.attribution import (
     token_class,
     top_tokens,
 )
+from rlhf_core.chunked import chunked_scores
 
 KL = np.array([4.0, 0.0, 1.0, 3.0])
 
@@ -141,3 +143,29 @@ def test_items_share_out_the_coverage(terms):
     assert math.fsum(item.gain for item in moved) == pytest.approx(gain.sum(), abs=1e-9)
     assert all(item.gain > 0 for item in found.gainers)
     assert all(item.gain < 0 for item in found.losers)
+
+
+def test_all_terms_of_a_scored_text_are_all_its_kl_and_no_probability_is_lost():
+    """On the arrays of the real kernel, where the top terms are the whole vocabulary."""
+    torch.manual_seed(4)
+    vocabulary, n = 11, 50
+    policy, reference = torch.randn(n, vocabulary), torch.randn(n, vocabulary)
+    scores = chunked_scores(
+        policy, reference, torch.clone, torch.clone, torch.arange(n) % vocabulary, top_k=vocabulary
+    )
+    assert scores.top is not None
+    kl = scores.kl.double().numpy()
+    gains = scores.top.policy_logprob.double().exp() - scores.top.reference_logprob.double().exp()
+    found = kl_by_item(
+        scores.top.ids.long().numpy(),
+        scores.top.kl_term.double().numpy(),
+        gains.numpy(),
+        total=kl.sum(),
+        count=vocabulary,
+    )
+    assert found.coverage == pytest.approx(1, abs=1e-5)
+    assert math.fsum(item.share for item in found.items) == pytest.approx(1, abs=1e-5)
+    assert {item.n_tokens for item in found.items} == {n}
+    moved = [*found.gainers, *found.losers]
+    assert math.fsum(item.gain for item in moved) == pytest.approx(0, abs=1e-4)
+    assert math.fsum(item.gain for item in found.gainers) < float(scores.tv.double().sum())
