@@ -122,9 +122,10 @@ def token_class(piece: str) -> TokenClass:
     if REPLACEMENT in core:
         return "character_part"
     kinds = {unicodedata.category(character)[0] for character in core}
-    if kinds == {"N"}:
+    marked = kinds - {"M", "C"}  # joiners and variation selectors, as in emoji
+    if marked == {"N"}:
         return "digits"
-    if kinds <= {"P", "S"}:
+    if marked and marked <= {"P", "S"}:
         return "punctuation"
     return "word_start" if piece[0].isspace() else "word_continuation"
 

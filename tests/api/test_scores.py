@@ -305,6 +305,11 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
         assert found["data"][1]["tokens"]["scored"].index(True) > 1
         assert found["numerics"]["weights_dtype"] == "float32"
 
+        drift = post(client, {"input": texts, "attribution": True})["attribution"]
+        assert drift["kl"] == pytest.approx(sum(score["sums"]["kl"] for score in found["data"]), rel=1e-5)
+        for groups in (drift["positions"], drift["classes"], drift["tokens"]):  # 12 tokens: all are listed
+            assert sum(group["share"] for group in groups) == pytest.approx(1)
+
         same = post(client, {"policy": "base", "reference": str(tiny.base), "input": "the cat"})
         assert same["data"][0]["sums"]["kl"] == 0.0
         assert (
