@@ -13,15 +13,18 @@ from rlhf_core.config import Config
 
 SUM_TOLERANCE = 1e-6  # of probabilities around 1
 LOGPROB_TOLERANCE = 1e-6  # above 0: a float32 log-softmax rounds that far
+MAX_TEXTS = 4096
 KL_TOLERANCE = 1e-4  # below 0: Σ p (ln p − ln q) in float32 cancels that far
 Probability = Annotated[float, Field(ge=0, le=1)]
 LogProbability = Annotated[float, Field(le=LOGPROB_TOLERANCE)]
 # Lists fail fast: a body of 1 MB full of wrong elements would make 400,000 errors.
 Probabilities = Annotated[list[Probability], Field(min_length=1, fail_fast=True)]
 LogProbabilities = Annotated[list[LogProbability], Field(min_length=1, fail_fast=True)]
-SequencesOfLogProbabilities = Annotated[list[LogProbabilities], Field(min_length=1, fail_fast=True)]
+SequencesOfLogProbabilities = Annotated[
+    list[LogProbabilities], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)
+]
 Divergences = Annotated[list[Annotated[float, Field(ge=-KL_TOLERANCE)]], Field(fail_fast=True)]
-SequencesOfDivergences = Annotated[list[Divergences], Field(fail_fast=True)]
+SequencesOfDivergences = Annotated[list[Divergences], Field(max_length=MAX_TEXTS, fail_fast=True)]
 Label = Annotated[str, Field(max_length=256)] | int
 Logits = Annotated[list[float], Field(min_length=1, fail_fast=True)]
 
@@ -92,13 +95,13 @@ class SequencesRequest(Config):
         None, description="Exact KL(policy ‖ reference) at each token, where it is known."
     )
     kl_ref: SequencesOfDivergences | None = Field(None, description="Exact KL(reference ‖ policy).")
-    clusters: Annotated[list[Label], Field(fail_fast=True)] | None = Field(
+    clusters: Annotated[list[Label], Field(max_length=MAX_TEXTS, fail_fast=True)] | None = Field(
         None,
         description="A label for each text; equal labels are texts that are not independent, such as completions "
         "of one prompt. Without it each text is alone.",
     )
     sampled_from: SampledFrom = Field("unknown", description="As in /v1/scores.")
-    reward: Annotated[list[float], Field(fail_fast=True)] | None = Field(
+    reward: Annotated[list[float], Field(max_length=MAX_TEXTS, fail_fast=True)] | None = Field(
         None, description="One number per text."
     )
     beta: float | None = Field(None, ge=0)
@@ -109,13 +112,11 @@ class SequencesRequest(Config):
         n_tokens = [len(sequence) for sequence in self.policy_logprobs]
         for name in ("reference_logprobs", "kl", "kl_ref", "clusters", "reward"):
             column = getattr(self, name)
-            if column is None:
-                continue
-            if len(column) != len(n_tokens):
+            if column is not None and len(column) != len(n_tokens):
                 raise ValueError(f"policy_logprobs has {len(n_tokens)} texts and {name} has {len(column)}")
-            if name in ("clusters", "reward"):
-                continue
-            for index, (ours, theirs) in enumerate(zip(n_tokens, map(len, column), strict=True)):
+        for name in ("reference_logprobs", "kl", "kl_ref"):
+            lengths = map(len, getattr(self, name) or [])
+            for index, (ours, theirs) in enumerate(zip(n_tokens, lengths, strict=False)):
                 if ours != theirs:
                     raise ValueError(
                         f"text {index}: policy_logprobs has {ours} entries and {name} has {theirs}"

@@ -298,6 +298,7 @@ REFUSED_TEXTS = {
     "one list": ({"policy_logprobs": [-1.0, -2.0]}, "valid list"),
     "above 0": ({"policy_logprobs": [[0.5], [-2.0, -3.0]]}, "less than or equal to"),
     "a label that is none": ({"clusters": [1.5, None]}, "/clusters/0"),
+    "too many": ({"policy_logprobs": [[-1.0]] * 4097}, "at most 4096 items"),
     "who wrote them": ({"sampled_from": "me"}, "'policy', 'reference' or 'unknown'"),
 }
 
