@@ -1,5 +1,8 @@
 """The results of a score job: one JSON line per item, and what the job's result says of them all."""
 
+import hashlib
+import math
+from array import array
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -8,6 +11,7 @@ import orjson
 
 from jobs.bulk import BulkItem, ScoreConfig
 from rlhf_core.scoring import ScoredText
+from rlhf_core.statistics import Array, ratio_estimate
 from worker.bulk_input import BadLine
 
 
@@ -53,27 +57,39 @@ def failed_result(index: int, item: BulkItem | BadLine, problem: BadLine) -> Res
 
 
 def summarise(lines: Iterable[bytes]) -> dict[str, Any]:
-    """Sums per item and means per scored token over all result lines, read one at a time.
+    """Means per item and per scored token over all result lines, with errors clustered by prompt.
 
-    Standard errors belong here: the lines have each item's sums and n_scored.
+    Lines are read one at a time; of an item stay its sums and its cluster, some hundred bytes.
     """
-    n_items, n_scored, totals = 0, 0, dict[str, float]()
+    scored, clusters, sums = array("d"), array("q"), dict[str, array[float]]()
     for row in map(orjson.loads, lines):
         if "error" in row:
             continue
-        n_items, n_scored = n_items + 1, n_scored + row["n_scored"]
+        prompt = row.get("prompt_sha256")
+        clusters.append(-1 - row["index"] if prompt is None else int(prompt[:15], 16))
+        scored.append(row["n_scored"])
         for name, value in row["sums"].items():
-            totals[name] = totals.get(name, 0.0) + (np.nan if value is None else value)
+            sums.setdefault(name, array("d")).append(math.nan if value is None else value)
+    tokens = np.array(scored)
     return {
-        "n_items": n_items,
-        "n_scored": n_scored,
-        "sums": {name: {"mean": value / n_items} for name, value in totals.items()},
-        "means": {name: {"mean": value / n_scored} for name, value in totals.items()},
+        "n_items": len(scored),
+        "n_clusters": len(set(clusters)),
+        "n_scored": int(tokens.sum()),
+        "sums": {name: _estimate(values, np.ones(len(scored)), clusters) for name, values in sums.items()},
+        "means": {name: _estimate(values, tokens, clusters) for name, values in sums.items()},
     }
 
 
+def _estimate(values: array[float], weights: Array, clusters: array[int]) -> dict[str, float | None]:
+    return ratio_estimate(np.array(values), weights, clusters)._asdict()
+
+
 def _repeated(item: BulkItem) -> dict[str, Any]:
-    return item.model_dump(include={"id", "reward"}, exclude_none=True)
+    """What the line says of the item itself. Items with the same prompt are one cluster."""
+    row = item.model_dump(include={"id", "reward"}, exclude_none=True)
+    if item.prompt is not None:
+        row["prompt_sha256"] = hashlib.sha256(item.prompt.encode()).hexdigest()[:16]
+    return row
 
 
 def _line(row: dict[str, Any]) -> bytes:

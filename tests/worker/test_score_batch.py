@@ -184,10 +184,19 @@ def test_the_job_says_how_far_it_is_and_what_came_out(place: Place, undisturbed:
     assert job.result is not None
     assert counts.items() <= job.result.items()
     summary = job.result["summary"]
+    # Lines 2, 5, 8, … share one prompt, which makes them one cluster; every other line is one of its own.
+    alone = [[row] for row in good if row["index"] % 3 != 1]
+    groups = [*alone, [row for row in good if row["index"] % 3 == 1]]
+    assert (summary["n_items"], summary["n_clusters"]) == (len(good), len(groups))
     for name in ("k1", "kl", "entropy"):
-        total = sum(row["sums"][name] for row in good)
-        assert summary["sums"][name]["mean"] == pytest.approx(total / len(good), rel=1e-12)
-        assert summary["means"][name]["mean"] == pytest.approx(total / counts["tokens_scored"], rel=1e-12)
+        for kind, weight in (("sums", lambda row: 1), ("means", lambda row: row["n_scored"])):
+            x = [sum(row["sums"][name] for row in group) for group in groups]
+            t = [sum(weight(row) for row in group) for group in groups]
+            mean, n = sum(x) / sum(t), len(groups)
+            error = sum((a - mean * b) ** 2 for a, b in zip(x, t, strict=True)) * n / (n - 1) / sum(t) ** 2
+            found = summary[kind][name]
+            assert (found["mean"], found["se"]) == pytest.approx((mean, error**0.5), rel=1e-9)
+            assert found["low"] < found["mean"] < found["high"]
     metrics = place.store.list_metrics("job_undisturbed")
     assert [row.step for row in metrics] == list(range(1, shards + 1))
     first = [row for row in rows[:EVERY] if "error" not in row]
