@@ -61,7 +61,8 @@ def summarise(lines: Iterable[bytes]) -> dict[str, Any]:
 
     Lines are read one at a time; of an item stay its sums and its cluster, some hundred bytes.
     """
-    scored, clusters, sums = array("d"), array("q"), dict[str, array[float]]()
+    scored, clusters = array("d"), array("q")
+    sums: dict[str, array[float]] = {}
     for row in map(orjson.loads, lines):
         if "error" in row:
             continue
@@ -80,7 +81,7 @@ def summarise(lines: Iterable[bytes]) -> dict[str, Any]:
     }
 
 
-def _estimate(values: array[float], weights: Array, clusters: array[int]) -> dict[str, float | None]:
+def _estimate(values: "array[float]", weights: Array, clusters: "array[int]") -> dict[str, float | None]:
     return ratio_estimate(np.array(values), weights, clusters)._asdict()
 
 
