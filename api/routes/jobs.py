@@ -35,14 +35,12 @@ IdempotencyKey = Annotated[
         description="The same key with the same body gives the same job; with another body, 422.",
     ),
 ]
-
-
 TEXT = {"schema": {"type": "string"}}
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
 CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
 SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 JSONL = "application/jsonl"
-COMPLETE = TEXT | {"description": "`true` if these are the results of all items, `false` if more may come."}
+COMPLETE = TEXT | {"description": "`true` if these are the results of all items."}
 ITEMS = TEXT | {"description": "So many lines."}
 RESULTS: Responses = {
     200: {
@@ -62,11 +60,7 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     responses=CREATED | BODY_PROBLEMS,
 )
 def create(
-    spec: JobSpec,
-    owner: Owner,
-    jobs: JobsDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
+    spec: JobSpec, owner: Owner, jobs: JobsDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> JobDocument:
     """Queue a training run (`ppo`, also without a type) or the scoring of a file (`score`).
 
