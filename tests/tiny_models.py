@@ -15,6 +15,11 @@ CORPUS = [
     "日本語の文章と絵文字 👩‍👩‍👧 café naïve",
 ]
 
+CHATML = (  # as SmolLM2's and Qwen's, with this tokenizer's special tokens
+    "{% for message in messages %}{{ '<｜begin｜>' + message['role'] + '\n' + message['content'] + '<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<｜begin｜>assistant\n' }}{% endif %}"
+)
+
 
 class TinyModels(NamedTuple):
     root: Path
