@@ -1,9 +1,9 @@
 """A conversation as the policy saw it: what came before its answer, and the answer up to its end of turn.
 
 The tokenizer's chat template is Jinja that came with the model. transformers runs it in an
-ImmutableSandboxedEnvironment: it reaches no attribute that begins with an underscore, changes nothing it is given, and
-sees roles and contents only. Here its time and the length of its result are bounded. Its memory is not: a template can
-ask for a string of any length in one expression. So a template is trusted as far as the model's folder is.
+ImmutableSandboxedEnvironment: it reaches no attribute that begins with an underscore, changes nothing it is given,
+and sees roles and contents only. Here its time and the length of its result are bounded. Its memory is not, nor
+the time of one expression: `'a' * 10**10` is one. So a template is trusted as far as the model's folder is.
 """
 
 import sys

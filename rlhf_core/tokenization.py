@@ -58,8 +58,8 @@ class _Encoding(NamedTuple):
 def tokenize_item(tokenizer: Any, item: _Item, *, context: int, vocab_size: int) -> TokenizedText:
     """Token ids of a text, of a prompt and its completion, of a conversation, or the ids that were given.
 
-    Spans of given ids are into the bytes that they stand for, one after the other; those of a conversation are into
-    what its template renders, and its last turn is what is scored.
+    Spans of given ids are into the bytes that they stand for, one after the other; those of a conversation are
+    into what its template renders, and its last turn is what is scored.
 
     Raises:
         EmptyInput: no token is left to score.

@@ -1,4 +1,4 @@
-"""What each token id stands for: bytes, not characters, for byte-level BPE splits a character over several tokens."""
+"""What each token id stands for: bytes, for byte-level BPE splits a character over several tokens."""
 
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary

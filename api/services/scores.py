@@ -1,5 +1,6 @@
 """POST /v1/scores: names to folders, texts to the scorer, arrays back to a document."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,14 @@ import numpy.typing as npt
 import uuid_utils
 
 from api.schemas import rfc3339
-from api.schemas_scores import Completion, ScoresRequest
+from api.schemas_inputs import Completion, Conversation, Item, TokenIds, context_of
+from api.schemas_scores import ScoresRequest
+from api.schemas_tokens import Encoding
 from api.services.models import ModelResolver
+from api.services.token_columns import token_columns, top_columns
 from jobs.errors import ScoringRefused
 from jobs.ports import Scorer
-from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ChatMessage, ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 
 Array = npt.NDArray[np.float64]
@@ -50,11 +54,14 @@ class ScoreService:
             ScoreRequest(
                 policy=self._models.resolve(policy, owner),
                 reference=self._models.resolve(reference, owner),
-                items=[_wire_item(item) for item in request.items],
+                items=[_wire_item(item, request) for item in request.items],
                 temperature=request.temperature,
                 quantities=(*wanted, *(["k1"] if request.beta is not None and "k1" not in wanted else [])),
+                top_k=request.top_k,
+                numerics=request.numerics,
+                client=owner,
             ),
-            timeout_s=self._settings.score_timeout_s,
+            timeout_s=min(request.request_timeout_s or math.inf, self._settings.score_timeout_s),
         )
         failed = [answer for answer in reply.items if isinstance(answer, ItemError)]
         if len(failed) == len(reply.items):
@@ -75,15 +82,23 @@ class ScoreService:
         return request.policy or policy, request.reference or reference
 
 
-def _wire_item(item: str | Completion) -> ScoreItem:
-    if isinstance(item, str):
-        return ScoreItem(text=item)
-    return ScoreItem(prompt=item.prompt, text=item.completion)
+def _wire_item(item: Item, request: ScoresRequest) -> ScoreItem:
+    how: dict[str, Any] = {"add_special_tokens": request.add_special_tokens, "truncation": request.truncation}
+    match item:
+        case Completion():
+            return ScoreItem(prompt=item.prompt, text=item.completion, **how)
+        case TokenIds():
+            return ScoreItem(token_ids=item.token_ids, score_from=item.score_from, **how)
+        case Conversation():
+            turns = [ChatMessage(role=turn.role, content=turn.content) for turn in item.messages]
+            return ScoreItem(messages=turns, **how)
+        case _:
+            return ScoreItem(text=item, **how)
 
 
 def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) -> dict[str, Any]:
     scored = {i: answer for i, answer in enumerate(reply.items) if isinstance(answer, ItemScores)}
-    prompts = {i: item.prompt for i, item in enumerate(request.items) if isinstance(item, Completion)}
+    contexts = {i: context_of(item) for i, item in enumerate(request.items)}
     return {
         "tokenizer": {"sha256": reply.tokenizer_sha256, "vocab_size": reply.vocab_size},
         "numerics": {
@@ -91,16 +106,21 @@ def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) 
             "logits_dtype": "float32",
             "temperature": request.temperature,
             "unit": "nats",
+            "mode": request.numerics,
+            "batch_invariant": request.numerics == "strict",
         },
+        "encoding": Encoding().model_dump() if request.encoding_format == "base64" else None,
         "partial": len(scored) < len(reply.items),
         "data": [
             _failure(index, answer)
             if isinstance(answer, ItemError)
-            else _score(request, wanted, index, answer)
+            else _score(request, wanted, index, answer) | _columns(request, wanted, index, answer, reply)
             for index, answer in enumerate(reply.items)
         ],
         "summary": summarise(
-            list(scored.values()), wanted, clusters=[prompts.get(index, index) for index in scored]
+            list(scored.values()),
+            wanted,
+            clusters=[i if contexts[i] is None else contexts[i] for i in scored],
         )
         if len(scored) > 1
         else None,
@@ -131,22 +151,19 @@ def _score(request: ScoresRequest, wanted: Sequence[str], index: int, answer: It
         "sums": sums,
         "means": {name: value / n_scored for name, value in sums.items()},
         "adjusted_reward": adjusted,
-        "tokens": _tokens(request.items[index], wanted, answer) if request.per_token else None,
     }
 
 
-def _tokens(item: str | Completion, wanted: Sequence[str], answer: ItemScores) -> dict[str, Any]:
-    text = item if isinstance(item, str) else item.prompt + item.completion
-    raw = text.encode()
-    spans = zip(answer.start.tolist(), answer.end.tolist(), strict=True)
-    return {
-        "ids": answer.token_ids,
-        "text": [raw[start:end].decode("utf-8", "replace") for start, end in spans],
-        "start": answer.start,
-        "end": answer.end,
-        "scored": answer.scored,
-        **{name: answer.quantities[name] for name in wanted},
-    }
+def _columns(
+    request: ScoresRequest, wanted: Sequence[str], index: int, answer: ItemScores, reply: ScoreReply
+) -> dict[str, Any]:
+    encoding, tokens, top = request.encoding_format, None, None
+    if request.per_token:
+        item = request.items[index]
+        tokens = token_columns(item, answer, wanted, offsets=request.offsets, encoding=encoding)
+    if request.top_k and answer.top is not None:
+        top = top_columns(answer.top, answer.scored, reply.pieces, encoding=encoding)
+    return {"truncated": answer.truncated, "tokens": tokens, "top": top}
 
 
 def summarise(

@@ -241,7 +241,14 @@ def test_too_many_items(client, scorer, settings):
         ("reward", 1.0, "validation_error"),  # without beta
         ("beta", 0.1, "validation_error"),  # without reward
         ("per_token", 1, "validation_error"),
-        ("top_k", 5, "validation_error"),
+        ("top_k", 21, "validation_error"),
+        ("top_k", -1, "validation_error"),
+        ("numerics", "exact", "validation_error"),
+        ("truncation", True, "validation_error"),
+        ("offsets", "char", "validation_error"),
+        ("encoding_format", "hex", "validation_error"),
+        ("add_special_tokens", 1, "validation_error"),
+        ("request_timeout_s", 0, "validation_error"),
     ],
 )
 def test_bad_fields(client, scorer, field, value, code):

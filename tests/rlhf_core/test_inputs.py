@@ -69,7 +69,9 @@ def test_any_ids_tile_their_bytes_and_unknown_ones_stand_for_none(ids):
     tokens = found(ScoreItem(token_ids=ids))
     assert b"".join(spans(tokens)) == tokens.text
     assert tokens.start[0] == 0
-    assert all((piece == b"") == (token_id >= len(PLAIN)) for token_id, piece in zip(ids, spans(tokens)))
+    assert all(
+        (piece == b"") == (token_id >= len(PLAIN)) for token_id, piece in zip(ids, spans(tokens), strict=True)
+    )
     # decoding replaces what is no UTF-8 in the same way
     assert PLAIN.decode([i for i in ids if i < len(PLAIN)]) == tokens.text.decode("utf-8", "replace")
 
