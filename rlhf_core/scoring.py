@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_core.chunked import CHUNK_BYTES, chunked_scores
 from rlhf_core.errors import TokenizerMismatch
-from rlhf_core.kl import CHUNK_BYTES, chunked_scores, k1, k2, k3
+from rlhf_core.kl import k1, k2, k3
 from rlhf_core.models import CausalLM, ModelPair
 from rlhf_core.tokenization import Int32Array, TokenizedText
 
