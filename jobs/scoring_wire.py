@@ -25,7 +25,6 @@ MEDIA_TYPE = "application/vnd.kleash.scores"
 MAX_TOP_K = 20
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)  # org/name
 Truncation = Literal["error", "left", "right"]
-BYTES_PER_TOKEN = 3  # of an estimate; English text has about 4
 
 
 class ModelSource(Config):
@@ -58,15 +57,6 @@ class ScoreItem(Config):
         if sum(form is not None for form in (self.text, self.token_ids, self.messages)) != 1:
             raise ValueError("an item is a text, token ids or messages")
         return self
-
-    @property
-    def estimated_tokens(self) -> int:
-        """Its tokens before it is tokenised, by its bytes; token ids are counted."""
-        if self.token_ids is not None:
-            return len(self.token_ids)
-        texts = [self.prompt, self.text, *(message.content for message in self.messages or ())]
-        size = sum(len(text.encode()) for text in texts if text)
-        return -(-size // BYTES_PER_TOKEN) + 1
 
 
 class ScoreRequest(Config):

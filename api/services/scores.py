@@ -162,7 +162,7 @@ def _columns(
         item = request.items[index]
         tokens = token_columns(item, answer, wanted, offsets=request.offsets, encoding=encoding)
     if request.top_k and answer.top is not None:
-        top = top_columns(answer.top, answer.scored, reply.pieces, encoding=encoding)
+        top = top_columns(answer.top, answer.scored, reply.pieces, k=request.top_k, encoding=encoding)
     return {"truncated": answer.truncated, "tokens": tokens, "top": top}
 
 

@@ -1,7 +1,7 @@
 """The per-token part of an answer: offsets in the unit that was asked for, numbers as JSON or base64."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,10 @@ def token_columns(
     encoding: EncodingFormat,
 ) -> dict[str, Any]:
     """The values of schemas_tokens.TokenColumns."""
-    raw = answer.text if answer.text is not None else _text_of(item)
     ints, floats = _encoders(encoding)
-    spans = zip(answer.start.tolist(), answer.end.tolist(), strict=True)
-    columns: dict[str, Any] = {
-        "ids": ints(answer.token_ids),
-        "text": [raw[start:end].decode("utf-8", "replace") for start, end in spans],
-    }
+    columns: dict[str, Any] = {"ids": ints(answer.token_ids), "text": text_pieces(item, answer)}
     if offsets != "none":
-        start, end = in_unit(raw, answer.start, answer.end, offsets)
+        start, end = in_unit(_text_of(item, answer), answer.start, answer.end, offsets)
         columns |= {"start": ints(start), "end": ints(end)}
     return columns | {
         "scored": answer.scored,
@@ -39,28 +34,41 @@ def token_columns(
     }
 
 
+def text_pieces(item: Item, answer: ItemScores) -> list[str]:
+    """The text of each token; U+FFFD stands for a part of a character."""
+    raw = _text_of(item, answer)
+    spans = zip(answer.start.tolist(), answer.end.tolist(), strict=True)
+    return [raw[start:end].decode("utf-8", "replace") for start, end in spans]
+
+
 def top_columns(
-    top: TopTerms, scored: npt.NDArray[np.bool_], pieces: dict[int, str], *, encoding: EncodingFormat
+    top: TopTerms,
+    scored: npt.NDArray[np.bool_],
+    pieces: Mapping[int, str],
+    *,
+    k: int,
+    encoding: EncodingFormat,
 ) -> dict[str, Any]:
-    """The values of schemas_tokens.TopColumns."""
+    """The values of schemas_tokens.TopColumns: the first k of those that the scorer sent."""
+    ids = top.ids[:, :k]
     terms = {
-        "policy_logprob": top.policy_logprob,
-        "reference_logprob": top.reference_logprob,
-        "kl_term": top.kl_term,
+        "policy_logprob": top.policy_logprob[:, :k],
+        "reference_logprob": top.reference_logprob[:, :k],
+        "kl_term": top.kl_term[:, :k],
     }
     text = [
         [pieces[token_id] for token_id in row] if is_scored else None
-        for row, is_scored in zip(top.ids.tolist(), scored.tolist(), strict=True)
+        for row, is_scored in zip(ids.tolist(), scored.tolist(), strict=True)
     ]
-    columns: dict[str, Any] = {"k": top.ids.shape[1], "text": text}
+    columns: dict[str, Any] = {"k": ids.shape[1], "text": text}
     if encoding == "base64":
         ints, floats = _encoders(encoding)
         hidden = ~scored[:, None]
         return columns | {
-            "ids": ints(np.where(hidden, np.int32(-1), top.ids)),
+            "ids": ints(np.where(hidden, np.int32(-1), ids)),
             **{name: floats(np.where(hidden, np.float32(np.nan), values)) for name, values in terms.items()},
         }
-    return columns | {name: _rows(values, scored) for name, values in (("ids", top.ids), *terms.items())}
+    return columns | {name: _rows(values, scored) for name, values in (("ids", ids), *terms.items())}
 
 
 def in_unit(raw: bytes, start: Int32Array, end: Int32Array, unit: Offsets) -> tuple[Int32Array, Int32Array]:
@@ -83,7 +91,9 @@ def in_unit(raw: bytes, start: Int32Array, end: Int32Array, unit: Offsets) -> tu
     return first, np.where(start == end, first, last)
 
 
-def _text_of(item: Item) -> bytes:
+def _text_of(item: Item, answer: ItemScores) -> bytes:
+    if answer.text is not None:
+        return answer.text
     if isinstance(item, str):
         return item.encode()
     assert isinstance(item, Completion), "a scorer sends the text of what is no text"
@@ -91,6 +101,7 @@ def _text_of(item: Item) -> bytes:
 
 
 def _rows(values: npt.NDArray[Any], scored: npt.NDArray[np.bool_]) -> list[npt.NDArray[Any] | None]:
+    values = np.ascontiguousarray(values)  # orjson reads no other
     return [row if is_scored else None for row, is_scored in zip(values, scored.tolist(), strict=True)]
 
 

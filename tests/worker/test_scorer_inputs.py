@@ -1,5 +1,7 @@
 """The scorer with each form of an item: the same tokens have the same scores, however they were sent."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,10 @@ from jobs.scoring_wire import (
     encode_reply,
 )
 from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.tokenization import TokenizedText
 from tests import tiny_models
-from worker.scorer.answers import top_pieces
-from worker.scorer.batcher import Batcher, estimate_tokens
+from worker.scorer.answers import item_scores, top_pieces
+from worker.scorer.batcher import Batcher
 from worker.scorer.pairs import PairCache
 
 
@@ -120,14 +123,32 @@ def test_what_cannot_be_scored_fails_alone(score, tiny):
     assert untold.code == "no_chat_template"
 
 
-def test_every_form_is_counted_before_it_is_tokenised(tiny):
-    source = ModelSource(path=str(tiny.base))
-    items = [
-        ScoreItem(token_ids=[7] * 50),
-        ScoreItem(prompt="a" * 20, text="b" * 10),  # 30 bytes: 10, and 1
-        chat(("user", "a" * 20), ("assistant", "é" * 5)),
-    ]
-    assert estimate_tokens(ScoreRequest(policy=source, reference=source, items=items)) == 50 + 11 + 11
+def test_each_request_gets_as_many_top_terms_as_it_asked_for():
+    class Scored(NamedTuple):  # rlhf_core.scoring.ScoredText
+        ids: np.ndarray
+        start: np.ndarray
+        end: np.ndarray
+        scored: np.ndarray
+        quantities: dict
+        top: TopTerms
+
+    ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    terms = ids.astype(np.float32)
+    top = TopTerms(ids=ids, policy_logprob=terms, reference_logprob=-terms, kl_term=terms / 2)
+    scored = Scored(
+        ids[:, 0], ids[:, 0], ids[:, 0], np.array([False, True]), {"kl": terms[:, 0], "k1": terms}, top
+    )
+    text = TokenizedText(ids[:, 0], ids[:, 1], ids[:, 2], 1, b"abc", True)
+    source = ModelSource(path="a")
+    for k in (0, 2):
+        request = ScoreRequest(policy=source, reference=source, items=[], top_k=k, quantities=("kl",))
+        found = item_scores(text, scored, request)
+        assert (found.text, found.truncated, list(found.quantities)) == (b"abc", True, ["kl"])
+        assert found.start.tolist() == [2, 5]
+        assert (found.top is None) == (k == 0)
+    assert found.top.ids.tolist() == [[1, 2], [4, 5]]
+    assert found.top.reference_logprob.tolist() == [[-1, -2], [-4, -5]]
+    assert found.top.kl_term.tolist() == [[0.5, 1], [2, 2.5]]
 
 
 def test_a_reply_spells_the_ids_of_its_tops_and_no_others(tokenizer):

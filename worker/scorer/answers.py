@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, TopTerms
+from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreRequest, TopTerms
 from rlhf_core.errors import UnusableInput
 from rlhf_core.scoring import ScoredText
 from rlhf_core.tokenization import TokenizedText, tokenize_item
@@ -23,25 +23,30 @@ def tokenized(pair: LoadedPair, item: ScoreItem) -> TokenizedText | ItemError:
         return ItemError(code=error.code, detail=str(error))
 
 
-def item_scores(text: TokenizedText, scored: ScoredText, quantities: tuple[str, ...]) -> ItemScores:
-    """One item's answer with the quantities that were asked for."""
-    top: Any = getattr(scored, "top", None)
+def item_scores(text: TokenizedText, scored: ScoredText, request: ScoreRequest) -> ItemScores:
+    """One item's answer with what was asked for; `scored` may be of another text with the same tokens."""
     return ItemScores(
-        token_ids=scored.ids,
-        start=scored.start,
-        end=scored.end,
+        token_ids=text.ids,
+        start=text.start,
+        end=text.end,
         scored=scored.scored,
-        quantities={name: values for name, values in scored.quantities.items() if name in quantities},
-        top=None
-        if top is None
-        else TopTerms(
-            ids=top.ids,
-            policy_logprob=top.policy_logprob,
-            reference_logprob=top.reference_logprob,
-            kl_term=top.kl_term,
-        ),
+        quantities={name: values for name, values in scored.quantities.items() if name in request.quantities},
+        top=_largest(scored, request.top_k),
         text=text.text,
         truncated=text.truncated,
+    )
+
+
+def _largest(scored: ScoredText, k: int) -> TopTerms | None:
+    """The first k columns: a batch is scored with the largest k of its requests."""
+    top: Any = getattr(scored, "top", None)
+    if top is None or k == 0:
+        return None
+    return TopTerms(
+        ids=top.ids[:, :k],
+        policy_logprob=top.policy_logprob[:, :k],
+        reference_logprob=top.reference_logprob[:, :k],
+        kl_term=top.kl_term[:, :k],
     )
 
 

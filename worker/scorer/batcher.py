@@ -24,6 +24,7 @@ from rlhf_core.tokenization import TokenizedText
 from worker.scorer.answers import item_scores, tokenized, top_pieces
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 
+BYTES_PER_TOKEN = 3  # of the estimate; English text has about 4
 FIRST_GUESS_TOKENS_PER_S, SMOOTHING = 200.0, 0.2  # for Retry-After
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Batcher:
         scores = score_batch(pair.models, texts, temperature=batch[0][0].key.temperature)
         elapsed = time.perf_counter() - started
         for (ticket, item), scored in zip(batch, scores, strict=True):
-            ticket.answers[item] = item_scores(ticket.texts.pop(item), scored, ticket.request.quantities)
+            ticket.answers[item] = item_scores(ticket.texts.pop(item), scored, ticket.request)
         tokens = sum(len(text.ids) for text in texts)
         with self._changed:
             self._tokens_per_s += SMOOTHING * (tokens / elapsed - self._tokens_per_s)
@@ -240,8 +241,9 @@ class Batcher:
 
 
 def estimate_tokens(request: ScoreRequest) -> int:
-    """Tokens of a request before it is tokenised."""
-    return sum(item.estimated_tokens for item in request.items)
+    """Tokens of a request before it is tokenised: its bytes by BYTES_PER_TOKEN, and one per item."""
+    size = sum(len(((item.prompt or "") + (item.text or "")).encode()) for item in request.items)
+    return math.ceil(size / BYTES_PER_TOKEN) + len(request.items)
 
 
 def _tokenize_once(ticket: Ticket, pair: LoadedPair) -> None:
