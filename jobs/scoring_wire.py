@@ -1,6 +1,6 @@
 """What the API and a scorer say to each other: JSON in, a JSON header with raw float32 arrays out.
 
-The scorer sees folders (or hub ids from the registry), never a client's names; the API sees arrays, never a
+The scorer sees folders (or hub ids), never a client's names; the API sees arrays, never a
 model.
 """
 

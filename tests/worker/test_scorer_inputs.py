@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.errors import ScoringRefused
 from jobs.scoring_wire import (
     ChatMessage,
     ItemError,
@@ -18,12 +19,14 @@ from jobs.scoring_wire import (
     decode_reply,
     encode_reply,
 )
+from jobs.settings import Settings
 from rlhf_core.models import WeightSource, load_pair
 from rlhf_core.tokenization import TokenizedText
 from tests import tiny_models
 from worker.scorer.answers import item_scores, top_pieces
 from worker.scorer.batcher import Batcher
 from worker.scorer.pairs import PairCache
+from worker.scorer.sources import AllowedSources
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,26 @@ def test_a_reply_spells_the_ids_of_its_tops_and_no_others(tokenizer):
         assert again.top.ids.tolist() == ids.tolist()
         assert again.top.kl_term.tolist() == (terms + 2).tolist()
     assert top_pieces(tokenizer, [error]) == {}
+
+
+def test_hub_ids_are_opened_only_where_the_deployment_says_so(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    closed, open_ = (
+        AllowedSources(Settings(data=tmp_path, model_roots=[tiny.root], allow_hub_models=allow))
+        for allow in (False, True)
+    )
+    assert open_.weights(ModelSource(path="org/name")) == WeightSource("org/name")
+    on_the_hub = ModelSource(path=str(tiny.adapter), base="org/name")
+    assert open_.weights(on_the_hub).base == "org/name"
+    refused = [
+        (closed, "org/name"),
+        (closed, "here/model"),
+        (open_, "here/model"),
+    ]  # the last would be a folder
+    refused += [(open_, path) for path in ("../x", "a/b/c", "/etc", "a/..", "a\0/b", "a/b@main", "gpt2")]
+    for sources, path in refused:
+        for source in (ModelSource(path=path), ModelSource(path=str(tiny.adapter), base=path)):
+            with pytest.raises(ScoringRefused) as error:
+                sources.weights(source)
+            assert error.value.code == "path_not_allowed"
