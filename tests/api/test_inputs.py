@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from api.json_response import json_response
 from api.schemas_inputs import TokenIds, context_of, items_of
 from api.schemas_scores import ScoreList, ScoresRequest
-from api.services.token_columns import in_unit
+from api.services.token_columns import in_unit, top_columns
 from api.strict_json import parse
 from jobs.scoring_wire import (
     ChatMessage,
@@ -223,6 +224,19 @@ def test_the_top_of_each_scored_token(client):
         "reference_logprob": [None, [-0.125, -0.125], [-0.25, -0.25]],
         "kl_term": [None, [0.125, 0.125], [0.25, 0.25]],
     }
+
+
+def test_only_as_many_top_terms_as_asked_for_are_shown():
+    """The scorer may send more, for the attribution."""
+    ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    terms = ids.astype(np.float32)
+    top = TopTerms(ids=ids, policy_logprob=terms, reference_logprob=terms, kl_term=terms)
+    scored, pieces = np.array([False, True]), {4: "a", 5: "b", 6: "c"}
+    shown = json.loads(json_response(top_columns(top, scored, pieces, k=2, encoding="float")).body)
+    assert (shown["k"], shown["ids"], shown["text"]) == (2, [None, [4, 5]], [None, ["a", "b"]])
+    assert shown["kl_term"] == [None, [4.0, 5.0]]
+    packed = top_columns(top, scored, pieces, k=2, encoding="base64")
+    assert np.frombuffer(base64.b64decode(packed["ids"]), "<i4").tolist() == [-1, -1, 4, 5]
 
 
 def test_base64_holds_the_same_numbers(client):
