@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from api.services.token_columns import in_unit, top_columns
 from api.strict_json import parse
 from jobs.scoring_wire import (
     ChatMessage,
+    ItemError,
     ItemScores,
     ScoreItem,
     ScoreReply,
@@ -185,6 +187,17 @@ def test_items_with_a_common_context_are_not_independent(client):
     assert post(client, input=[[1, 2, 3], [1, 2, 4]])["summary"]["n_clusters"] == 2
     (bare,) = items_of([1, 2, 3])
     assert context_of(bare) is None
+
+
+@pytest.mark.parametrize(
+    "code", ["token_id_out_of_range", "no_chat_template", "chat_template_failed", "chat_template_mismatch"]
+)
+def test_a_request_whose_only_item_cannot_be_scored_has_that_item_s_problem(client, scorer, code):
+    error = ItemError(code=code, detail="why")
+    scorer.answer = lambda request: replace(answer(request), items=[error] * len(request.items))
+    problem = post(client, 422, input=CHAT)
+    assert (problem["code"], problem["detail"]) == (code, "why")
+    assert problem["title"] != "Unprocessable Content"
 
 
 # -- how it is scored -----------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """The scorer with each form of an item: the same tokens have the same scores, however they were sent."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
@@ -21,6 +19,7 @@ from jobs.scoring_wire import (
 )
 from jobs.settings import Settings
 from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.scoring import ScoredText, TopItems
 from rlhf_core.tokenization import TokenizedText
 from tests import tiny_models
 from worker.scorer.answers import item_scores, top_pieces
@@ -92,6 +91,21 @@ def test_ids_are_scored_as_the_text_they_stand_for(score, tokenizer):
     )
 
 
+def test_requests_of_one_batch_get_their_own_tops(score, tokenizer):
+    (with_top,) = score(
+        ScoreItem(text="the cat sat on the mat"), top_k=3, quantities=("kl", "policy_logprob")
+    )
+    (without,) = score(ScoreItem(text="the cat sat on the mat"))
+    assert without.top is None
+    rows = with_top.scored
+    assert with_top.top.ids.shape == (len(with_top.token_ids), 3)
+    assert (with_top.top.ids[rows] < 400).all()
+    terms = with_top.top.kl_term[rows]
+    assert (terms >= 0).all()
+    assert (np.diff(terms) <= 0).all()
+    assert (terms.sum(axis=1) <= with_top.quantities["kl"][rows] * 1.0001 + 1e-6).all()
+
+
 def test_a_conversation_is_scored_as_its_rendering(score, tokenizer):
     turns = [("user", "the dog?"), ("assistant", "the cat")]
     conversation, by_hand = score(
@@ -127,18 +141,10 @@ def test_what_cannot_be_scored_fails_alone(score, tiny):
 
 
 def test_each_request_gets_as_many_top_terms_as_it_asked_for():
-    class Scored(NamedTuple):  # rlhf_core.scoring.ScoredText
-        ids: np.ndarray
-        start: np.ndarray
-        end: np.ndarray
-        scored: np.ndarray
-        quantities: dict
-        top: TopTerms
-
     ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
     terms = ids.astype(np.float32)
-    top = TopTerms(ids=ids, policy_logprob=terms, reference_logprob=-terms, kl_term=terms / 2)
-    scored = Scored(
+    top = TopItems(ids, terms, -terms, terms / 2)
+    scored = ScoredText(
         ids[:, 0], ids[:, 0], ids[:, 0], np.array([False, True]), {"kl": terms[:, 0], "k1": terms}, top
     )
     text = TokenizedText(ids[:, 0], ids[:, 1], ids[:, 2], 1, b"abc", True)

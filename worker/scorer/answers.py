@@ -39,7 +39,7 @@ def item_scores(text: TokenizedText, scored: ScoredText, request: ScoreRequest) 
 
 def _largest(scored: ScoredText, k: int) -> TopTerms | None:
     """The first k columns: a batch is scored with the largest k of its requests."""
-    top: Any = getattr(scored, "top", None)
+    top = scored.top
     if top is None or k == 0:
         return None
     return TopTerms(

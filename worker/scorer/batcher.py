@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from jobs.errors import JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
+from rlhf_core.batches import fill_batch
 from rlhf_core.errors import ModelLoadError, RLHFError
-from rlhf_core.scoring import fill_batch, score_batch
+from rlhf_core.scoring import score_batch
 from rlhf_core.tokenization import TokenizedText
 from worker.scorer.answers import item_scores, tokenized, top_pieces
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
@@ -172,7 +173,12 @@ class Batcher:
             return
         texts = [ticket.texts[item] for ticket, item in batch]
         started = time.perf_counter()
-        scores = score_batch(pair.models, texts, temperature=batch[0][0].key.temperature)
+        scores = score_batch(
+            pair.models,
+            texts,
+            temperature=batch[0][0].key.temperature,
+            top_k=max(ticket.request.top_k for ticket, _ in batch),
+        )
         elapsed = time.perf_counter() - started
         for (ticket, item), scored in zip(batch, scores, strict=True):
             ticket.answers[item] = item_scores(ticket.texts.pop(item), scored, ticket.request)
