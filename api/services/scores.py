@@ -2,32 +2,26 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import uuid_utils
 
 from api.schemas import rfc3339
 from api.schemas_inputs import Completion, Conversation, Item, TokenIds, context_of
 from api.schemas_scores import ScoresRequest
+from api.schemas_statistics import SampledFrom
 from api.schemas_tokens import Encoding
+from api.services import attribution
 from api.services.models import ModelResolver
-from api.services.token_columns import token_columns, top_columns
+from api.services.statistics import EXACT, NOTES, summarise
+from api.services.token_columns import text_pieces, token_columns, top_columns
 from jobs.errors import ScoringRefused
 from jobs.ports import Scorer
 from jobs.scoring_wire import ChatMessage, ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
 from jobs.settings import Settings
-
-Array = npt.NDArray[np.float64]
-
-NOTES = {
-    "policy": "The texts are claimed to be sampled from the policy: means of k1 and k3 estimate KL(policy ‖ "
-    "reference), if every token was drawn from the whole softmax at this temperature.",
-    "unknown": "The texts are not claimed to be sampled from the policy: means of k1 and k3 describe these texts "
-    "and do not estimate KL. kl is exact at every position.",
-}
+from rlhf_core.statistics import sequence_sums
 
 
 class ScoreService:
@@ -56,8 +50,8 @@ class ScoreService:
                 reference=self._models.resolve(reference, owner),
                 items=[_wire_item(item, request) for item in request.items],
                 temperature=request.temperature,
-                quantities=(*wanted, *(["k1"] if request.beta is not None and "k1" not in wanted else [])),
-                top_k=request.top_k,
+                quantities=tuple(dict.fromkeys([*wanted, *_also_needed(request)])),
+                top_k=max(request.top_k, attribution.TOP_K if request.attribution else 0),
                 numerics=request.numerics,
                 client=owner,
             ),
@@ -96,9 +90,18 @@ def _wire_item(item: Item, request: ScoresRequest) -> ScoreItem:
             return ScoreItem(text=item, **how)
 
 
+def _also_needed(request: ScoresRequest) -> list[str]:
+    """What adjusted rewards, the summary and the attribution are computed from."""
+    names = ["k1"] if request.beta is not None else []
+    if len(request.items) > 1:
+        names += ["k1", EXACT[request.sampled_from]]
+    return [*names, *(attribution.QUANTITIES if request.attribution else ())]
+
+
 def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) -> dict[str, Any]:
     scored = {i: answer for i, answer in enumerate(reply.items) if isinstance(answer, ItemScores)}
-    contexts = {i: context_of(item) for i, item in enumerate(request.items)}
+    contexts = {index: context_of(request.items[index]) for index in scored}
+    clusters = [index if context is None else context for index, context in contexts.items()]
     return {
         "tokenizer": {"sha256": reply.tokenizer_sha256, "vocab_size": reply.vocab_size},
         "numerics": {
@@ -117,13 +120,10 @@ def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) 
             else _score(request, wanted, index, answer) | _columns(request, wanted, index, answer, reply)
             for index, answer in enumerate(reply.items)
         ],
-        "summary": summarise(
-            list(scored.values()),
-            wanted,
-            clusters=[i if contexts[i] is None else contexts[i] for i in scored],
-        )
+        "summary": _summary(list(scored.values()), wanted, request.sampled_from, clusters)
         if len(scored) > 1
         else None,
+        "attribution": _attribution(request, scored, clusters, reply.pieces) if request.attribution else None,
         "note": NOTES[request.sampled_from],
         "usage": {
             "input_tokens": sum(len(answer.token_ids) for answer in scored.values()),
@@ -166,36 +166,31 @@ def _columns(
     return {"truncated": answer.truncated, "tokens": tokens, "top": top}
 
 
-def summarise(
-    answers: Sequence[ItemScores], wanted: Sequence[str], *, clusters: Sequence[object]
+def _summary(
+    answers: Sequence[ItemScores],
+    wanted: Sequence[str],
+    sampled_from: SampledFrom,
+    clusters: Sequence[Hashable],
 ) -> dict[str, Any]:
-    """Means per text and per token over several texts; texts of one cluster are not independent."""
-    n_scored = np.array([answer.scored.sum() for answer in answers], dtype=np.float64)
-    one_each = np.ones(len(answers))
-    sums = {name: np.array([_sum(answer, name) for answer in answers]) for name in wanted}
-    return {
-        "n_items": len(answers),
-        "n_clusters": len(set(clusters)),
-        "n_scored": int(n_scored.sum()),
-        "sums": {name: ratio_estimate(values, one_each, clusters) for name, values in sums.items()},
-        "means": {name: ratio_estimate(values, n_scored, clusters) for name, values in sums.items()},
-    }
+    k1 = [answer.quantities["k1"][answer.scored].astype(np.float64) for answer in answers]
+    exact = np.array([_sum(answer, EXACT[sampled_from]) for answer in answers])
+    return summarise(
+        {name: np.array([_sum(answer, name) for answer in answers]) for name in wanted},
+        np.array([answer.scored.sum() for answer in answers], dtype=np.float64),
+        sequence_sums(k1, exact, reference_wrote=sampled_from == "reference"),
+        clusters=clusters,
+        sampled_from=sampled_from,
+    )
 
 
-def ratio_estimate(totals: Array, weights: Array, clusters: Sequence[object]) -> dict[str, float | None]:
-    """R = Σx/ΣT over clusters, and its standard error: SE² = n/(n−1) · Σ(x_i − R·T_i)² / (ΣT)².
-
-    With all T equal this is the mean and sd/√n. `se` is None for a single cluster.
-    """
-    labels = {cluster: label for label, cluster in enumerate(dict.fromkeys(clusters))}
-    members = [labels[cluster] for cluster in clusters]
-    with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN, which becomes null
-        x, t = np.bincount(members, totals), np.bincount(members, weights)
-        n, mean = len(x), float(x.sum() / t.sum())
-        if n < 2:
-            return {"mean": mean, "se": None}
-        variance = n / (n - 1) * np.square(x - mean * t).sum() / t.sum() ** 2
-        return {"mean": mean, "se": float(np.sqrt(variance))}
+def _attribution(
+    request: ScoresRequest,
+    scored: Mapping[int, ItemScores],
+    clusters: Sequence[Hashable],
+    names: Mapping[int, str],
+) -> dict[str, Any]:
+    pieces = {index: text_pieces(request.items[index], answer) for index, answer in scored.items()}
+    return attribution.attribute(scored, pieces, clusters, names=names)
 
 
 def _sum(answer: ItemScores, name: str) -> float:
