@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 
 from rlhf_core.errors import ChatTemplateFailed, ChatTemplateMismatch, NoChatTemplate
 
-RENDER_S = 2.0  # for both renderings; an ordinary one takes a millisecond
+RENDER_S = 5.0  # for both renderings; one takes a millisecond, compiling the longest templates a second
 MAX_RENDERED_CHARS = 4_000_000
 # What an expression of a template can raise.
 TEMPLATE_ERRORS = (

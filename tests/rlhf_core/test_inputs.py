@@ -1,5 +1,6 @@
 """Token ids and conversations to what is scored: exact bytes, the policy's own tokens, and bounded templates."""
 
+import sys
 import time
 
 import numpy as np
@@ -223,11 +224,14 @@ def test_what_a_template_may_not_do_is_one_error_that_repeats_nothing(template):
         "{% for a in range(99999) %}{{ range(99999) | list | length }}{% endfor %}",
     ],
 )
-def test_a_template_that_never_ends_is_stopped(template):
-    started = time.monotonic()
-    with pytest.raises(ChatTemplateFailed, match="ran for more than 2 s"):
+def test_a_template_that_never_ends_is_stopped(template, monkeypatch):
+    chat(*TURNS)
+    monkeypatch.setattr("rlhf_core.chat.RENDER_S", 0.5)
+    started, tracing = time.monotonic(), sys.gettrace()
+    with pytest.raises(ChatTemplateFailed, match=r"ran for more than 0\.5 s"):
         chat(*TURNS, tokenizer=chatting(template))
     assert time.monotonic() - started < 20
+    assert sys.gettrace() is tracing
     assert chat(*TURNS).first_scored  # and the next conversation has a time of its own
 
 
