@@ -4,13 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from jobs.scoring_wire import QUANTITIES, ScoreItem
+from jobs.scoring_wire import MAX_TOP_K, QUANTITIES, ScoreItem
 from rlhf_core.config import Config, PathName
 
 DEFAULT_QUANTITIES = ("policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy")
 MAX_EVERY_ITEMS = 4096  # a shard's texts and results are in memory together
 MAX_INLINE_ITEMS = 4096
-MAX_TOP_K = 20
 RESULTS = "results.jsonl"  # in a shard's folder
 
 

@@ -17,10 +17,10 @@ from jobs.ports import Store
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
 from rlhf_core.batches import Capacity, next_batch
-from rlhf_core.errors import RLHFError
+from rlhf_core.errors import UnusableInput
 from rlhf_core.models import ModelPair, WeightSource, load_pair
 from rlhf_core.scoring import ScoredText, capacity, score_batch
-from rlhf_core.tokenization import TokenizedText, tokenize
+from rlhf_core.tokenization import TokenizedText, tokenize_item
 from worker.bulk_input import BadLine, Cursor, Reader, Window, count_items, open_input
 from worker.run import Stop
 from worker.score_results import Result, failed_result, scored_result, summarise
@@ -30,12 +30,6 @@ ALIVE_EVERY_S = 10.0  # a window may take longer than the supervisor waits for p
 COUNTED = ("items_done", "items_failed", "tokens", "tokens_scored")
 T = TypeVar("T")
 log = structlog.get_logger()
-
-
-class UnsupportedItem(RLHFError):
-    """An item that only /v1/scores takes."""
-
-    code = "unsupported_input"
 
 
 class Prepared(NamedTuple):
@@ -97,7 +91,8 @@ class ScoreRun:
         for place, scored in self._scores(prepared.texts, pair, room):
             item = items[place]
             assert isinstance(item, BulkItem)
-            results[place] = scored_result(first + place, item, scored, self.config)
+            truncated = prepared.texts[place].truncated
+            results[place] = scored_result(first + place, item, scored, self.config, truncated=truncated)
         return [results[place] for place in range(len(items))], time.monotonic() - began
 
     def _scores(
@@ -179,17 +174,12 @@ def prepare(window: Window, pair: ModelPair, room: Capacity) -> Prepared:
             problems[place] = line.item
             continue
         try:
-            texts[place] = tokenized(pair, line.item, room)
-        except RLHFError as error:
+            texts[place] = tokenize_item(
+                pair.tokenizer, line.item, context=room.context, vocab_size=room.vocab_size
+            )
+        except UnusableInput as error:
             problems[place] = BadLine(error.code, f"line {line.number}: {error}")
     return Prepared(window, texts, problems)
-
-
-def tokenized(pair: ModelPair, item: BulkItem, room: Capacity) -> TokenizedText:
-    """An item's tokens. Raises EmptyInput, InputTooLong, UnsupportedItem."""
-    if item.text is None:
-        raise UnsupportedItem("only texts, and completions with their prompt, can be scored in bulk so far")
-    return tokenize(pair.tokenizer, item.text, item.prompt, context=room.context)
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

@@ -24,8 +24,13 @@ class Result(NamedTuple):
     sums: dict[str, float]
 
 
-def scored_result(index: int, item: BulkItem, scored: ScoredText, config: ScoreConfig) -> Result:
-    """The line of an item that was scored: sums and means over its scored tokens, in nats."""
+def scored_result(
+    index: int, item: BulkItem, scored: ScoredText, config: ScoreConfig, *, truncated: bool = False
+) -> Result:
+    """The line of an item that was scored: sums and means over its scored tokens, in nats.
+
+    `prompt_sha256` is of the prompt's token ids: items that share it are one cluster.
+    """
     wanted = tuple(dict.fromkeys(config.quantities))
     n_scored = int(scored.scored.sum())
     sums = {name: float(scored.quantities[name][scored.scored].sum(dtype=np.float64)) for name in wanted}
@@ -37,6 +42,11 @@ def scored_result(index: int, item: BulkItem, scored: ScoredText, config: ScoreC
         "sums": sums,
         "means": {name: value / n_scored for name, value in sums.items()},
     }
+    if truncated:
+        row["truncated"] = True
+    if item.prompt is not None or item.messages is not None or item.score_from > 1:
+        lead = scored.ids[: len(scored.ids) - n_scored]
+        row["prompt_sha256"] = hashlib.sha256(lead.astype("<i4").tobytes()).hexdigest()[:16]
     if config.per_token:
         row["tokens"] = {
             "ids": scored.ids,
@@ -86,11 +96,7 @@ def _estimate(values: "array[float]", weights: Array, clusters: "array[int]") ->
 
 
 def _repeated(item: BulkItem) -> dict[str, Any]:
-    """What the line says of the item itself. Items with the same prompt are one cluster."""
-    row = item.model_dump(include={"id", "reward"}, exclude_none=True)
-    if item.prompt is not None:
-        row["prompt_sha256"] = hashlib.sha256(item.prompt.encode()).hexdigest()[:16]
-    return row
+    return item.model_dump(include={"id", "reward"}, exclude_none=True)
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -36,7 +36,7 @@ BAD = {  # line number → its text and the code of its error
     20: ('{"text": ""}', "empty_input"),
     33: (json.dumps("the cat " * CONTEXT), "input_too_long"),
     34: ("[1, 2]", "validation_error"),
-    35: ('{"token_ids": [1, 2]}', "unsupported_input"),
+    35: ('{"token_ids": [1, 400000]}', "token_id_out_of_range"),
 }
 
 
@@ -304,6 +304,30 @@ def test_inline_items_are_a_file_without_one(place: Place) -> None:
         place.attempt(job_id)
     assert place.content("job_inline") == place.content("job_file")
     assert [row["index"] for row in place.rows("job_file")] == list(range(len(good)))
+
+
+def test_token_ids_and_chats_are_scored_as_in_requests(place: Place) -> None:
+    """The ids of a text and of its prompt have the text's numbers; a chat's last turn is scored."""
+    tokenizer = load_pair(WeightSource(str(place.tiny.base)), WeightSource(str(place.tiny.base))).tokenizer
+    prompt, text = tokenizer("the dog")["input_ids"], tokenizer(" sat on the log")["input_ids"]
+    chat = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    items = [
+        {"prompt": "the dog", "text": " sat on the log"},
+        {"token_ids": prompt + text, "score_from": len(prompt)},
+        {"messages": chat},
+        {"text": "the cat sat " * CONTEXT, "truncation": "right"},
+    ]
+    place.create("job_forms", items_file=None, items=items, numerics="strict")
+    place.attempt("job_forms")
+    by_text, by_ids, by_chat, cut = place.rows("job_forms")
+    assert by_text["sums"] == by_ids["sums"]
+    assert by_text["prompt_sha256"] == by_ids["prompt_sha256"]
+    assert by_chat["prompt_sha256"] != by_text["prompt_sha256"]
+    assert by_chat["n_scored"] >= len(tokenizer("sat")["input_ids"])
+    assert (cut["truncated"], cut["n_tokens"]) == (True, CONTEXT)
+    job = place.store.get_job("job_forms")
+    assert job.result is not None
+    assert job.result["summary"]["n_clusters"] == 3
 
 
 def test_strict_numerics_do_not_depend_on_neighbours_and_per_token_shows_each(place: Place) -> None:
