@@ -97,3 +97,12 @@ def test_a_failed_job_shows_its_reason_and_its_last_words() -> None:
     }
     line = render.job_line(a_job("failed", 1, error=error))
     assert line.endswith("nan_loss: NaN in the loss Lower lr.\n    a\n    ␛[2J")
+
+
+def test_a_score_job_counts_items_and_may_not_know_its_end_yet() -> None:
+    job = a_job("running", 0)
+    job["phase"], job["progress"]["total_steps"], job["progress"]["latest"] = None, None, {}
+    assert render.job_line(job) == "running  step 0/?"
+    counted = {"items_done": 1024, "items_failed": 3, "tokens_per_s": 412.7, "kl/token": 0.1}
+    job["progress"] |= {"step": 2, "total_steps": 9, "latest": counted}
+    assert render.job_line(job) == "running  step 2/9  1024 items  3 failed  413 tokens/s"
