@@ -36,7 +36,7 @@ soak: $(VENV)/.dev $(MODELS) ## Fault points, bad runs, simulation, model, resum
 	@$(PY) -W ignore -m tests.faults.soak --budget-min $(or $(BUDGET_MIN),30) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench-scoring
-bench-scoring: $(PEERS)/.done $(MODELS) ## Exact KL beside plain forwards, TRL's way, ctranslate2, HTTP: ROUNDS=, ONLY="mix …"
+bench-scoring: $(MODELS) $(PEERS)/.done ## Exact KL beside plain forwards, TRL's way, ctranslate2, HTTP: ROUNDS=, ONLY="mix …"
 	@$(PY) -W ignore -m benchmarks.scoring --registry $(MODELS) --packages $(PEERS) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 

@@ -12,9 +12,9 @@ line is one JSON object of ratios; null: not measured, for a reason given above 
 (e) GEMM: the floating point operations of both models at the measured speed of one large product
 (f) vLLM: only said why not
 
-torch and ctranslate2 bring an OpenMP each, with a pool of threads each, and so do the server's processes, all on the
-same cores. By default a thread that has nothing to do spins for milliseconds, and would take a core from whoever has
-its turn; here, as under `kleash up`, it sleeps at once. ctranslate2 gets one worker of as many threads as torch has.
+torch and ctranslate2 bring an OpenMP each, with a pool of threads each, and so do the server's processes, all on
+the same cores. By default a thread with nothing to do spins for milliseconds, and would take a core from another that
+has its turn; here, as under `kleash up`, it sleeps at once. ctranslate2 has one worker of as many threads as torch.
 """
 
 import os
@@ -63,7 +63,7 @@ def main() -> int:
         ) as bench:
             for name in workloads:
                 ratios, agree = bench.run(name)
-                found, failed = found | ratios, failed or not agree
+                found, failed = {**found, **ratios}, failed or not agree
     if "memory" in options.only:
         found["extra_bytes_max"], too_much = _memory()
         failed |= too_much

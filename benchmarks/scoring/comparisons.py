@@ -37,7 +37,7 @@ CASES = {
     "8x128": Case(ALL, 5),
     "8x512": Case((OURS, PLAIN), 3),
     "4x1024": Case((OURS, PLAIN), 3),
-    "prefix": Case((OURS, NO_REUSE, NAIVE), 5),
+    "prefix": Case((OURS, NO_REUSE), 5),
     "single": Case((OURS, PLAIN, HTTP, HTTP_SUMS), 15),  # 128 tokens
     "mix": Case((HTTP, OURS, CT2, TRL), 3),
 }

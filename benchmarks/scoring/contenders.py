@@ -65,7 +65,7 @@ def naive(bodies: tuple[Body, Body], texts: Sequence[Text]) -> Answers:
     """(c) KL as it is written down, from both models' whole log-softmax."""
     answers: Answers = {"kl": []}
     for batch, (policy, reference), _ in _padded(bodies, texts):
-        a, b = policy.log_softmax(-1), reference.log_softmax(-1)
+        a, b = policy.float().log_softmax(-1), reference.float().log_softmax(-1)
         answers["kl"] += _scored((a.exp() * (a - b)).sum(-1), batch)
     return answers
 

@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ import numpy as np
 from benchmarks.scoring.contenders import Answers
 from benchmarks.scoring.models import Models, write_registry
 from benchmarks.scoring.workloads import Text
+from kleash.spawn import spawn
 
 PATIENCE_S = 180.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -112,7 +112,7 @@ def stack(models: Models) -> Iterator[Stack]:
         ]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KLEASH_")}
         with log.open("w") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=clean)
+            process = spawn(command, stderr=errors, env=clean)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

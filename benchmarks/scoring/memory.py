@@ -1,11 +1,11 @@
 """What the heads and the sums over the vocabulary take, at 4 × 4096 tokens and a vocabulary of 151,936.
 
 Hidden states and heads are random and 64 wide; they are not counted, for they are the models' own memory. Every
-measurement has a process of its own. `rss` is what the system saw of the process at its peak (VmHWM, set back through
-/proc/self/clear_refs) above what it had before, with buffers of the matrix product and of the C kernel, and with what
-malloc keeps for the next chunk. `allocator` is the peak of what torch had asked for and not given back: none of
-these. `rss, nothing kept` is the first with a malloc that returns large blocks at once, and so must agree with the
-second. The answers' 1 MB is in all three.
+measurement has a process of its own. `rss` is what the system saw of the process at its peak (VmHWM, set back
+through /proc/self/clear_refs) above what it had before: with buffers of the matrix product and the C kernel, and
+with what malloc keeps for the next chunk. `allocator` is the peak of what torch had asked for and not given back:
+none of these. `rss, nothing kept` is the first with a malloc that returns large blocks at once, and so must agree
+with the second. The answers' 1 MB is in all three.
 """
 
 import json
@@ -87,7 +87,7 @@ def _main(way: str) -> int:
     apply = [partial(torch.nn.functional.linear, weight=head) for head in heads]
 
     def score(tokens: int) -> None:
-        chunked_scores(hidden[0][:tokens], hidden[1][:tokens], *apply, ids[:tokens])
+        chunked_scores(hidden[0][:tokens], hidden[1][:tokens], apply[0], apply[1], ids[:tokens])
 
     score(4)  # libraries are loaded and threads started before the count
     print(WAYS[way](partial(score, TOKENS)))

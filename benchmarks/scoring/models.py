@@ -1,6 +1,6 @@
 """The pair that is measured, as folders that later runs find again: reference, policy, and both for ctranslate2.
 
-The policy is the reference with 2 % of noise on every weight. It is saved, so that all contenders read the same one.
+The policy is the reference with 2 % of noise on every weight. It is saved: all contenders read the same one.
 """
 
 import hashlib
