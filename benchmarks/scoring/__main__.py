@@ -13,8 +13,8 @@ line is one JSON object of ratios; null: not measured, for a reason given above 
 (f) vLLM: only said why not
 
 torch and ctranslate2 bring an OpenMP each, with a pool of threads each, and so do the server's processes, all on
-the same cores. By default a thread with nothing to do spins for milliseconds, and would take a core from another that
-has its turn; here, as under `kleash up`, it sleeps at once. ctranslate2 has one worker of as many threads as torch.
+the same cores. By default a thread with nothing to do spins for milliseconds, and would take a core from another.
+Here, as under `kleash up`, it sleeps at once. ctranslate2 has one worker of as many threads as torch.
 """
 
 import os

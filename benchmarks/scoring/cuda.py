@@ -16,7 +16,7 @@ from benchmarks.scoring import contenders
 from benchmarks.scoring.contenders import Answers
 from benchmarks.scoring.rounds import OURS, Ratio, spread
 from benchmarks.scoring.workloads import Text
-from rlhf_core.models import Body
+from rlhf_core.models import Body, ModelPair
 from rlhf_core.scoring import score_texts
 from rlhf_core.tokenization import TokenizedText
 
@@ -32,21 +32,11 @@ SHAPE = {  # of Qwen2.5-7B
 TEXTS, LENGTH = 8, 1024
 
 
-class Pair:
-    """What `score_texts` asks of a `ModelPair`, for there is no tokenizer here."""
-
-    packs = True
+class Pair(ModelPair):
+    """A pair without a tokenizer."""
 
     def __init__(self, bodies: tuple[Body, Body]) -> None:
-        self._bodies = bodies
-
-    def policy(self) -> Any:
-        """The policy, while the context is entered."""
-        return self._bodies[0].run(None)
-
-    def reference(self) -> Any:
-        """The reference, while the context is entered."""
-        return self._bodies[1].run(None)
+        self._policy, self._reference = (bodies[0], None), (bodies[1], None)
 
 
 def absence() -> str | None:
@@ -84,7 +74,7 @@ def compare(rounds: int, *, device: str = "cuda", shape: dict[str, Any] = SHAPE)
     }
 
 
-def _exact(pair: Any, texts: list[Text]) -> Answers:
+def _exact(pair: ModelPair, texts: list[Text]) -> Answers:
     scored = score_texts(pair, [text.tokens for text in texts], max_batch_tokens=TEXTS * LENGTH)
     return {"kl": [item.quantities["kl"] for item in scored]}
 

@@ -78,7 +78,7 @@ def _status(field: str) -> int:
 def _main(way: str) -> int:
     import torch
 
-    from rlhf_core.kl import chunked_scores
+    from rlhf_core.chunked import chunked_scores
 
     torch.manual_seed(0)
     heads = [torch.randn(VOCAB, HIDDEN) for _ in range(2)]
