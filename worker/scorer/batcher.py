@@ -19,9 +19,10 @@ from typing import NamedTuple
 from jobs.errors import JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
 from rlhf_core.batches import fill_batch
-from rlhf_core.errors import EmptyInput, InputTooLong, ModelLoadError, RLHFError
-from rlhf_core.scoring import ScoredText, score_batch
-from rlhf_core.tokenization import TokenizedText, tokenize
+from rlhf_core.errors import ModelLoadError, RLHFError
+from rlhf_core.scoring import score_batch
+from rlhf_core.tokenization import TokenizedText
+from worker.scorer.answers import item_scores, tokenized, top_pieces
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 
 BYTES_PER_TOKEN = 3  # of the estimate; English text has about 4
@@ -172,11 +173,15 @@ class Batcher:
             return
         texts = [ticket.texts[item] for ticket, item in batch]
         started = time.perf_counter()
-        scores = score_batch(pair.models, texts, temperature=batch[0][0].key.temperature)
+        scores = score_batch(
+            pair.models,
+            texts,
+            temperature=batch[0][0].key.temperature,
+            top_k=max(ticket.request.top_k for ticket, _ in batch),
+        )
         elapsed = time.perf_counter() - started
         for (ticket, item), scored in zip(batch, scores, strict=True):
-            del ticket.texts[item]
-            ticket.answers[item] = _item_scores(scored, ticket.request.quantities)
+            ticket.answers[item] = item_scores(ticket.texts.pop(item), scored, ticket.request)
         tokens = sum(len(text.ids) for text in texts)
         with self._changed:
             self._tokens_per_s += SMOOTHING * (tokens / elapsed - self._tokens_per_s)
@@ -193,6 +198,7 @@ class Batcher:
             tokenizer_sha256=pair.models.tokenizer_sha256,
             vocab_size=pair.capacity.vocab_size,
             weights_dtype=pair.models.weights_dtype,
+            pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),
         )
         if ticket.future.set_running_or_notify_cancel():
             ticket.future.set_result(reply)
@@ -252,19 +258,8 @@ def _tokenize_once(ticket: Ticket, pair: LoadedPair) -> None:
         return
     ticket.tokenized = True
     for index, item in enumerate(ticket.request.items):
-        try:
-            ticket.texts[index] = tokenize(
-                pair.models.tokenizer, item.text or "", item.prompt, context=pair.capacity.context
-            )
-        except (EmptyInput, InputTooLong) as error:
-            ticket.answers[index] = ItemError(code=error.code, detail=str(error))
-
-
-def _item_scores(scored: ScoredText, quantities: tuple[str, ...]) -> ItemScores:
-    return ItemScores(
-        token_ids=scored.ids,
-        start=scored.start,
-        end=scored.end,
-        scored=scored.scored,
-        quantities={name: values for name, values in scored.quantities.items() if name in quantities},
-    )
+        found = tokenized(pair, item)
+        if isinstance(found, ItemError):
+            ticket.answers[index] = found
+        else:
+            ticket.texts[index] = found
