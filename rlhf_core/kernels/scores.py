@@ -1,4 +1,4 @@
-"""rlhf_core/kernels/scores.c from torch."""
+"""rlhf_core/kernels/scores.c from torch, and on a CUDA device what says the same (triton_scores.py)."""
 
 import ctypes
 
@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_core.kernels import cuda
 from rlhf_core.kernels.build import library
 
 OUTPUTS = ("policy_logprob", "reference_logprob", "kl", "kl_ref", "entropy", "cross_entropy", "tv", "js")
@@ -14,7 +15,10 @@ LOGPROBS_ONLY, WITHOUT_JS, ALL = 0, 1, 2  # how much is computed
 
 def fits(*logits: Tensor) -> bool:
     """True if the kernel is there and takes these."""
-    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in logits) and library() is not None
+    devices = {x.device.type if x.dtype == torch.float32 else "none" for x in logits}
+    return (devices == {"cpu"} and library() is not None) or (
+        devices == {"cuda"} and cuda.kernels() is not None
+    )
 
 
 def scores(
@@ -26,15 +30,20 @@ def scores(
     level: int = ALL,
 ) -> Float[Tensor, "rows outputs"]:
     """`OUTPUTS` of each row, in nats (TV has no unit); what `level` leaves out is 0. Only where `fits`."""
-    kernels = library()
-    assert kernels is not None
     rows, vocab = policy_logits.shape
     if reference_logits.shape != policy_logits.shape:
         raise ValueError(f"logits of shape {policy_logits.shape} and {reference_logits.shape}")
-    policy_logits, reference_logits = policy_logits.contiguous(), reference_logits.contiguous()
-    ids = ids.long().contiguous()
     if rows and not (int(ids.min()) >= 0 and int(ids.max()) < vocab):
         raise IndexError(f"a token id is outside the vocabulary of {vocab}")
+    if policy_logits.is_cuda:
+        on_cuda = cuda.kernels()
+        assert on_cuda is not None
+        found = on_cuda.scores(policy_logits, reference_logits, ids, temperature=temperature, level=level)
+        return torch.stack([found[name] for name in OUTPUTS], 1)
+    kernels = library()
+    assert kernels is not None
+    policy_logits, reference_logits = policy_logits.contiguous(), reference_logits.contiguous()
+    ids = ids.long().contiguous()
     found = torch.zeros(rows, len(OUTPUTS))
     kernels.kleash_scores(
         *(ctypes.c_void_p(x.data_ptr()) for x in (policy_logits, reference_logits, ids)),

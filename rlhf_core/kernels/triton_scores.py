@@ -1,14 +1,13 @@
 """What scores.c says of rows of logits, on a CUDA device. Importing this needs Triton.
 
 A row is cut into parts of PART items, one program each, so that a few rows fill the device. Two sweeps: `_masses`
-for the log-sum-exps, `_sums` for everything over them; between and after them torch joins the parts in float64.
-Within a part a lane adds at most PART / BLOCK numbers in float32; lanes are joined in float64, in a fixed order. A
-row's result depends on nothing but the row.
+for the log-sum-exps, `_sums` for everything over them. A lane adds at most PART / BLOCK numbers in float32; lanes
+and then parts are joined in float64, in a fixed order: a row's result depends on nothing but the row.
 
-The terms are those of `kl.kl_terms`. Unlike there δ is (a − b)/T minus the difference of the log-sum-exps, which is
-taken in float64: its rounding is relative to δ itself, not to the log-probabilities.
+The terms are those of `kl.kl_terms`, but δ is (a − b)/T minus the difference of the log-sum-exps, which is taken
+in float64: its rounding is relative to δ itself, not to the log-probabilities.
 
-TRITON_INTERPRET=1 runs the same kernels on the CPU, without a driver (tests/rlhf_core/test_triton.py).
+TRITON_INTERPRET=1 runs the same kernels on the CPU, without a driver (tests/gpu/test_kernels.py).
 """
 
 from ctypes import c_float
@@ -24,9 +23,19 @@ from rlhf_core.kernels.scores import ALL, LOGPROBS_ONLY
 
 PART = tl.constexpr(16384)
 BLOCK = tl.constexpr(1024)
-WARPS = 4
+WARPS = 8
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
-SUMS = ("kl", "kl_ref", "entropy", "cross_entropy", "tv", "entropy_ref", "policy_rank", "reference_rank", "js")
+SUMS = (
+    "kl",
+    "kl_ref",
+    "entropy",
+    "cross_entropy",
+    "tv",
+    "entropy_ref",
+    "policy_rank",
+    "reference_rank",
+    "js",
+)
 N_SUMS = tl.constexpr(len(SUMS))
 
 
@@ -49,16 +58,16 @@ def scores(
     temperature: float,
     level: int = ALL,
 ) -> dict[str, Float[Tensor, " rows"]]:
-    """Each of `kernels.scores.OUTPUTS`, in nats (TV, ranks: no unit); what `level` leaves out is absent.
+    """Each of `kernels.scores.OUTPUTS`, in nats (TV, ranks: no unit); what `level` leaves out is 0.
 
     Logits are float32; `ids` are within the vocabulary.
     """
     inverse = c_float(1 / temperature).value
-    policy_logits, reference_logits = _rows(policy_logits), _rows(reference_logits)
-    with torch.cuda.device_of(policy_logits):
+    policy_logits, reference_logits = _unit_stride(policy_logits), _unit_stride(reference_logits)
+    with torch.cuda.device_of(policy_logits):  # type: ignore[no-untyped-call]
         ours, theirs = _normaliser(policy_logits, inverse), _normaliser(reference_logits, inverse)
         own = [x.gather(1, ids.long()[:, None])[:, 0] for x in (policy_logits, reference_logits)]
-        found = {
+        found = dict.fromkeys(SUMS, torch.zeros_like(own[0])) | {
             "policy_logprob": own[0].double() * inverse - ours.over(inverse),
             "reference_logprob": own[1].double() * inverse - theirs.over(inverse),
         }
@@ -85,10 +94,12 @@ def write_gradient(
     without a reference `of_kl` is not looked at. The policy's logits are contiguous.
     """
     assert policy_logits.is_contiguous()
+    if not len(policy_logits):
+        return
     inverse = c_float(1 / temperature).value
     rows, vocab = policy_logits.shape
-    other = policy_logits if reference_logits is None else _rows(reference_logits)
-    with torch.cuda.device_of(policy_logits):
+    other = policy_logits if reference_logits is None else _unit_stride(reference_logits)
+    with torch.cuda.device_of(policy_logits):  # type: ignore[no-untyped-call]
         ours = _normaliser(policy_logits, inverse)
         apart = ours.over(inverse) - _normaliser(other, inverse).over(inverse)
         _gradient[(rows, triton.cdiv(vocab, PART.value))](
@@ -101,7 +112,7 @@ def write_gradient(
         )
 
 
-def _rows(logits: Tensor) -> Tensor:
+def _unit_stride(logits: Tensor) -> Tensor:
     """The same with each row in one piece."""
     return logits if logits.stride(1) == 1 else logits.contiguous()
 
@@ -117,7 +128,7 @@ def _normaliser(logits: Tensor, inverse_temperature: float) -> Normaliser:
         )
     highest = most.amax(1)
     share = ((most - highest[:, None]).double() * inverse_temperature).exp()
-    return Normaliser(highest, (mass * share).sum(1).log())
+    return Normaliser(highest, _joined((mass * share)[..., None])[:, 0].log())
 
 
 def _divergences(
@@ -141,10 +152,19 @@ def _divergences(
             WITH_JS=with_js,
             num_warps=WARPS,
         )
-    found = dict(zip(SUMS, sums.sum(1).unbind(1), strict=True))
+    found = dict(zip(SUMS, _joined(sums).unbind(1), strict=True))
     for name, logit in zip(("policy_rank", "reference_rank"), own, strict=True):
         found[name] = torch.where(logit.isnan(), torch.nan, 1 + found[name])
-    return found if with_js else {name: values for name, values in found.items() if name != "js"}
+    return found
+
+
+def _joined(parts: Float[Tensor, "rows parts width"]) -> Float[Tensor, "rows width"]:
+    """Σ over the parts, one after the other whatever the number of rows: torch does not promise that."""
+    rows, n_parts, width = parts.shape
+    total = parts.new_empty(rows, width)
+    if rows:
+        _join[(rows,)](parts, n_parts, width, total, num_warps=1)
+    return total
 
 
 # Kernels. Lanes past the end of a row read −∞, which adds nothing to any sum.
@@ -170,6 +190,16 @@ def _masses(logits, stride, vocab, inverse_temperature, most, mass):
     place = row * tl.num_programs(1) + part
     tl.store(most + place, top)
     tl.store(mass + place, tl.sum(total.to(tl.float64), 0))
+
+
+@triton.jit
+@no_type_check
+def _join(parts, n_parts, width, total):
+    row, lanes = tl.program_id(0).to(tl.int64), tl.arange(0, 16)
+    found = tl.zeros([16], tl.float64)
+    for part in range(n_parts):
+        found += tl.load(parts + (row * n_parts + part) * width + lanes, mask=lanes < width, other=0.0)
+    tl.store(total + row * width + lanes, found, mask=lanes < width)
 
 
 @triton.jit
@@ -244,7 +274,7 @@ def _sums(
     tl.store(here + 1, tl.sum(kl_ref.to(tl.float64), 0))
     tl.store(here + 2, tl.sum(entropy.to(tl.float64), 0))
     tl.store(here + 3, tl.sum(cross.to(tl.float64), 0))
-    tl.store(here + 4, tl.sum(tv.to(tl.float64), 0) / 2)
+    tl.store(here + 4, tl.sum(tv.to(tl.float64), 0) * 0.5)
     tl.store(here + 5, tl.sum(entropy_ref.to(tl.float64), 0))
     tl.store(here + 6, tl.sum(rank_a, 0).to(tl.float64))
     tl.store(here + 7, tl.sum(rank_b, 0).to(tl.float64))
