@@ -1,6 +1,6 @@
 """The Triton kernels against float64: on a CUDA device, or through Triton's interpreter on the CPU.
 
-    TRITON_INTERPRET=1 python -m pytest tests/gpu/test_kernels.py      where Triton is installed; needs no driver
+TRITON_INTERPRET=1 python -m pytest tests/gpu/test_kernels.py      where Triton is installed; needs no driver
 """
 
 import os
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_core.kernels import cuda
 from rlhf_core.kernels import scores as native
-from rlhf_core.kl import divergences
+from rlhf_core.kl import divergences, kl_terms
 from rlhf_core.logprobs import token_logprobs
 from tests.rlhf_core import kernel_oracles as oracles
 
@@ -26,7 +26,9 @@ pytestmark = [
     pytest.mark.skipif(
         not (INTERPRETED or torch.cuda.is_available()), reason="needs a CUDA device, or TRITON_INTERPRET=1"
     ),
-    pytest.mark.filterwarnings("ignore:(invalid|divide|overflow):RuntimeWarning:triton"),  # the interpreter's numpy
+    pytest.mark.filterwarnings(
+        "ignore:(invalid|divide|overflow):RuntimeWarning:triton"
+    ),  # the interpreter's numpy
 ]
 
 
@@ -42,8 +44,8 @@ def triton() -> ModuleType:
 def run(triton: ModuleType) -> oracles.Run:
     def run(policy: Tensor, reference: Tensor, ids: Tensor, temperature: float) -> dict[str, Tensor]:
         there = (x.to(DEVICE) for x in (policy, reference, ids))
-        found = triton.scores(*there, temperature=temperature)
-        return {name: values.double().cpu() for name, values in found.items()}
+        found = triton.scores(*there, temperature=temperature).double().cpu()
+        return dict(zip(native.OUTPUTS, found.unbind(1), strict=True))
 
     return run
 
@@ -105,15 +107,11 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_level(triton: ModuleType
         triton.scores(policy[i : i + 1], reference[i : i + 1], ids[i : i + 1], temperature=1.0)
         for i in range(9)
     ]
-    for name, values in everything.items():
-        assert torch.equal(values, torch.cat([found[name] for found in alone])), name
-    for level, left_out in (
-        (native.LOGPROBS_ONLY, {*everything} - {"policy_logprob", "reference_logprob"}),
-        (native.WITHOUT_JS, {"js"}),
-    ):
+    assert torch.equal(everything, torch.cat(alone))
+    for level, columns in ((native.LOGPROBS_ONLY, 2), (native.WITHOUT_JS, 10)):
         found = triton.scores(policy, reference, ids, temperature=1.0, level=level)
-        for name, values in found.items():
-            assert torch.equal(values, torch.zeros_like(values) if name in left_out else everything[name])
+        assert torch.equal(found[:, :columns], everything[:, :columns])
+        assert found[:, columns:].count_nonzero() == 0
 
 
 def test_logits_may_be_a_part_of_a_wider_tensor_and_there_may_be_none(triton: ModuleType) -> None:
@@ -123,11 +121,13 @@ def test_logits_may_be_a_part_of_a_wider_tensor_and_there_may_be_none(triton: Mo
     part = triton.scores(policy[:, :30], reference.T[10:].T, ids, temperature=1.0)
     across = triton.scores(policy[:, :30].T.contiguous().T, reference[:, 10:], ids, temperature=1.0)
     whole = triton.scores(policy[:, :30].clone(), reference[:, 10:].clone(), ids, temperature=1.0)
-    for name, values in whole.items():
-        assert torch.equal(part[name], values)
-        assert torch.equal(across[name], values)
-    none = triton.scores(policy[:0], reference[:0], ids[:0], temperature=1.0)
-    assert {values.shape for values in none.values()} == {(0,)}
+    assert torch.equal(part, whole)
+    assert torch.equal(across, whole)
+    assert triton.scores(policy[:0], reference[:0], ids[:0], temperature=1.0).shape == (
+        0,
+        len(native.OUTPUTS),
+    )
+    assert triton.top_terms(policy[:0], reference[:0], k=3, temperature=1.0).ids.shape == (0, 3)
 
 
 @pytest.mark.parametrize("with_reference", [True, False])
@@ -148,18 +148,41 @@ def test_the_gradient_is_float64_autograds(
     loss = sum((w * q).sum() for w, q in zip(weights.double(), quantities, strict=True))
     (exact,) = torch.autograd.grad(loss, a)
 
-    written = logits.to(DEVICE)
-    names = dict(zip(("of_logprob", "of_entropy", "of_kl"), weights.to(DEVICE), strict=True))
-    own = {"entropy": truth.entropy, "kl": truth.kl}
-    triton.write_gradient(
-        written,
-        reference.to(DEVICE) if with_reference else None,
-        ids.to(DEVICE),
-        **names,
-        **{name: values.detach().float().to(DEVICE) for name, values in own.items()},
-        temperature=temperature,
-    )
-    torch.testing.assert_close(written.double().cpu(), exact, rtol=1e-5, atol=1e-8)
+    theirs = reference.to(DEVICE) if with_reference else None
+    for out in (torch.full_like(logits, oracles.NAN).to(DEVICE), theirs):  # also written over the reference
+        if out is None:
+            continue
+        triton.gradient(
+            *(logits.to(DEVICE), theirs, ids.to(DEVICE)),
+            weights=native.LossWeights(*weights.to(DEVICE)),
+            entropy=truth.entropy.detach().float().to(DEVICE),
+            kl=truth.kl.detach().float().to(DEVICE),
+            temperature=temperature,
+            out=out,
+        )
+        torch.testing.assert_close(out.double().cpu(), exact, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("k", "scale"), [(1, 1.0), (20, 1.0), (20, 0.01), (20, 0.0)])
+def test_the_largest_terms_largest_first_and_of_equal_ones_the_first(
+    triton: ModuleType, monkeypatch: pytest.MonkeyPatch, k: int, scale: float
+) -> None:
+    monkeypatch.setattr(triton, "KEY_BYTES", 2 * 8 * 17000)  # two rows at a time
+    policy, reference = oracles.pair(vocab=17000, scale=4, noise=scale, excluded=0.1, seed=k)
+    top = triton.top_terms(policy.to(DEVICE), reference.to(DEVICE), k=k, temperature=0.7)
+    ids, policy_logprob, reference_logprob, term = (x.cpu() for x in top)
+    log_p, log_q = ((x.double() / 0.7).log_softmax(-1) for x in (policy, reference))
+    terms = kl_terms(log_p, log_q)
+    expected = terms.sort(dim=-1, descending=True).values[:, :k]
+    torch.testing.assert_close(term.double(), expected, rtol=2e-5, atol=1e-9)
+    torch.testing.assert_close(terms.gather(1, ids.long()), expected, rtol=2e-5, atol=1e-9)
+    for found, exact in ((policy_logprob, log_p), (reference_logprob, log_q)):
+        torch.testing.assert_close(found.double(), exact.gather(1, ids.long()), rtol=1e-5, atol=1e-5)
+    for row, items, values in zip(terms, ids.tolist(), expected, strict=True):
+        assert len({*items}) == k
+        for tie in {values[i].item() for i in range(k)} & {0.0, oracles.INF}:
+            every = (row == tie).nonzero()[:, 0].tolist()
+            assert [i for i in items if row[i] == tie] == every[: sum(1 for v in values if v == tie)]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")

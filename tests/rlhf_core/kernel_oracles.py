@@ -35,7 +35,10 @@ def assert_t18(run: Run, *, vocab: int, temperature: float, rows: int) -> None:
         for name, exact in (
             ("entropy", truth.entropy),
             ("cross_entropy", truth.cross_entropy),
-            ("entropy_ref", divergences(reference.double(), policy.double(), temperature=temperature).entropy),
+            (
+                "entropy_ref",
+                divergences(reference.double(), policy.double(), temperature=temperature).entropy,
+            ),
         ):
             torch.testing.assert_close(found[name], exact, rtol=2e-6, atol=1e-6)
         torch.testing.assert_close(found["tv"], truth.tv, rtol=1e-3, atol=2e-7)

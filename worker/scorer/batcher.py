@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from jobs.errors import JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
+from rlhf_core.batches import fill_batch
 from rlhf_core.errors import EmptyInput, InputTooLong, ModelLoadError, RLHFError
-from rlhf_core.scoring import ScoredText, fill_batch, score_batch
+from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 

@@ -4,8 +4,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from rlhf_core.batches import Capacity
 from rlhf_core.models import ModelPair, WeightSource
-from rlhf_core.scoring import Capacity, capacity
+from rlhf_core.scoring import capacity
 
 PairKey = tuple[WeightSource, WeightSource]  # policy, reference
 
