@@ -1,4 +1,4 @@
-"""Without a CUDA device: the Triton kernels compile for one all the same, and the reason they do not run is told."""
+"""Without a CUDA device: the Triton kernels compile for one all the same, and why they do not run is told."""
 
 import os
 import subprocess
