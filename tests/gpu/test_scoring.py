@@ -1,7 +1,5 @@
 """Scores on a CUDA device are the CPU's, and take the memory of one chunk of logits."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -40,7 +38,7 @@ def score(pair: ModelPair, top_k: int = 0) -> list[ScoredText]:
 
 
 def test_in_float32_they_are_the_cpus(tiny: tiny_models.TinyModels) -> None:
-    """Within 1e-4 of the largest value: both round in float32, in different orders. Ranks of near ties may swap."""
+    """Within 1e-4 of the largest value: both round in float32, in other orders. Near ties may swap their ranks."""
     for here, there in zip(score(load(tiny, "cpu")), score(load(tiny, "cuda")), strict=True):
         assert there.scored.tolist() == here.scored.tolist()
         for name, values in here.quantities.items():
@@ -54,7 +52,7 @@ def test_the_largest_terms_come_with_them(tiny: tiny_models.TinyModels) -> None:
 
 
 def test_in_bfloat16_they_are_near(tiny: tiny_models.TinyModels) -> None:
-    """8 bits of weights and activations move these log-probabilities by 0.09 on a CPU; a wrong one moves by more."""
+    """Weights and activations of 8 bits move these log-probabilities by 0.09 on a CPU."""
     for here, there in zip(score(load(tiny, "cpu")), score(load(tiny, "cuda", torch.bfloat16)), strict=True):
         for name in ("policy_logprob", "reference_logprob", "kl", "kl_ref", "entropy", "cross_entropy"):
             np.testing.assert_allclose(there.quantities[name], here.quantities[name], rtol=0, atol=0.3)
@@ -79,6 +77,6 @@ def test_memory_is_one_chunks_at_the_largest_shape() -> None:
     before = torch.cuda.memory_allocated()
     scores = chunked_scores(hidden, hidden, *heads, ids)
     kept = torch.cuda.memory_allocated() - before
-    # The allocator may give a tensor of megabytes up to one more; the parts of the scores exist once beside the whole.
+    # The allocator may give each of the two tensors a MiB more; the scores exist in parts and as a whole.
     assert torch.cuda.max_memory_allocated() - before <= CHUNK_BYTES + 2 * 2**20 + 2 * kept
     assert float(scores.kl.min()) >= 0
