@@ -37,6 +37,8 @@ def _load() -> ModuleType | str:
     try:
         row = torch.zeros(1, 2, device="cuda")
         triton_scores.scores(row, row, torch.zeros_like(row[:, 0]).long(), temperature=1.0)
+    except torch.OutOfMemoryError:  # says nothing of Triton: asked again next time
+        raise
     except (OSError, RuntimeError, subprocess.SubprocessError, TritonError) as error:
         return f"Triton: {error}"
     return triton_scores
