@@ -41,8 +41,8 @@ def assert_t18(run: Run, *, vocab: int, temperature: float, rows: int) -> None:
             ),
         ):
             torch.testing.assert_close(found[name], exact, rtol=2e-6, atol=1e-6)
-        torch.testing.assert_close(found["tv"], truth.tv, rtol=1e-3, atol=2e-7)
-        torch.testing.assert_close(found["js"], truth.js, rtol=1e-3, atol=2e-11)
+        torch.testing.assert_close(found["tv"], truth.tv, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found["js"], truth.js, rtol=1e-5, atol=2e-11)
         seen += truth.kl.tolist()
     assert min(seen) < 1e-8
     assert max(seen) > 1
