@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_core.kernels import cuda
+from rlhf_core.kernels import build, cuda
 from rlhf_core.kernels.build import library
 
 OUTPUTS = (
@@ -36,6 +36,11 @@ class LossWeights(NamedTuple):
     logprob: Float[Tensor, " rows"]
     entropy: Float[Tensor, " rows"]
     kl: Float[Tensor, " rows"]
+
+
+def status(device: torch.device) -> str:
+    """`native`, `triton`, or `torch: ` and why the kernels are not used there."""
+    return cuda.status() if device.type == "cuda" else build.status()
 
 
 def fits(*logits: Tensor) -> bool:

@@ -58,7 +58,6 @@ def test_in_bfloat16_they_are_near(tiny: tiny_models.TinyModels) -> None:
             np.testing.assert_allclose(there.quantities[name], here.quantities[name], rtol=0, atol=0.3)
 
 
-@pytest.mark.xfail(reason="the head answers in its weights' dtype and is rounded to bfloat16", strict=True)
 def test_the_head_of_a_bfloat16_model_answers_in_float32(tiny: tiny_models.TinyModels) -> None:
     with load(tiny, "cuda", torch.bfloat16).policy() as policy, torch.inference_mode():
         weight = policy.head.weight
