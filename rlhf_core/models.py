@@ -6,7 +6,7 @@ is an adapter shares one copy of the base weights with its reference (adapter of
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ class Body:
             ModelLoadError: it acts on the head, on whole modules or on the prompt, which our split would miss.
         """
         _require_safetensors_adapter(Path(path))
-        name = hashlib.sha256(path.encode()).hexdigest()[:16]
+        name = _adapter_name(path)
         if self.peft is None:
             self.peft = PeftModel.from_pretrained(self.model, path, adapter_name=name)
         elif name not in self.peft.peft_config:
@@ -97,6 +97,11 @@ class Body:
         if config.modules_to_save or not _is_plain(self.model.get_output_embeddings()):
             raise ModelLoadError(f"{path}: an adapter of the head or of whole modules is not supported")
         return name
+
+    def drop_adapter(self, path: str) -> None:
+        """Take the adapter of a folder off again; the weights and other adapters stay."""
+        if self.peft is not None and (name := _adapter_name(path)) in self.peft.peft_config:
+            self.peft.delete_adapter(name)
 
     @contextmanager
     def run(self, adapter: str | None) -> Iterator[CausalLM]:
@@ -203,14 +208,15 @@ def load_pair(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    bodies: MutableMapping[str, Body] | None = None,
 ) -> ModelPair:
-    """Load both models; equal bases are loaded once.
+    """Load both models; equal bases are loaded once, and those in `bodies` not again.
 
     Raises:
         ModelLoadError: weights, tokenizer or adapter cannot be loaded.
         TokenizerMismatch: the two do not share a tokenizer.
     """
-    bodies: dict[str, Body] = {}
+    bodies = {} if bodies is None else bodies
 
     def place(source: WeightSource) -> tuple[Body, str | None]:
         base = source.base or source.path
@@ -331,6 +337,10 @@ def _packs(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
     except (TypeError, ValueError, RuntimeError):  # no position_ids, or a context of less than 16 tokens
         return False
     return bool((packed - alone).abs().max() <= 0.03 * (mixed - alone).abs().max())
+
+
+def _adapter_name(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
 def _is_plain(head: nn.Module) -> bool:

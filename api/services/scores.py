@@ -53,6 +53,7 @@ class ScoreService:
                 items=[_wire_item(item) for item in request.items],
                 temperature=request.temperature,
                 quantities=(*wanted, *(["k1"] if request.beta is not None and "k1" not in wanted else [])),
+                client=owner,
             ),
             timeout_s=self._settings.score_timeout_s,
         )
