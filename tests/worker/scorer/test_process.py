@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import httpx2
 import numpy as np
 import pytest
 
 from jobs.scoring_wire import ModelSource, ScoreItem, ScoreRequest, decode_reply
+from rlhf_core.models import load_pair
 from tests.worker.scorer.bench import PATIENCE_S, in_background, request, wait_until
+from worker.scorer.batcher import Batcher
+from worker.scorer.pairs import PairCache
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def launch(tmp_path, tiny):
     """Starts `python -m worker.scorer`; whatever happens, nothing of it is left."""
     started = []
 
-    def start(**rest):
+    def start(environment=None, **rest):
         registry = {
             "models": {
                 "ref": {"source": str(tiny.base)},
@@ -29,11 +33,14 @@ def launch(tmp_path, tiny):
             "default_reference": "ref",
         } | rest
         (tmp_path / "models.json").write_text(json.dumps(registry))
-        environment = os.environ | {
+        environment = {
+            **os.environ,
             "KLEASH_SCORER_URL": f"unix:{tmp_path}/process.sock",
             "KLEASH_MODELS_FILE": str(tmp_path / "models.json"),
             "KLEASH_DATA": str(tmp_path / "data"),
             "OMP_NUM_THREADS": "1",
+            "KLEASH_MAX_BATCH_TOKENS": "64",
+            **(environment or {}),
         }
         process = subprocess.Popen(
             [sys.executable, "-m", "worker.scorer"], env=environment, stderr=subprocess.PIPE, text=True
@@ -85,3 +92,70 @@ def test_a_default_pair_that_cannot_be_loaded_ends_the_process_with_one_sentence
     assert process.returncode == 1
     assert "the default pair cannot be loaded" in errors
     assert "Traceback" not in errors
+
+
+# -- warm-up --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_preloaded_pair_has_run_every_kind_of_batch(pair_key, packs):
+    """What the trunk saw: a row alone, rows of one length, and texts of two lengths in one row or with a mask."""
+    seen = []
+
+    def watched(*args):
+        pair = load_pair(*args[:2], bodies=args[2])
+        body = pair._policy[0]
+        body.causal_lm = replace(body.causal_lm, packs=packs)
+        body.causal_lm.trunk.register_forward_hook(
+            lambda _, __, given, ___: seen.append((tuple(given["input_ids"].shape), set(given) - {"input_ids", "use_cache"})),
+            with_kwargs=True,
+        )
+        return pair
+
+    batcher = Batcher(PairCache(watched, memory_bytes=2**30), max_batch_tokens=512, max_queued_tokens=1000)
+    batcher.preload(pair_key)
+    # The context is 96, so the long text has 96 tokens and the short ones 96 / 4 = 24, of which 256 // 24 = 10 fit.
+    expected = [((1, 96), set()), ((10, 24), set())]
+    expected.append(((1, 120), {"position_ids"}) if packs else ((2, 96), {"attention_mask"}))
+    assert list(dict.fromkeys((shape, frozenset(names)) for shape, names in seen)) == [
+        (shape, frozenset(names)) for shape, names in expected
+    ]
+    assert batcher.stats().batches == 0  # counters are for requests
+
+
+# -- drain ----------------------------------------------------------------------------------------
+
+
+def busy(client, tiny, *, texts):
+    """A request that takes a while, and proof that its first batch has run."""
+    body = request(tiny, *(f"the cat sat on the mat and the dog {n} " * 4 for n in range(texts))).model_dump_json()
+    answer = in_background(lambda: client.post("/score", content=body))
+    wait_until(lambda: client.get("/health").json()["batches"] or answer.done())
+    return answer
+
+
+def test_sigterm_refuses_new_requests_at_once_and_answers_those_it_has(tiny, launch):
+    process, client = launch()
+    wait_until(lambda: is_ready(client) or process.poll() is not None)
+    answer = busy(client, tiny, texts=200)
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: client.get("/ready").status_code == 503)
+    assert client.get("/ready").json()["code"] == "draining"
+    refused = client.post("/score", content=request(tiny, "the cat").model_dump_json())
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    assert not answer.done()
+    reply = answer.result(PATIENCE_S)
+    assert reply.status_code == 200
+    assert len(decode_reply(reply.content).items) == 200
+    assert {part.split(";")[0] for part in reply.headers["Server-Timing"].split(", ")} == {"queue", "tokenize", "compute"}
+    assert process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
+
+
+def test_a_drain_ends_with_its_grace(tiny, launch):
+    process, client = launch(environment={"KLEASH_STOP_GRACE_S": "0.2"})
+    wait_until(lambda: is_ready(client) or process.poll() is not None)
+    answer = busy(client, tiny, texts=250)
+    process.send_signal(signal.SIGTERM)
+    refused = answer.result(PATIENCE_S)
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    assert process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
