@@ -80,8 +80,12 @@ class Settings(BaseSettings):
     max_queued_tokens: int = 65_536  # half of them for one client
     max_queued_requests: int = 1024
     score_timeout_s: float = 60.0
-    scorer_memory_share: float = Field(0.9, gt=0, le=1)  # of the GPU's memory; without a GPU, of the machine's
-    scorer_weights_bytes: int | None = Field(None, gt=0)  # for the models kept in memory; by default 0.6 of the share
+    scorer_memory_share: float = Field(
+        0.9, gt=0, le=1
+    )  # of the GPU's memory; without a GPU, of the machine's
+    scorer_weights_bytes: int | None = Field(
+        None, gt=0
+    )  # for the models kept in memory; by default 0.6 of the share
 
     @model_validator(mode="after")
     def _no_auth_stays_home(self) -> Self:

@@ -100,8 +100,14 @@ class Body:
 
     def drop_adapter(self, path: str) -> None:
         """Take the adapter of a folder off again; the weights and other adapters stay."""
-        if self.peft is not None and (name := _adapter_name(path)) in self.peft.peft_config:
+        name = _adapter_name(path)
+        if self.peft is None or name not in self.peft.peft_config:
+            return
+        if len(self.peft.peft_config) > 1:
             self.peft.delete_adapter(name)
+        else:  # PEFT cannot run a model that has lost its last one
+            self.peft.unload()
+            self.peft = None
 
     @contextmanager
     def run(self, adapter: str | None) -> Iterator[CausalLM]:

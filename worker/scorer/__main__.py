@@ -35,7 +35,7 @@ log = logging.getLogger("worker.scorer")
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first signal it drains: still answers /ready (503), refuses new requests and finishes those it has."""
+    """On the first signal it drains: it still answers, refuses new requests and finishes those it has."""
 
     def __init__(self, config: uvicorn.Config, batcher: Batcher, *, grace_s: float) -> None:
         super().__init__(config)
@@ -112,7 +112,7 @@ def _serving(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _load(policy: WeightSource, reference: WeightSource, bodies: MutableMapping[str, Body]) -> ModelPair:
+def _load(policy: WeightSource, reference: WeightSource, *, bodies: MutableMapping[str, Body]) -> ModelPair:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return load_pair(policy, reference, device=device, bodies=bodies)
 

@@ -2,7 +2,8 @@
 
 A request is admitted by its estimated tokens before any costly work (queue.py). Then, batch by batch: drop what
 nobody waits for any more, let the client whose turn it is choose the pair, gather every waiting text for the same
-pair, temperature and numerics, run those that go well together within the token budget. Equal texts are scored once.
+pair, temperature and numerics, and run those that go well together within the token budget. Equal texts are
+scored once.
 
 Texts are tokenised here, on the models' thread, and not on the event loop: for a 135M pair on two cores it takes
 0.2 % of the time.
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ItemError, ItemScores, ScoreRequest
 from rlhf_core.errors import EmptyInput, InputTooLong, ModelLoadError, RLHFError
 from rlhf_core.scoring import ScoredText, fill_batch, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize
@@ -170,7 +171,9 @@ class Batcher:
             for ticket in concerned:
                 ticket.compute_s += elapsed
             with self._changed:
-                self._totals.count_batch([len(text.ids) for text in texts], pair.capacity.packed_tokens, elapsed)
+                self._totals.count_batch(
+                    [len(text.ids) for text in texts], pair.capacity.packed_tokens, elapsed
+                )
                 for (fingerprint, _), scored in zip(batch, scores, strict=True):
                     self._hand_out(concerned, fingerprint, scored)
 
@@ -195,7 +198,9 @@ class Batcher:
 
         return score_in_halves(score, texts, on_failure=self._totals.count_out_of_memory)
 
-    def _hand_out(self, tickets: Sequence[Ticket], fingerprint: Fingerprint, scored: ScoredText | None) -> None:
+    def _hand_out(
+        self, tickets: Sequence[Ticket], fingerprint: Fingerprint, scored: ScoredText | None
+    ) -> None:
         items = [(t, item, text) for t in tickets for item, text in t.close_text(fingerprint)]
         for ticket, item, text in items:
             ticket.answers[item] = (
@@ -212,7 +217,9 @@ class Batcher:
         started = time.perf_counter()
         for index, item in enumerate(ticket.request.items):
             try:
-                text = tokenize(pair.models.tokenizer, item.text or "", item.prompt, context=pair.capacity.context)
+                text = tokenize(
+                    pair.models.tokenizer, item.text or "", item.prompt, context=pair.capacity.context
+                )
                 ticket.add_text(index, text)
             except (EmptyInput, InputTooLong) as error:
                 ticket.answers[index] = ItemError(code=error.code, detail=str(error))

@@ -1,4 +1,4 @@
-"""When memory is not enough: a batch is scored in halves, and a text that does not fit alone is an error of its own."""
+"""When memory is not enough: a batch is scored in halves, and a text that does not fit alone is an error."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ Score = Callable[[Sequence[TokenizedText]], Sequence[ScoredText]]
 def score_in_halves(
     score: Score, texts: Sequence[TokenizedText], *, on_failure: Callable[[], None]
 ) -> list[ScoredText | None]:
-    """Scores in the order of `texts`, by halves and halves of halves where memory is short; None for one too many."""
+    """Scores in the order of `texts`, by halves of halves where memory is short; None for one that does not fit."""
     try:
         return list(score(texts))
     except (MemoryError, RuntimeError) as error:

@@ -5,10 +5,10 @@ Pairs with a common base share one copy of its weights; their adapters are put o
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,8 +17,15 @@ from rlhf_core.scoring import Capacity, capacity
 from worker.scorer.memory import release
 
 PairKey = tuple[WeightSource, WeightSource]  # policy, reference
-Loader = Callable[[WeightSource, WeightSource, MutableMapping[str, Body]], ModelPair]
 BYTES_PER_WEIGHT = 4  # as loaded: float32
+
+
+class Loader(Protocol):
+    """As rlhf_core.models.load_pair: bases in `bodies` are not loaded again, and new ones are put there."""
+
+    def __call__(
+        self, policy: WeightSource, reference: WeightSource, *, bodies: MutableMapping[str, Body]
+    ) -> ModelPair: ...
 
 
 class LoadedPair(NamedTuple):
@@ -34,7 +41,7 @@ class PairCache:
     For one thread, but `key in cache` may be asked by any.
     """
 
-    def __init__(self, load: Loader, *, memory_bytes: int) -> None:
+    def __init__(self, load: Loader, *, memory_bytes: float = math.inf) -> None:
         self._load, self._memory_bytes = load, memory_bytes
         self._pairs: OrderedDict[PairKey, LoadedPair] = OrderedDict()
         self._bodies: dict[str, Body] = {}  # by base
@@ -56,7 +63,7 @@ class PairCache:
             while self._pairs and self.weights_bytes + self._bytes_to_load(key) > self._memory_bytes:
                 self._give_up_oldest()
             with self._undone_on_failure(key):
-                models = self._load(*key, self._bodies)
+                models = self._load(*key, bodies=self._bodies)
                 self._pairs[key] = LoadedPair(models, capacity(models))
             while len(self._pairs) > 1 and self.weights_bytes > self._memory_bytes:
                 self._give_up_oldest()  # a hub id's size is known only now
@@ -120,4 +127,3 @@ def _base(source: WeightSource) -> str:
 
 def _modules(body: Body) -> int:
     return sum(1 for _ in body.model.modules())
-

@@ -44,8 +44,12 @@ class Ticket:
     deadline: float
     future: Future[TimedReply] = field(default_factory=Future)
     tokenized: bool = False
-    open: dict[Fingerprint, TokenizedText] = field(default_factory=dict)  # still to be scored, in the items' order
-    items: dict[Fingerprint, list[tuple[int, TokenizedText]]] = field(default_factory=dict)  # all that are the same
+    open: dict[Fingerprint, TokenizedText] = field(
+        default_factory=dict
+    )  # still to be scored, in the items' order
+    items: dict[Fingerprint, list[tuple[int, TokenizedText]]] = field(
+        default_factory=dict
+    )  # all that are the same
     answers: dict[int, ItemScores | ItemError] = field(default_factory=dict)
     tokenize_s: float = 0.0
     compute_s: float = 0.0
@@ -71,7 +75,7 @@ class Ticket:
 
 
 def estimate_tokens(request: ScoreRequest) -> int:
-    """Tokens of a request before it is tokenised: ids as they are, else bytes by BYTES_PER_TOKEN, and one per item."""
+    """Tokens of a request before it is tokenised: ids as they are, else bytes by BYTES_PER_TOKEN and one each."""
     return sum(_estimate(item) for item in request.items)
 
 

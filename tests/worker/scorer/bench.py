@@ -23,7 +23,7 @@ class CountingLoader:
     def __init__(self):
         self.loaded = []
 
-    def __call__(self, policy, reference, bodies):
+    def __call__(self, policy, reference, *, bodies):
         self.loaded.append((policy, reference))
         return load_pair(policy, reference, bodies=bodies)
 

@@ -63,7 +63,9 @@ def test_equal_texts_are_scored_once_also_across_requests_and_clients(tiny, pair
 
 def test_equal_tokens_with_another_prompt_are_not_equal(tiny, pair_key, batcher):
     whole = request(tiny, "the cat sat")
-    split = whole.model_copy(update={"items": [whole.items[0].model_copy(update={"prompt": "the", "text": " cat sat"})]})
+    split = whole.model_copy(
+        update={"items": [whole.items[0].model_copy(update={"prompt": "the", "text": " cat sat"})]}
+    )
     one, two = batcher.submit(whole, pair_key), batcher.submit(split, pair_key)
     drain(batcher)
     (all_scored,), (completion,) = one.result(0).items, two.result(0).items
@@ -122,8 +124,8 @@ def test_models_that_cannot_be_loaded_fail_their_own_requests_only(tiny, pair_ke
 
 def test_a_batch_that_breaks_fails_its_requests_and_the_queue_goes_on(tiny, pair_key):
     class Breaking(CountingLoader):
-        def __call__(self, policy, reference, bodies):
-            pair = super().__call__(policy, reference, bodies)
+        def __call__(self, policy, reference, *, bodies):
+            pair = super().__call__(policy, reference, bodies=bodies)
             if policy.base is None:
                 pair.tokenizer = None  # the first use of it raises
             return pair

@@ -28,7 +28,9 @@ def test_a_request_past_its_deadline_is_dropped_before_any_work(tiny, pair_key, 
 def test_texts_that_are_left_when_the_time_is_up_are_not_scored(tiny, pair_key, pairs):
     clock = Clock()
     batcher = Batcher(pairs, max_batch_tokens=16, max_queued_tokens=1000, clock=clock)
-    late = batcher.submit(request(tiny, *(f"the cat sat on the mat {n}" for n in range(9))), pair_key, timeout_s=5.0)
+    late = batcher.submit(
+        request(tiny, *(f"the cat sat on the mat {n}" for n in range(9))), pair_key, timeout_s=5.0
+    )
     batcher.step()
     scored = batcher.stats().items
     assert 0 < scored < 9
@@ -43,9 +45,9 @@ def test_texts_that_are_left_when_the_time_is_up_are_not_scored(tiny, pair_key, 
 def test_what_expires_while_its_pair_is_loaded_is_not_scored(tiny, pair_key, loader):
     clock = Clock()
 
-    def slow(*args):
+    def slow(*args, **bodies):
         clock.now += 10.0
-        return loader(*args)
+        return loader(*args, **bodies)
 
     cache = PairCache(slow, memory_bytes=2**30)
     batcher = Batcher(cache, max_batch_tokens=256, max_queued_tokens=1000, clock=clock)

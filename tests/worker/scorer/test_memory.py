@@ -41,7 +41,9 @@ def test_what_fits_is_scored_and_only_what_does_not_fit_alone_is_not(little_garb
             torch.empty(2**50)  # torch's own error
         return [len(t.ids) for t in texts]
 
-    scores = score_in_halves(score, [text(length) for length in lengths], on_failure=lambda: failures.append(1))
+    scores = score_in_halves(
+        score, [text(length) for length in lengths], on_failure=lambda: failures.append(1)
+    )
     assert scores == [length if length <= room else None for length in lengths]
     # Every cut leaves two parts that are not empty, so there are at most as many as texts, less one.
     assert len(failures) <= 2 * len(lengths) - 1
@@ -72,7 +74,10 @@ def test_other_errors_are_not_tried_again():
     ("error", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (MemoryError(), True),
         (RuntimeError("expected scalar type Float but found Half"), False),
@@ -95,7 +100,7 @@ from worker.scorer.pairs import PairCache
 torch.set_num_threads(1)
 tokenizer = tiny_models.byte_level_tokenizer(vocab_size=300)
 
-def wide(*_):
+def wide(*_, **__):
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32768, num_hidden_layers=1,
                          num_attention_heads=2, max_position_embeddings=4096)
     body = Body(LlamaForCausalLM(config).eval().requires_grad_(False))

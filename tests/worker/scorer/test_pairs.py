@@ -61,7 +61,10 @@ def test_a_pair_over_the_whole_budget_is_kept_alone(copies, loader):
 def test_pairs_with_one_base_share_its_weights_and_score_as_if_alone(tiny, copies, loader):
     cache = PairCache(loader, memory_bytes=2**30)
     base = WeightSource(str(tiny.base))
-    keys = [(WeightSource(copies["adapter 0"], base.path), base), (base, WeightSource(str(tiny.null_adapter), base.path))]
+    keys = [
+        (WeightSource(copies["adapter 0"], base.path), base),
+        (base, WeightSource(str(tiny.null_adapter), base.path)),
+    ]
     pairs = [cache.get(key) for key in keys]
     adapters = 2 * stored_bytes(str(tiny.adapter))
     assert cache.weights_bytes <= stored_bytes(base.path) + adapters + 100

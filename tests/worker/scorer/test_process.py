@@ -102,19 +102,21 @@ def test_a_preloaded_pair_has_run_every_kind_of_batch(pair_key, packs):
     """What the trunk saw: a row alone, rows of one length, and texts of two lengths in one row or with a mask."""
     seen = []
 
-    def watched(*args):
-        pair = load_pair(*args[:2], bodies=args[2])
+    def watched(*args, **bodies):
+        pair = load_pair(*args, **bodies)
         body = pair._policy[0]
         body.causal_lm = replace(body.causal_lm, packs=packs)
         body.causal_lm.trunk.register_forward_hook(
-            lambda _, __, given, ___: seen.append((tuple(given["input_ids"].shape), set(given) - {"input_ids", "use_cache"})),
+            lambda _, __, given, ___: seen.append(
+                (tuple(given["input_ids"].shape), set(given) - {"input_ids", "use_cache"})
+            ),
             with_kwargs=True,
         )
         return pair
 
     batcher = Batcher(PairCache(watched, memory_bytes=2**30), max_batch_tokens=512, max_queued_tokens=1000)
     batcher.preload(pair_key)
-    # The context is 96, so the long text has 96 tokens and the short ones 96 / 4 = 24, of which 256 // 24 = 10 fit.
+    # The context is 96: the long text has 96 tokens, a short one 96 / 4 = 24, of which 256 // 24 = 10 fit.
     expected = [((1, 96), set()), ((10, 24), set())]
     expected.append(((1, 120), {"position_ids"}) if packs else ((2, 96), {"attention_mask"}))
     assert list(dict.fromkeys((shape, frozenset(names)) for shape, names in seen)) == [
@@ -128,7 +130,9 @@ def test_a_preloaded_pair_has_run_every_kind_of_batch(pair_key, packs):
 
 def busy(client, tiny, *, texts):
     """A request that takes a while, and proof that its first batch has run."""
-    body = request(tiny, *(f"the cat sat on the mat and the dog {n} " * 4 for n in range(texts))).model_dump_json()
+    body = request(
+        tiny, *(f"the cat sat on the mat and the dog {n} " * 4 for n in range(texts))
+    ).model_dump_json()
     answer = in_background(lambda: client.post("/score", content=body))
     wait_until(lambda: client.get("/health").json()["batches"] or answer.done())
     return answer
@@ -147,7 +151,11 @@ def test_sigterm_refuses_new_requests_at_once_and_answers_those_it_has(tiny, lau
     reply = answer.result(PATIENCE_S)
     assert reply.status_code == 200
     assert len(decode_reply(reply.content).items) == 200
-    assert {part.split(";")[0] for part in reply.headers["Server-Timing"].split(", ")} == {"queue", "tokenize", "compute"}
+    assert {part.split(";")[0] for part in reply.headers["Server-Timing"].split(", ")} == {
+        "queue",
+        "tokenize",
+        "compute",
+    }
     assert process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
 
 

@@ -193,7 +193,9 @@ TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 def test_a_large_request_of_one_client_does_not_hold_up_another_client(tiny, pair_key, pairs):
     batcher = Batcher(pairs, max_batch_tokens=64, max_queued_tokens=1000)
-    large = batcher.submit(request(tiny, *(f"the cat sat on the mat {n} " * 3 for n in range(16)), client="big"), pair_key)
+    large = batcher.submit(
+        request(tiny, *(f"the cat sat on the mat {n} " * 3 for n in range(16)), client="big"), pair_key
+    )
     batcher.step()
     small = batcher.submit(request(tiny, "hi!", client="small"), pair_key)
     batcher.step()
@@ -246,11 +248,13 @@ def test_a_pair_that_must_be_loaded_waits_while_those_in_memory_have_as_much_tim
 
     clock = Clock()
 
-    def slow(*args):
+    def slow(*args, **bodies):
         clock.now += 10.0
-        return loader(*args)
+        return loader(*args, **bodies)
 
-    batcher = Batcher(PairCache(slow, memory_bytes=1), max_batch_tokens=16, max_queued_tokens=10_000, clock=clock)
+    batcher = Batcher(
+        PairCache(slow, memory_bytes=1), max_batch_tokens=16, max_queued_tokens=10_000, clock=clock
+    )
     other = (WeightSource(str(tiny.base)),) * 2
     for n in range(20):
         batcher.submit(request(tiny, f"the cat sat on {n}", client="a"), pair_key, timeout_s=1e6)
