@@ -14,10 +14,9 @@ from unittest import mock
 
 import torch
 
-from rlhf_core import kl
+from rlhf_core.chunked import CHUNK_BYTES, chunked_scores, score_chunk
 from rlhf_core.kernels import build
 from rlhf_core.kernels import scores as native
-from rlhf_core.kl import CHUNK_BYTES, chunked_scores
 
 HIDDEN, VOCAB, TOKENS, ROUNDS = 576, 49_152, 512, 15
 
@@ -50,7 +49,7 @@ def main() -> int:
 
     def torch_exact() -> None:
         with mock.patch.object(native, "fits", return_value=False):
-            kl._score_chunk(*chunk, ids[:rows], 1.0, 10)
+            score_chunk(*chunk, ids[:rows], 1.0, 10, 0)
 
     contenders: dict[str, tuple[int, Callable[[], None]]] = {
         "both products": (TOKENS, products),

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlhf_core.causal_lm import CausalLM
+from rlhf_core.chunked import chunked_scores
 from rlhf_core.config import RolloutConfig
-from rlhf_core.kl import CHUNK_BYTES, chunked_scores, k1
-from rlhf_core.logprobs import predictors, token_logprobs
-from rlhf_core.models import CausalLM
+from rlhf_core.kl import k1
+from rlhf_core.logprobs import predictors
 from rlhf_core.rollout import Rollout, generate
 
 
@@ -116,7 +117,6 @@ def assess(
         with torch.no_grad():
             with policy.policy() as model:
                 hidden = response_hidden(model, batch)
-                old = token_logprobs(model.logits(hidden), ids, temperature=temperature)
                 policy_logits = model.logits
             with policy.reference() as model:
                 scores = chunked_scores(
@@ -126,10 +126,9 @@ def assess(
                     model.logits,
                     ids,
                     temperature=temperature,
-                    chunk_bytes=CHUNK_BYTES,
                 )
             for target, flat in (
-                (logprob, old),
+                (logprob, scores.policy_logprob),
                 (d, k1(scores.policy_logprob, scores.reference_logprob)),
                 (kl, scores.kl),
                 (entropy, scores.entropy),

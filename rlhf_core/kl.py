@@ -6,23 +6,14 @@ only if the token was drawn from π. `kl` sums the whole vocabulary and needs no
 """
 
 import math
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_core.kernels import scores as native
-from rlhf_core.logprobs import entropy_of, gather_tokens
+from rlhf_core.logprobs import entropy_of
 from rlhf_core.masking import masked_sum
-
-CHUNK_BYTES = 48 * 2**20  # two tensors that malloc keeps for the next chunk: above 32 MiB it returns them
-# Where the C kernel does not fit:
-_BLOCK_BYTES = 2 * 2**20  # a block and its temporaries fit the last-level cache
-_BLOCK_TEMPORARIES = 14  # tensors of a block's size alive at once in _score_block
-
-LogitsFn = Callable[[Float[Tensor, "rows hidden"]], Float[Tensor, "rows vocab"]]
 
 
 class Divergences(NamedTuple):
@@ -34,19 +25,6 @@ class Divergences(NamedTuple):
     tv: Float[Tensor, "*b"]  # total variation ½ Σ |π − ref|: at most 1, no unit
     entropy: Float[Tensor, "*b"]  # H(π)
     cross_entropy: Float[Tensor, "*b"]  # −Σ π ln ref = H(π) + KL(π ‖ ref)
-
-
-class TokenScores(NamedTuple):
-    """What both models say of each token, in nats, and of the distributions that predict it."""
-
-    policy_logprob: Float[Tensor, " tokens"]
-    reference_logprob: Float[Tensor, " tokens"]
-    kl: Float[Tensor, " tokens"]  # as in Divergences, also those below
-    kl_ref: Float[Tensor, " tokens"]
-    entropy: Float[Tensor, " tokens"]
-    cross_entropy: Float[Tensor, " tokens"]
-    tv: Float[Tensor, " tokens"]
-    js: Float[Tensor, " tokens"]
 
 
 def k1(logp: Float[Tensor, "*b"], ref_logp: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
@@ -127,78 +105,3 @@ def divergences_of(policy: Float[Tensor, "*b vocab"], reference: Float[Tensor, "
         entropy=entropy_of(policy),
         cross_entropy=-(p * torch.where(p > 0, reference, 0.0)).sum(-1),
     )
-
-
-@torch.no_grad()
-def chunked_scores(
-    policy_hidden: Float[Tensor, "tokens hidden"],
-    reference_hidden: Float[Tensor, "tokens ref_hidden"],
-    policy_logits_fn: LogitsFn,
-    reference_logits_fn: LogitsFn,
-    ids: Int[Tensor, " tokens"],
-    *,
-    temperature: float = 1.0,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> TokenScores:
-    """Score tokens from both trunks' hidden states at the positions that predict them. Forward only.
-
-    Of each model only one chunk of logits exists at a time: logits and temporaries take about `chunk_bytes`,
-    whatever the number of tokens (never less than one token's). The heads are called with rows of the hidden
-    states, each once with none of them to learn vocabulary and dtype; both must answer in float32 or float64.
-    """
-    none, nothing = policy_logits_fn(policy_hidden[:0]), reference_logits_fn(reference_hidden[:0])
-    row_bytes = none.shape[-1] * none.element_size()
-    block = 0 if native.fits(none, nothing) else _block_rows(row_bytes, chunk_bytes)
-    rows = max(1, (chunk_bytes // row_bytes - _BLOCK_TEMPORARIES * block) // 2)
-    pairs = zip(*(torch.split(x, rows) for x in (policy_hidden, reference_hidden, ids)), strict=True)
-    chunks = (
-        _score_chunk(policy_logits_fn(policy), reference_logits_fn(reference), chunk_ids, temperature, block)
-        for policy, reference, chunk_ids in pairs
-    )
-    return _concatenate(chunks)
-
-
-def _block_rows(row_bytes: int, chunk_bytes: int) -> int:
-    """Rows per block: its temporaries fit a cache, and half of `chunk_bytes`."""
-    return max(1, min(_BLOCK_BYTES, chunk_bytes // (4 * _BLOCK_TEMPORARIES)) // row_bytes)
-
-
-def _score_chunk(
-    policy_logits: Float[Tensor, "rows vocab"],
-    reference_logits: Float[Tensor, "rows vocab"],
-    ids: Int[Tensor, " rows"],
-    temperature: float,
-    block: int,
-) -> TokenScores:
-    """Score a chunk: by the C kernel, or block by block, so that torch's many passes read the cache."""
-    if native.fits(policy_logits, reference_logits):
-        return TokenScores(
-            *native.scores(policy_logits, reference_logits, ids, temperature=temperature).unbind(1)
-        )
-    blocks = zip(*(torch.split(x, block) for x in (policy_logits, reference_logits, ids)), strict=True)
-    return _concatenate(_score_block(p, q, block_ids, temperature) for p, q, block_ids in blocks)
-
-
-def _score_block(
-    policy_logits: Float[Tensor, "rows vocab"],
-    reference_logits: Float[Tensor, "rows vocab"],
-    ids: Int[Tensor, " rows"],
-    temperature: float,
-) -> TokenScores:
-    policy = (policy_logits / temperature).log_softmax(-1)
-    reference = (reference_logits / temperature).log_softmax(-1)
-    found = divergences_of(policy, reference)
-    return TokenScores(
-        policy_logprob=gather_tokens(policy, ids),
-        reference_logprob=gather_tokens(reference, ids),
-        kl=found.kl,
-        kl_ref=found.kl_ref,
-        entropy=found.entropy,
-        cross_entropy=found.cross_entropy,
-        tv=found.tv,
-        js=found.js,
-    )
-
-
-def _concatenate(parts: Iterable[TokenScores]) -> TokenScores:
-    return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -33,6 +33,12 @@ def gather_tokens(logprobs: Float[Tensor, "*b vocab"], ids: Int[Tensor, "*b"]) -
     return logprobs.gather(-1, ids.long().unsqueeze(-1)).squeeze(-1)
 
 
+def rank(logits: Float[Tensor, "*b vocab"], ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """1 + the number of tokens with a larger logit than this one; NaN for a logit that is NaN."""
+    own = gather_tokens(logits, ids)
+    return torch.where(own.isnan(), own, 1 + (logits > own.unsqueeze(-1)).sum(-1))
+
+
 def entropy(logits: Float[Tensor, "*b vocab"], *, temperature: float = 1.0) -> Float[Tensor, "*b"]:
     """H(π) = −Σ_v π(v) ln π(v) in nats, π = softmax(logits / temperature). A logit of −∞ contributes 0."""
     return entropy_of((logits / temperature).log_softmax(-1))

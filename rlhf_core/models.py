@@ -1,7 +1,6 @@
 """Loading and running models: the only file that knows transformers' and PEFT's loaders.
 
-A model is run as trunk and head apart, so that logits never exist for more rows than asked for. A policy that
-is an adapter shares one copy of the base weights with its reference (adapter off).
+A policy that is an adapter shares one copy of the base weights with its reference (adapter off).
 """
 
 import hashlib
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from rlhf_core.causal_lm import CausalLM, split
 from rlhf_core.config import LoraConfig
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
 
@@ -46,37 +45,13 @@ class WeightSource(NamedTuple):
     base: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class CausalLM:
-    """One way to run a model: hidden states from the trunk, float32 logits from the head."""
-
-    trunk: nn.Module
-    head: nn.Module
-    vocab_size: int
-    context: int
-    logit_scale: float = 1.0
-    logit_softcap: float | None = None
-    packs: bool = False  # texts may follow each other in one row, told apart by positions that start again
-
-    def logits(self, hidden: Float[Tensor, "*b hidden"]) -> Float[Tensor, "*b vocab"]:
-        """Logits in at least float32, scaled and soft-capped as the model defines them; no temperature."""
-        logits: Tensor = self.head(hidden)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        if self.logit_scale != 1.0:
-            logits = logits * self.logit_scale
-        if self.logit_softcap is not None:
-            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
-        return logits
-
-
 class Body:
     """One copy of base weights, with any number of adapters on it."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.peft: Any = None
-        self.causal_lm = _split(model)
+        self.causal_lm = split(model)
 
     def load_adapter(self, path: str) -> str:
         """Put the adapter of a folder on the weights; returns its name.
@@ -133,6 +108,21 @@ class ModelPair:
     def packs(self) -> bool:
         """True if both models take packed texts."""
         return self._policy[0].causal_lm.packs and self._reference[0].causal_lm.packs
+
+    @property
+    def caches(self) -> bool:
+        """True if both models go on from the keys and values of a prefix."""
+        return self._policy[0].causal_lm.caches and self._reference[0].causal_lm.caches
+
+    @property
+    def splits(self) -> bool:
+        """False if one of them makes the logits of all tokens at once: slow, and memory for all of them."""
+        return self._policy[0].causal_lm.splits and self._reference[0].causal_lm.splits
+
+    @property
+    def same(self) -> bool:
+        """True if policy and reference are one model."""
+        return self._policy == self._reference
 
     def policy(self) -> AbstractContextManager[CausalLM]:
         """The policy, while the context is entered."""
@@ -304,47 +294,6 @@ def _tokenizer_of(source: WeightSource) -> Any:
     return load_tokenizer(source.path if own else source.base or source.path)
 
 
-def _split(model: Any) -> CausalLM:
-    """Trunk and head of a model whose head is one linear layer; checked against the model's own logits."""
-    config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ModelLoadError("the model has no output head")
-    split = CausalLM(
-        trunk=model.base_model,
-        head=head,
-        vocab_size=int(config.vocab_size),
-        context=int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1),
-        logit_scale=_logit_scale(config),
-        logit_softcap=getattr(config, "final_logit_softcapping", None),
-        packs=_packs(model.base_model, int(config.vocab_size), model.device),
-    )
-    probe = torch.tensor([[0, 1 % split.vocab_size]], device=model.device)
-    with torch.inference_mode():
-        ours = split.logits(split.trunk(input_ids=probe, use_cache=False).last_hidden_state)
-        theirs = model(input_ids=probe, use_cache=False).logits.float()
-    if not torch.allclose(ours.float(), theirs, rtol=1e-3, atol=1e-3):
-        raise ModelLoadError(f"{type(model).__name__}: its logits are not a linear head's; not supported")
-    return split
-
-
-@torch.inference_mode()
-def _packs(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
-    """True if the trunk keeps packed texts apart: what the first does to the second is nothing but rounding."""
-
-    def states(ids: Tensor, **positions: Tensor) -> Tensor:
-        hidden: Tensor = trunk(input_ids=ids, use_cache=False, **positions).last_hidden_state
-        return hidden.float()
-
-    second = torch.arange(8, device=device)[None] % vocab_size
-    both, again = torch.cat([second.flip(1), second], dim=1), torch.arange(8, device=device).repeat(2)[None]
-    try:
-        alone, packed, mixed = states(second), states(both, position_ids=again)[:, 8:], states(both)[:, 8:]
-    except (TypeError, ValueError, RuntimeError):  # no position_ids, or a context of less than 16 tokens
-        return False
-    return bool((packed - alone).abs().max() <= 0.03 * (mixed - alone).abs().max())
-
-
 def _adapter_name(path: str) -> str:
     return hashlib.sha256(path.encode()).hexdigest()[:16]
 
@@ -352,13 +301,6 @@ def _adapter_name(path: str) -> str:
 def _is_plain(head: nn.Module) -> bool:
     """False once PEFT has wrapped it."""
     return type(head).__module__.split(".")[0] != "peft"
-
-
-def _logit_scale(config: Any) -> float:
-    """Cohere multiplies the logits by `logit_scale`, Granite divides them by `logits_scaling`."""
-    if getattr(config, "logits_scaling", None):
-        return 1.0 / float(config.logits_scaling)
-    return float(getattr(config, "logit_scale", None) or 1.0)
 
 
 def _require_safetensors_adapter(folder: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_core.causal_lm import CausalLM
 from rlhf_core.errors import InputTooLong
-from rlhf_core.models import CausalLM
 
 
 class Rollout(NamedTuple):
@@ -70,7 +70,7 @@ def generate(
         raise InputTooLong(
             f"a prompt of {width} tokens and {max_new_tokens} new ones exceed the context of {model.context}"
         )
-    device = next(model.head.parameters()).device
+    device = model.device
     tokens = torch.full((len(prompts), width), pad_id, device=device)
     attention = torch.zeros_like(tokens)
     for row, prompt in enumerate(prompts):

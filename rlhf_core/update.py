@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlhf_core.chunked_logprobs import chunked_logprobs
 from rlhf_core.config import PPOConfig
 from rlhf_core.controllers import Controller, make_controller
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation
 from rlhf_core.experience import Experience, TrainablePolicy, response_hidden
-from rlhf_core.logprobs import token_logprobs
 from rlhf_core.losses import k2_loss, policy_loss, value_loss
 
 Report = dict[str, float]
@@ -129,7 +129,11 @@ def add_gradient(
 
     with policy.policy() as model:
         hidden = response_hidden(model, batch)
-        logprob = token_logprobs(model.logits(hidden), ids, temperature=config.rollout.temperature)
+        weights = [weight for weight in model.head.parameters() if weight.requires_grad]
+        found = chunked_logprobs(
+            hidden, model.logits, ids, weights=weights, temperature=config.rollout.temperature
+        )
+    logprob = found.logprob
     value = state.value_head(hidden.detach()).squeeze(-1)  # the value loss cannot move the policy
 
     on_policy = policy_loss(logprob, old, advantage, clip_range=options.clip_range, token_count=token_count)

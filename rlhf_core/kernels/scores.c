@@ -15,8 +15,8 @@
 #define EVERY_CPU
 #endif
 
-enum { RUN = 256, OUTPUTS = 8 };
-enum { POLICY, REFERENCE, KL, KL_REF, ENTROPY, CROSS_ENTROPY, TV, JS };
+enum { RUN = 256, OUTPUTS = 11 };
+enum { POLICY, REFERENCE, KL, KL_REF, ENTROPY, CROSS_ENTROPY, TV, ENTROPY_REF, POLICY_RANK, REFERENCE_RANK, JS };
 
 /* e^x for x <= 0, relative error 1.2e-7; 0 below -87.3; NaN stays NaN. */
 static inline __attribute__((always_inline)) float exp_of_negative(float x) {
@@ -58,6 +58,34 @@ static inline __attribute__((always_inline)) float largest(const float *x, int64
     return most;
 }
 
+/* 1 + how many are larger than x[id] */
+static inline __attribute__((always_inline)) float rank(const float *x, int64_t n, int64_t id) {
+    float own = x[id];
+    int32_t larger = 1;
+#pragma omp simd reduction(+ : larger)
+    for (int64_t v = 0; v < n; v++) larger += x[v] > own;
+    return own == own ? (float)larger : own; /* NaN has none */
+}
+
+/* expm1(-d) + d = even - odd, expm1(d) - d = even + odd, for |d| < 1 */
+typedef struct {
+    float even, odd;
+} Series;
+
+static inline __attribute__((always_inline)) Series series(float d) {
+    float d2 = d * d;
+    Series s = {1.0f / 3628800, 1.0f / 39916800};
+    s.even = s.even * d2 + 1.0f / 40320;
+    s.even = s.even * d2 + 1.0f / 720;
+    s.even = s.even * d2 + 1.0f / 24;
+    s.even = (s.even * d2 + 0.5f) * d2;
+    s.odd = s.odd * d2 + 1.0f / 362880;
+    s.odd = s.odd * d2 + 1.0f / 5040;
+    s.odd = s.odd * d2 + 1.0f / 120;
+    s.odd = (s.odd * d2 + 1.0f / 6) * d2 * d;
+    return s;
+}
+
 /* ln sum e^((x - most) / T), and NaN for a row without any mass */
 static inline __attribute__((always_inline)) double log_mass(const float *x, int64_t n, float most, float inverse_temperature) {
     double mass = 0;
@@ -72,7 +100,7 @@ static inline __attribute__((always_inline)) double log_mass(const float *x, int
 }
 
 typedef struct {
-    double kl, kl_ref, entropy, cross_entropy, tv, js;
+    double kl, kl_ref, entropy, cross_entropy, tv, entropy_ref, js;
 } Sums;
 
 static inline __attribute__((always_inline)) Sums sums(const float *a, const float *b, int64_t n, float most_a, float most_b, float mass_a,
@@ -80,24 +108,15 @@ static inline __attribute__((always_inline)) Sums sums(const float *a, const flo
     Sums total = {0};
     for (int64_t from = 0; from < n; from += RUN) {
         int64_t until = from + RUN < n ? from + RUN : n;
-        float kl = 0, kl_ref = 0, entropy = 0, cross = 0, tv = 0, js = 0;
-#pragma omp simd reduction(+ : kl, kl_ref, entropy, cross, tv, js)
+        float kl = 0, kl_ref = 0, entropy = 0, cross = 0, tv = 0, entropy_ref = 0, js = 0;
+#pragma omp simd reduction(+ : kl, kl_ref, entropy, cross, tv, entropy_ref, js)
         for (int64_t v = from; v < until; v++) {
             float la = (a[v] - most_a) * inverse_temperature - mass_a;
             float lb = (b[v] - most_b) * inverse_temperature - mass_b;
             float p = exp_of_negative(la < 0 ? la : la * 0), q = exp_of_negative(lb < 0 ? lb : lb * 0);
-            float d = la - lb, d2 = d * d;
+            float d = la - lb;
             int near = d < 1.0f && d > -1.0f;
-            /* expm1(-d) + d = even - odd, expm1(d) - d = even + odd */
-            float even = 1.0f / 3628800, odd = 1.0f / 39916800;
-            even = even * d2 + 1.0f / 40320;
-            even = even * d2 + 1.0f / 720;
-            even = even * d2 + 1.0f / 24;
-            even = (even * d2 + 0.5f) * d2;
-            odd = odd * d2 + 1.0f / 362880;
-            odd = odd * d2 + 1.0f / 5040;
-            odd = odd * d2 + 1.0f / 120;
-            odd = (odd * d2 + 1.0f / 6) * d2 * d;
+            float even = series(d).even, odd = series(d).odd;
             float far_kl = p * d - p + q, far_ref = p - q - q * d;
             far_kl = p == 0 ? q : far_kl;
             far_ref = q == 0 ? p : far_ref;
@@ -105,10 +124,11 @@ static inline __attribute__((always_inline)) Sums sums(const float *a, const flo
             kl_ref += near ? q * (even + odd) : far_ref;
             entropy -= p == 0 ? 0 : p * la;
             cross -= p == 0 ? 0 : p * lb;
+            entropy_ref -= q == 0 ? 0 : q * lb;
             float apart = near ? p * (d - (even - odd)) : p - q;
             tv += apart < 0 ? -apart : apart;
             if (with_js) {
-                float s2 = d2 * 0.25f;
+                float s2 = d * d * 0.25f;
                 float g = -559.0f / 5443200;
                 g = g * s2 + 443.0f / 1209600;
                 g = g * s2 - 1.0f / 720;
@@ -122,7 +142,7 @@ static inline __attribute__((always_inline)) Sums sums(const float *a, const flo
             }
         }
         total.kl += kl, total.kl_ref += kl_ref, total.entropy += entropy;
-        total.cross_entropy += cross, total.tv += tv, total.js += js;
+        total.cross_entropy += cross, total.tv += tv, total.entropy_ref += entropy_ref, total.js += js;
     }
     return total;
 }
@@ -143,6 +163,9 @@ static void score_row(const float *a, const float *b, int64_t n, int64_t id, flo
     out[ENTROPY] = (float)all.entropy;
     out[CROSS_ENTROPY] = (float)all.cross_entropy;
     out[TV] = (float)(all.tv / 2);
+    out[ENTROPY_REF] = (float)all.entropy_ref;
+    out[POLICY_RANK] = rank(a, n, id);
+    out[REFERENCE_RANK] = rank(b, n, id);
     out[JS] = (float)all.js;
 }
 
@@ -152,4 +175,100 @@ void kleash_scores(const float *a, const float *b, const int64_t *ids, int64_t r
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++)
         score_row(a + row * vocab, b + row * vocab, vocab, ids[row], inverse_temperature, level, out + row * OUTPUTS);
+}
+
+/* The k largest terms of KL(a || b), largest first, of equal ones the first: items, and three numbers of each. */
+EVERY_CPU
+static void top_of_row(const float *a, const float *b, int64_t n, float inverse_temperature, int k, int32_t *items,
+                       float *policy, float *reference, float *terms) {
+    float most_a = largest(a, n), most_b = largest(b, n);
+    float mass_a = (float)log_mass(a, n, most_a, inverse_temperature);
+    float mass_b = (float)log_mass(b, n, most_b, inverse_temperature);
+    float h[RUN];
+    int found = 0;
+    for (int64_t from = 0; from < n; from += RUN) {
+        int64_t until = from + RUN < n ? from + RUN : n;
+        float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+        for (int64_t v = from; v < until; v++) {
+            float la = (a[v] - most_a) * inverse_temperature - mass_a;
+            float lb = (b[v] - most_b) * inverse_temperature - mass_b;
+            float p = exp_of_negative(la < 0 ? la : la * 0), q = exp_of_negative(lb < 0 ? lb : lb * 0);
+            float d = la - lb, far = p == 0 ? q : p * d - p + q;
+            float term = d < 1.0f && d > -1.0f ? p * (series(d).even - series(d).odd) : far;
+            h[v - from] = term;
+            most = term > most ? term : most;
+        }
+        if (found == k && !(most > terms[k - 1])) continue;
+        for (int64_t v = from; v < until; v++) {
+            float term = h[v - from];
+            if (found == k && !(term > terms[k - 1])) continue;
+            int place = found < k ? found++ : k - 1;
+            for (; place > 0 && term > terms[place - 1]; place--) {
+                terms[place] = terms[place - 1];
+                items[place] = items[place - 1];
+            }
+            terms[place] = term;
+            items[place] = (int32_t)v;
+        }
+    }
+    for (int i = 0; i < k; i++) {
+        policy[i] = (a[items[i]] - most_a) * inverse_temperature - mass_a;
+        reference[i] = (b[items[i]] - most_b) * inverse_temperature - mass_b;
+    }
+}
+
+/* k <= vocab */
+void kleash_top_terms(const float *a, const float *b, int64_t rows, int64_t vocab, float inverse_temperature, int k,
+                      int threads, int32_t *items, float *policy, float *reference, float *terms) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; row++)
+        top_of_row(a + row * vocab, b + row * vocab, vocab, inverse_temperature, k, items + row * k, policy + row * k,
+                   reference + row * k, terms + row * k);
+}
+
+/* out = of_logprob d logprob/da + of_entropy d entropy/da + of_kl d KL/da, the weights given for the row:
+ *   d logprob/da = onehot - p,  d H/da = -p (ln p + H),  d KL/da = p (ln p - ln q - KL);  all by inverse_temperature.
+ * b may be null; out may be b. */
+EVERY_CPU
+static void row_gradient(const float *a, const float *b, float *out, int64_t n, int64_t id, float inverse_temperature, float of_logprob,
+                         float of_entropy, float of_kl, float entropy, float kl) {
+    float most_a = largest(a, n), mass_a = (float)log_mass(a, n, most_a, inverse_temperature);
+    float most_b = 0, mass_b = 0;
+    if (b) {
+        most_b = largest(b, n);
+        mass_b = (float)log_mass(b, n, most_b, inverse_temperature);
+    } else {
+        b = a; /* read and multiplied by 0 */
+        of_kl = 0;
+    }
+    float own = of_logprob * inverse_temperature;
+    if (of_entropy == 0 && of_kl == 0) {
+#pragma omp simd
+        for (int64_t v = 0; v < n; v++) {
+            float la = (a[v] - most_a) * inverse_temperature - mass_a;
+            out[v] = -own * exp_of_negative(la < 0 ? la : la * 0);
+        }
+    } else {
+#pragma omp simd
+        for (int64_t v = 0; v < n; v++) {
+            float la = (a[v] - most_a) * inverse_temperature - mass_a;
+            float lb = (b[v] - most_b) * inverse_temperature - mass_b;
+            float p = exp_of_negative(la < 0 ? la : la * 0);
+            float apart = of_kl == 0 ? 0 : of_kl * (la - lb - kl), spread = of_entropy * (la + entropy);
+            out[v] = p == 0 ? 0 : p * (apart - spread - of_logprob) * inverse_temperature;
+        }
+    }
+    out[id] += own;
+}
+
+void kleash_gradient(const float *a, const float *b, const int64_t *ids, float *out, int64_t rows, int64_t vocab,
+                     float inverse_temperature, int threads, const float *of_logprob, const float *of_entropy, const float *of_kl,
+                     const float *entropy, const float *kl) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; row++)
+        row_gradient(a + row * vocab, b ? b + row * vocab : 0, out + row * vocab, vocab, ids[row], inverse_temperature,
+                     of_logprob[row], of_entropy[row], of_kl[row], entropy[row], kl[row]);
 }

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rlhf_core import ppo, update
+from rlhf_core.causal_lm import CausalLM
 from rlhf_core.config import PPOConfig
-from rlhf_core.models import CausalLM
 
 
 class StateTrunk(nn.Module):

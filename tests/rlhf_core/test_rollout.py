@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlhf_core.causal_lm import CausalLM
 from rlhf_core.config import LoraConfig
 from rlhf_core.errors import InputTooLong
 from rlhf_core.experience import response_hidden
-from rlhf_core.models import CausalLM, LoraPolicy, new_lora_policy
+from rlhf_core.models import LoraPolicy, new_lora_policy
 from rlhf_core.rollout import generate, response_ids
 
 EOS = 0

@@ -9,11 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from rlhf_core.batches import PADDING_WASTE, fill_batch
+from rlhf_core.causal_lm import split
 from rlhf_core.errors import TokenizerMismatch
-from rlhf_core.models import WeightSource, _split, load_pair
-from rlhf_core.scoring import PADDING_WASTE, capacity, fill_batch, score_batch, score_texts
+from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.scoring import capacity, score_batch, score_texts
 from rlhf_core.tokenization import tokenize
 from tests import tiny_models
 
@@ -80,6 +88,9 @@ def naive(tiny, text, prompt, temperature):
         "tv": (lp.exp() - lq.exp()).abs().sum(-1) / 2,
         "entropy": -(lp.exp() * lp).sum(-1),
         "cross_entropy": -(lp.exp() * lq).sum(-1),
+        "entropy_ref": -(lq.exp() * lq).sum(-1),
+        "policy_rank": 1.0 + (lp > ours[:, None]).sum(-1),
+        "reference_rank": 1.0 + (lq > theirs[:, None]).sum(-1),
     }
 
 
@@ -142,6 +153,102 @@ def test_other_tokenizers_and_vocabularies_are_refused(tiny):
         load_pair(WeightSource(str(tiny.base)), WeightSource(str(tiny.foreign)))
 
 
+PROMPT = (
+    "the same long prompt is read once for all of its completions, whatever their number may be, and kept"
+)
+
+
+@pytest.fixture
+def completions(pair):
+    answers = (" yes", " no, not at all", " perhaps 日本語", " x", " yes")
+    return [tokenize(pair.tokenizer, text, PROMPT, context=capacity(pair).context) for text in answers]
+
+
+def test_a_shared_prompt_is_run_once_and_changes_nothing(pair, completions, monkeypatch):
+    seen = []
+    trunk = pair._policy[0].causal_lm.trunk  # also the reference's, with the adapter off
+    forward = trunk.forward
+    monkeypatch.setattr(trunk, "forward", lambda **inputs: (seen.append(inputs), forward(**inputs))[1])
+    alone = [score_batch(pair, [text])[0] for text in completions]
+    seen.clear()
+    shared = score_texts(pair, completions, max_batch_tokens=4 * len(completions[1].ids))
+    prompt = completions[0].first_scored
+    assert [inputs["input_ids"].shape[0] for inputs in seen] == [
+        1,
+        5,
+        1,
+        5,
+    ]  # both models: prompt, completions
+    assert {inputs["input_ids"].shape[1] for inputs in seen[::2]} == {prompt}
+    without = score_texts(pair, completions, reuse_prefixes=False)
+    for one, *others in zip(alone, shared, without, strict=True):
+        for other in others:
+            assert one.ids.tolist() == other.ids.tolist()
+            for name, values in one.quantities.items():
+                scale = max(1.0, np.nanmax(np.abs(values)))
+                np.testing.assert_allclose(values, other.quantities[name], atol=1e-5 * scale)
+
+
+def test_strict_is_the_same_to_the_bit_in_any_company(pair, texts, completions):
+    alone = [score_texts(pair, [text], strict=True)[0] for text in [*texts, *completions]]
+    together = score_texts(pair, [*completions, *texts], strict=True, max_batch_tokens=10_000)
+    for one, other in zip(alone, together[len(completions) :] + together[: len(completions)], strict=True):
+        for name, values in one.quantities.items():
+            assert values.tobytes() == other.quantities[name].tobytes(), name
+
+
+def test_top_terms_are_the_largest_parts_of_the_kl(tiny, pair, texts):
+    """Asked for whole, they sum to it; each is p ln(p/q) − p + q of its item."""
+    vocab = capacity(pair).vocab_size
+    for score in score_texts(pair, texts, top_k=10**6):
+        assert score.top is not None
+        ids, log_p, log_q, terms = (x.astype(np.float64) for x in score.top)
+        assert terms.shape == (len(score.ids), vocab)
+        assert not terms[~score.scored].any()
+        kl = score.quantities["kl"][score.scored]
+        np.testing.assert_allclose(terms[score.scored].sum(1), kl, rtol=1e-5, atol=1e-7)
+        ids, log_p, log_q, terms = (x[score.scored] for x in (ids, log_p, log_q, terms))
+        assert (np.sort(ids, axis=1) == np.arange(vocab)).all()
+        assert (np.diff(terms, axis=1) <= 0).all()
+        p, q = np.exp(log_p), np.exp(log_q)
+        np.testing.assert_allclose(terms, p * (log_p - log_q) - p + q, rtol=1e-3, atol=1e-7)
+    few = score_texts(pair, texts[:1], top_k=3)[0].top
+    assert few is not None
+    assert few.ids.shape == (len(texts[0].ids), 3)
+
+
+def test_one_model_is_run_once_and_is_at_zero_from_itself(tiny, texts):
+    base = WeightSource(str(tiny.base))
+    pair = load_pair(base, base)
+    assert pair.same
+    calls = []
+    trunk = pair._policy[0].causal_lm.trunk
+    trunk.register_forward_hook(lambda *_: calls.append(1))
+    for score in score_batch(pair, texts):
+        for name in ("k1", "k2", "k3", "kl", "kl_ref", "js", "tv"):
+            assert (score.quantities[name][score.scored] == 0.0).all()
+    assert len(calls) == 1
+
+
+def test_a_model_without_a_linear_head_is_run_as_a_whole_and_says_so(tiny, texts, caplog, monkeypatch):
+    plain = load_pair(WeightSource(str(tiny.adapter), str(tiny.base)), WeightSource(str(tiny.base)))
+    expected = score_texts(plain, texts, temperature=2.0)
+    forward = LlamaForCausalLM.forward
+
+    def halved(self, *args, **inputs):
+        output = forward(self, *args, **inputs)
+        output.logits = output.logits / 2
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", halved)
+    pair = load_pair(WeightSource(str(tiny.adapter), str(tiny.base)), WeightSource(str(tiny.base)))
+    assert not pair.splits
+    assert "not one linear layer" in caplog.text
+    for ours, theirs in zip(score_texts(pair, texts), expected, strict=True):
+        for name, values in theirs.quantities.items():
+            np.testing.assert_allclose(ours.quantities[name], values, rtol=1e-4, atol=2e-5)
+
+
 def test_models_that_would_mix_packed_texts_are_padded():
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32}
@@ -151,7 +258,7 @@ def test_models_that_would_mix_packed_texts_are_padded():
     )
     for config, packs in ((bloom, False), (llama, True)):
         model = AutoModelForCausalLM.from_config(config).eval()
-        assert _split(model).packs is packs, config.model_type
+        assert split(model).packs is packs, config.model_type
 
 
 @given(

@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import ItemError, ItemScores, ScoreRequest
-from rlhf_core.errors import EmptyInput, InputTooLong, ModelLoadError, RLHFError
-from rlhf_core.scoring import ScoredText, fill_batch, score_batch
-from rlhf_core.tokenization import TokenizedText, tokenize
+from jobs.scoring_wire import ItemError, ScoreRequest
+from rlhf_core.batches import next_batch
+from rlhf_core.errors import ModelLoadError, RLHFError
+from rlhf_core.scoring import ScoredText, score_batch
+from rlhf_core.tokenization import TokenizedText
+from worker.scorer.answers import item_scores, tokenized
 from worker.scorer.memory import score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 from worker.scorer.queue import FairQueue
@@ -97,7 +99,7 @@ class Batcher:
         """Load a pair before its first request, and warm it up. Only for the thread that calls `run`."""
         loaded = self._pairs.get(pair)
         for texts in warmup_batches(loaded, max_batch_tokens=self._max_batch_tokens):
-            self._score_texts(loaded, texts, temperature=1.0)
+            self._score_texts(loaded, texts, temperature=1.0, top_k=0)
 
     def run(self) -> None:
         """Score until closed and the queue is empty."""
@@ -157,44 +159,43 @@ class Batcher:
         with self._changed:
             self._drop_unwanted()  # loading and tokenising took their time
             group = [ticket for ticket in self._queue.group(leader) if ticket.tokenized]
-        order = fair_order(group, window=WINDOW * self._max_batch_tokens)
-        if not order:
+        batch = self._choose(group, pair)
+        concerned = [ticket for ticket in group if not ticket.open.keys().isdisjoint(batch)]
+        if not batch:
             return
-        batch = [order[place] for place in self._choose(order, leader.key, pair)]
-        fingerprints = {fingerprint for fingerprint, _ in batch}
-        concerned = [ticket for ticket in group if not fingerprints.isdisjoint(ticket.open)]
         with self._failing(concerned):
-            texts = [text for _, text in batch]
+            top_k = max(ticket.request.top_k for ticket in concerned)
             started = time.perf_counter()
-            scores = self._score_texts(pair, texts, temperature=leader.key.temperature)
+            scores = self._score_texts(
+                pair, list(batch.values()), temperature=leader.key.temperature, top_k=top_k
+            )
             elapsed = time.perf_counter() - started
-            for ticket in concerned:
-                ticket.compute_s += elapsed
             with self._changed:
-                self._totals.count_batch(
-                    [len(text.ids) for text in texts], pair.capacity.packed_tokens, elapsed
-                )
-                for (fingerprint, _), scored in zip(batch, scores, strict=True):
+                lengths = [len(text.ids) for text in batch.values()]
+                self._totals.count_batch(lengths, pair.capacity.packed_tokens, elapsed)
+                for ticket in concerned:
+                    ticket.compute_s += elapsed
+                for fingerprint, scored in zip(batch, scores, strict=True):
                     self._hand_out(concerned, fingerprint, scored)
 
-    def _choose(
-        self, order: Sequence[tuple[Fingerprint, TokenizedText]], key: BatchKey, pair: LoadedPair
-    ) -> list[int]:
-        """The places in `order` of the texts that run now; the first always does."""
-        if key.numerics == "strict":
-            return [0]  # alone, for the bits depend on the company
-        return fill_batch(
-            [len(text.ids) for _, text in order],
-            0,
+    def _choose(self, group: Sequence[Ticket], pair: LoadedPair) -> dict[Fingerprint, TokenizedText]:
+        """The texts that run now: of fair_order's the first, and those that go well with it."""
+        order = fair_order(group, window=WINDOW * self._max_batch_tokens)
+        if not order:
+            return {}
+        places = next_batch(
+            [text for _, text in order],
+            pair.capacity,
             max_batch_tokens=self._max_batch_tokens,
-            packed_tokens=pair.capacity.packed_tokens,
+            strict=group[0].key.numerics == "strict",
         )
+        return dict(order[place] for place in places)
 
     def _score_texts(
-        self, pair: LoadedPair, texts: Sequence[TokenizedText], *, temperature: float
+        self, pair: LoadedPair, texts: Sequence[TokenizedText], *, temperature: float, top_k: int
     ) -> list[ScoredText | None]:
         def score(part: Sequence[TokenizedText]) -> list[ScoredText]:
-            return score_batch(pair.models, part, temperature=temperature)
+            return score_batch(pair.models, part, temperature=temperature, top_k=top_k)
 
         return score_in_halves(score, texts, on_failure=self._totals.count_out_of_memory)
 
@@ -203,9 +204,7 @@ class Batcher:
     ) -> None:
         items = [(t, item, text) for t in tickets for item, text in t.close_text(fingerprint)]
         for ticket, item, text in items:
-            ticket.answers[item] = (
-                NO_MEMORY if scored is None else _item_scores(text, scored, ticket.request.quantities)
-            )
+            ticket.answers[item] = NO_MEMORY if scored is None else item_scores(text, scored, ticket.request)
         if scored is not None:
             self._totals.items += len(items)
             self._totals.shared_items += len(items) - 1
@@ -216,13 +215,11 @@ class Batcher:
             return
         started = time.perf_counter()
         for index, item in enumerate(ticket.request.items):
-            try:
-                text = tokenize(
-                    pair.models.tokenizer, item.text or "", item.prompt, context=pair.capacity.context
-                )
-                ticket.add_text(index, text)
-            except (EmptyInput, InputTooLong) as error:
-                ticket.answers[index] = ItemError(code=error.code, detail=str(error))
+            found = tokenized(pair, item)
+            if isinstance(found, ItemError):
+                ticket.answers[index] = found
+            else:
+                ticket.add_text(index, found)
         ticket.tokenize_s = time.perf_counter() - started
         with self._changed:
             ticket.tokenized = True
@@ -280,14 +277,3 @@ class Batcher:
             if ticket.future.set_running_or_notify_cancel():
                 ticket.future.set_exception(failure)
         return len(tickets)
-
-
-def _item_scores(text: TokenizedText, scored: ScoredText, quantities: tuple[str, ...]) -> ItemScores:
-    """A score as one item's: equal tokens may stand for different bytes."""
-    return ItemScores(
-        token_ids=text.ids,
-        start=text.start,
-        end=text.end,
-        scored=scored.scored,
-        quantities={name: values for name, values in scored.quantities.items() if name in quantities},
-    )

@@ -22,7 +22,7 @@ Score = Callable[[Sequence[TokenizedText]], Sequence[ScoredText]]
 def score_in_halves(
     score: Score, texts: Sequence[TokenizedText], *, on_failure: Callable[[], None]
 ) -> list[ScoredText | None]:
-    """Scores in the order of `texts`, by halves of halves where memory is short; None for one that does not fit."""
+    """Scores in the order of `texts`, by halves of halves where memory is short; None for one too many."""
     try:
         return list(score(texts))
     except (MemoryError, RuntimeError) as error:

@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 
 from safetensors import SafetensorError, safe_open
 
+from rlhf_core.batches import Capacity
 from rlhf_core.models import Body, ModelPair, WeightSource
-from rlhf_core.scoring import Capacity, capacity
+from rlhf_core.scoring import capacity
 from worker.scorer.memory import release
 
 PairKey = tuple[WeightSource, WeightSource]  # policy, reference
@@ -25,7 +26,9 @@ class Loader(Protocol):
 
     def __call__(
         self, policy: WeightSource, reference: WeightSource, *, bodies: MutableMapping[str, Body]
-    ) -> ModelPair: ...
+    ) -> ModelPair:
+        """The pair."""
+        ...
 
 
 class LoadedPair(NamedTuple):

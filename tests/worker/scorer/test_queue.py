@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from jobs.errors import ScorerOverloaded, ScoringRefused
 from jobs.scoring_wire import ChatMessage, ModelSource, ScoreItem, ScoreRequest
+from rlhf_core.batches import Capacity, next_batch
 from rlhf_core.models import WeightSource
-from rlhf_core.scoring import fill_batch
 from rlhf_core.tokenization import TokenizedText
 from tests.worker.scorer.bench import PATIENCE_S, drain, request, wait_until
 from worker.scorer.batcher import Batcher
@@ -128,7 +128,7 @@ class Turns(RuleBasedStateMachine):
     @initialize(packed=st.sampled_from([0, 40]))
     def begin(self, packed):
         self.queue = FairQueue(max_tokens=10**9, max_requests=10**9)
-        self.packed, self.number = packed, 0
+        self.capacity, self.number = Capacity(100, 100, packed), 0
         self.may_wait = {}  # client: batches of others that may still come before its own
 
     def clients(self):
@@ -160,7 +160,7 @@ class Turns(RuleBasedStateMachine):
         leader = self.queue.leader(lambda key: True)
         group = self.queue.group(leader)
         order = fair_order(group, window=1000)
-        batch = fill_batch([len(t.ids) for _, t in order], 0, max_batch_tokens=80, packed_tokens=self.packed)
+        batch = next_batch([t for _, t in order], self.capacity, max_batch_tokens=80)
         oldest = next(iter(leader.open))
         assert leader is next(ticket for ticket in self.queue if ticket.client == leader.client)
         assert oldest in [order[place][0] for place in batch]
