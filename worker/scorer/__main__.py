@@ -78,6 +78,7 @@ def main() -> int:
                 log.warning("exact KL will be several times slower than it can be: %s", kernels)
             if pair := default_pair(settings.registry):
                 batcher.preload((sources.weights(pair[0]), sources.weights(pair[1])))
+            threading.Thread(target=batcher.tokenize_ahead, name="tokenizer", daemon=True).start()
             ready.set()
             batcher.run()
         except (RLHFError, ScoringRefused) as error:

@@ -1,12 +1,12 @@
-"""One queue and one thread that owns the models: texts of all waiting requests are scored in shared batches.
+"""One queue and a thread that owns the models: texts of all waiting requests are scored in shared batches.
 
 A request is admitted by its estimated tokens before any costly work (queue.py). Then, batch by batch: drop what
 nobody waits for any more, let the client whose turn it is choose the pair, gather every waiting text for the same
 pair, temperature and numerics, and run those that go well together within the token budget. Equal texts are
 scored once.
 
-Texts are tokenised here, on the models' thread, and not on the event loop: for a 135M pair on two cores it takes
-0.2 % of the time.
+A second thread tokenises what is admitted for a pair in memory while the first computes; what is left is tokenised
+by the first. It takes about 12 µs a token: nothing beside a model on a CPU, but not beside one on a GPU.
 """
 
 import logging
@@ -41,7 +41,7 @@ class ScorerDraining(ScorerUnavailable):
 
 
 class Batcher:
-    """The queue and its thread; `run` is the thread's body, everything else may be called from any thread."""
+    """The queue and its threads, which run `run` and `tokenize_ahead`; the rest may be called from any thread."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pairs, self._max_batch_tokens, self._clock = pairs, max_batch_tokens, clock
-        self._changed = threading.Condition()
+        self._changed, self._tokenizing = threading.Condition(), threading.Lock()
         self._queue = FairQueue(max_tokens=max_queued_tokens, max_requests=max_queued_requests)
         self._totals = Totals()
         self._closed = False
@@ -79,7 +79,7 @@ class Batcher:
             if self._closed:
                 raise ScorerDraining("the scorer is shutting down")
             self._queue.admit(ticket, tokens_per_s=self._totals.tokens_per_s)
-            self._changed.notify()
+            self._changed.notify_all()
         return ticket.future
 
     def stats(self) -> Stats:
@@ -110,11 +110,23 @@ class Batcher:
                     return
             self.step()
 
+    def tokenize_ahead(self) -> None:
+        """Tokenise requests whose pair is in memory, until closed."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._to_tokenize() or self._closed)
+                ticket = self._to_tokenize()
+            if self._closed or ticket is None:
+                return
+            if pair := self._pairs.find(ticket.key.pair):
+                with self._failing([ticket]):
+                    self._tokenize_once(ticket, pair)
+
     def close(self) -> None:
         """Take no more requests; those that wait are still answered."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def give_up(self) -> None:
         """Fail all that still waits: there is no more time."""
@@ -209,22 +221,27 @@ class Batcher:
             self._totals.items += len(items)
             self._totals.shared_items += len(items) - 1
 
+    def _to_tokenize(self) -> Ticket | None:
+        waiting = (ticket for ticket in self._queue if not ticket.tokenized)
+        return next((ticket for ticket in waiting if ticket.key.pair in self._pairs), None)
+
     def _tokenize_once(self, ticket: Ticket, pair: LoadedPair) -> None:
         """Tokenise a request's items; those that cannot be scored are answered at once."""
-        if ticket.tokenized:
-            return
-        started = time.perf_counter()
-        for index, item in enumerate(ticket.request.items):
-            found = tokenized(pair, item)
-            if isinstance(found, ItemError):
-                ticket.answers[index] = found
-            else:
-                ticket.add_text(index, found)
-        ticket.tokenize_s = time.perf_counter() - started
-        with self._changed:
-            ticket.tokenized = True
-            ticket.tokens = sum(len(text.ids) for text in ticket.open.values())
-            self._totals.tokenize_s += ticket.tokenize_s
+        with self._tokenizing:
+            if ticket.tokenized:
+                return
+            started = time.perf_counter()
+            for index, item in enumerate(ticket.request.items):
+                found = tokenized(pair, item)
+                if isinstance(found, ItemError):
+                    ticket.answers[index] = found
+                else:
+                    ticket.add_text(index, found)
+            ticket.tokenize_s = time.perf_counter() - started
+            with self._changed:
+                ticket.tokenized = True
+                ticket.tokens = sum(len(text.ids) for text in ticket.open.values())
+                self._totals.tokenize_s += ticket.tokenize_s
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
         queue_s = self._clock() - ticket.submitted - ticket.tokenize_s - ticket.compute_s

@@ -41,7 +41,7 @@ class LoadedPair(NamedTuple):
 class PairCache:
     """Pairs, least recently used first, with at most `memory_bytes` of weights; one pair is always kept.
 
-    For one thread, but `key in cache` may be asked by any.
+    For one thread, but any may ask what is in memory.
     """
 
     def __init__(self, load: Loader, *, memory_bytes: float = math.inf) -> None:
@@ -51,6 +51,10 @@ class PairCache:
 
     def __contains__(self, key: PairKey) -> bool:
         return key in self._pairs
+
+    def find(self, key: PairKey) -> LoadedPair | None:
+        """The pair if it is in memory. Any thread may ask, and keeps what it gets."""
+        return self._pairs.get(key)
 
     def __len__(self) -> int:
         return len(self._pairs)

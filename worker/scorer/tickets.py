@@ -35,7 +35,7 @@ class TimedReply(ScoreReply):
 
 @dataclass(eq=False)
 class Ticket:
-    """One request, from its admission to its answer. Changed by the batcher's thread alone."""
+    """One request, from its admission to its answer. Changed by the batcher's threads alone."""
 
     request: ScoreRequest
     key: BatchKey

@@ -1,5 +1,7 @@
 """The batcher with real models, one step at a time: what is scored together, once, and for whom."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,7 @@ from jobs.errors import ScorerUnavailable
 from jobs.scoring_wire import ItemError, ItemScores
 from rlhf_core.models import WeightSource
 from tests import tiny_models
-from tests.worker.scorer.bench import CountingLoader, drain, request
+from tests.worker.scorer.bench import PATIENCE_S, CountingLoader, drain, request, wait_until
 from worker.scorer.batcher import Batcher
 from worker.scorer.pairs import PairCache
 
@@ -154,3 +156,34 @@ def test_a_reply_says_where_its_time_went(tiny, pair_key, batcher):
     assert 0 < reply.tokenize_s == stats.tokenize_s
     assert 0 < reply.compute_s == stats.compute_s
     assert reply.queue_s == stats.queue_s >= stats.load_s > 0  # nothing was loaded before it came
+
+
+def test_requests_are_tokenised_while_a_batch_is_computed(tiny, pair_key, loader):
+    running, go_on = threading.Event(), threading.Event()
+
+    def wait(*_):
+        running.set()
+        assert go_on.wait(PATIENCE_S)
+
+    def held(*args, **bodies):
+        pair = loader(*args, **bodies)
+        pair._policy[0].causal_lm.trunk.register_forward_hook(wait)
+        return pair
+
+    batcher = Batcher(PairCache(held), max_batch_tokens=256, max_queued_tokens=1000)
+    threads = [threading.Thread(target=body) for body in (batcher.run, batcher.tokenize_ahead)]
+    first = batcher.submit(request(tiny, "the cat sat"), pair_key)
+    for thread in threads:
+        thread.start()
+    assert running.wait(PATIENCE_S)  # the models' thread is held in its first batch
+    before = batcher.stats()
+    second = batcher.submit(request(tiny, "the dog sat", ""), pair_key)
+    wait_until(lambda: batcher.stats().tokenize_s > before.tokenize_s)
+    assert not first.done()
+    go_on.set()
+    assert [type(item) for item in second.result(PATIENCE_S).items] == [ItemScores, ItemError]
+    assert 0 < second.result(0).tokenize_s == pytest.approx(batcher.stats().tokenize_s - before.tokenize_s)
+    batcher.close()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()

@@ -99,7 +99,8 @@ def test_a_default_pair_that_cannot_be_loaded_ends_the_process_with_one_sentence
 
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_preloaded_pair_has_run_every_kind_of_batch(pair_key, packs):
-    """What the trunk saw: a row alone, rows of one length, and texts of two lengths in one row or with a mask."""
+    """What the trunk saw: a row alone, rows of one length, texts of two lengths in one row or with a mask, and a
+    prompt before its completions."""
     seen = []
 
     def watched(*args, **bodies):
@@ -116,11 +117,13 @@ def test_a_preloaded_pair_has_run_every_kind_of_batch(pair_key, packs):
 
     batcher = Batcher(PairCache(watched, memory_bytes=2**30), max_batch_tokens=512, max_queued_tokens=1000)
     batcher.preload(pair_key)
-    # The context is 96: the long text has 96 tokens, a short one 96 / 4 = 24, of which 256 // 24 = 10 fit.
-    expected = [((1, 96), set()), ((10, 24), set())]
-    expected.append(((1, 120), {"position_ids"}) if packs else ((2, 96), {"attention_mask"}))
-    assert list(dict.fromkeys((shape, frozenset(names)) for shape, names in seen)) == [
-        (shape, frozenset(names)) for shape, names in expected
+    # The context is 96: the long text has 96 tokens, a short one 96 / 4 = 24, of which 256 // 24 = 10 fit, and the
+    # shared prompt 96 / 2 = 48. The last token of a text is never run.
+    two_lengths = ((1, 95 + 23), {"position_ids"}) if packs else ((2, 95), {"attention_mask"})
+    completions = ((3, 96 - 48 - 1), {"attention_mask", "past_key_values"})
+    expected = [((1, 95), set()), ((10, 23), set()), two_lengths, ((1, 48), set()), completions]
+    assert list(dict.fromkeys((shape, frozenset(how)) for shape, how in seen)) == [
+        (shape, frozenset(how)) for shape, how in expected
     ]
     assert batcher.stats().batches == 0  # counters are for requests
 
