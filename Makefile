@@ -7,6 +7,7 @@ PY := $(VENV)/bin/python
 #   make demo TORCH_PIP_ARGS="--index-url <your torch CPU index>"
 TORCH_PIP_ARGS ?=
 MODELS := .kleash/models.json
+PEERS := .kleash/bench/packages
 # $(call given,NAME,--option): the option, if NAME= was typed after `make`; many a shell exports its own PORT.
 given = $(if $(filter command,$(origin $1)),$2 "$($1)")
 
@@ -35,8 +36,9 @@ soak: $(VENV)/.dev $(MODELS) ## Fault points, bad runs, simulation, model, resum
 	@$(PY) -W ignore -m tests.faults.soak --budget-min $(or $(BUDGET_MIN),30) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench-scoring
-bench-scoring: $(VENV)/.worker $(MODELS) ## Exact KL side by side with plain forwards, TRL's way and the naive one
-	@$(PY) -W ignore -m benchmarks.scoring --registry $(MODELS)
+bench-scoring: $(MODELS) $(PEERS)/.done ## Exact KL beside plain forwards, TRL's way, ctranslate2, HTTP: ROUNDS=, ONLY="mix …"
+	@$(PY) -W ignore -m benchmarks.scoring --registry $(MODELS) --packages $(PEERS) \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: check
 check: lint types test ## What CI runs: format, lint, types, import contracts, tests
@@ -89,4 +91,10 @@ $(VENV)/.worker: $(VENV)/bin/pip locks/worker.lock pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.worker locks/dev.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/dev.lock
+	@touch $@
+
+# What kleash is measured against stays out of .venv: nothing of ours may come to need it.
+$(PEERS)/.done: $(VENV)/.worker locks/bench.lock
+	@rm -rf $(PEERS)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --target $(PEERS) -r locks/bench.lock
 	@touch $@

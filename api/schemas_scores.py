@@ -1,12 +1,12 @@
-"""What clients send to and read from /v1/scores and /v1/divergences. Every quantity is in nats."""
+"""What clients send to and read from /v1/scores. Every quantity is in nats."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from api.schemas import Number
+from api.schemas_statistics import Attribution, EffectiveSampleSize, Estimate, SampledFrom, SequenceKL
 from rlhf_core.config import Config
 
 Quantity = Literal[
@@ -26,15 +26,7 @@ Quantity = Literal[
     "reference_rank",
 ]
 DEFAULT_QUANTITIES: list[Quantity] = ["policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy"]
-SUM_TOLERANCE = 1e-6  # of probabilities around 1
-LOGPROB_TOLERANCE = 1e-6  # above 0: a float32 log-softmax rounds that far
 MAX_ITEMS = 4096  # of any deployment; Settings.max_items is the lower one of this deployment
-Probability = Annotated[float, Field(ge=0, le=1)]
-LogProbability = Annotated[float, Field(le=LOGPROB_TOLERANCE)]
-# Lists fail fast: a body of 1 MB full of wrong elements would make 400,000 errors.
-Probabilities = Annotated[list[Probability], Field(min_length=1, fail_fast=True)]
-LogProbabilities = Annotated[list[LogProbability], Field(min_length=1, fail_fast=True)]
-Logits = Annotated[list[float], Field(min_length=1, fail_fast=True)]
 
 
 class Completion(Config):
@@ -88,14 +80,18 @@ class ScoresRequest(Config):
         DEFAULT_QUANTITIES, min_length=1, max_length=len(get_args(Quantity)), fail_fast=True
     )
     temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits of both models.")
-    sampled_from: Literal["policy", "unknown"] = Field(
+    sampled_from: SampledFrom = Field(
         "unknown",
         description="`policy` claims that every text was sampled from the policy at this temperature, from the "
-        "whole softmax. Only then do means of k1 and k3 estimate KL.",
+        "whole softmax. Only then do means of k1 and k3 estimate KL(policy ‖ reference). `reference` claims it of "
+        "the reference: then means of −k1 estimate KL(reference ‖ policy).",
     )
     reward: float | _Rewards | None = Field(None, description="One number per item.")
     beta: float | None = Field(None, ge=0, description="adjusted_reward = reward − beta × Σ k1")
     per_token: bool = True
+    attribution: bool = Field(
+        False, description="Also say which tokens, positions, classes and vocabulary items carry the KL."
+    )
 
     @property
     def items(self) -> list[str | Completion]:
@@ -109,7 +105,7 @@ class ScoresRequest(Config):
 
     @model_validator(mode="after")
     def _rewards_fit(self) -> Self:
-        _together(self.reward, self.beta)
+        together(self.reward, self.beta)
         if self.rewards is not None and len(self.rewards) != len(self.items):
             raise ValueError(f"reward has {len(self.rewards)} numbers and input has {len(self.items)} items")
         return self
@@ -175,7 +171,7 @@ class Score(BaseModel):
     index: int
     n_tokens: int
     n_scored: int
-    sampled_from: Literal["policy", "unknown"]
+    sampled_from: SampledFrom
     sums: dict[Quantity, Number] = Field(description="Over the scored tokens.")
     means: dict[Quantity, Number] = Field(description="Per scored token.")
     adjusted_reward: Number = Field(description="reward − beta × Σ k1; null without a reward.")
@@ -197,13 +193,6 @@ class FailedScore(BaseModel):
     error: ScoreError
 
 
-class Estimate(BaseModel):
-    """A mean over texts with its standard error; null where it is not defined."""
-
-    mean: Number
-    se: Number
-
-
 class Summary(BaseModel):
     """Means over the scored texts. Standard errors cluster by text, or by prompt where texts share one."""
 
@@ -212,6 +201,10 @@ class Summary(BaseModel):
     n_scored: int
     sums: dict[Quantity, Estimate] = Field(description="Per text.")
     means: dict[Quantity, Estimate] = Field(description="Per token, as a ratio estimate.")
+    sequence_kl: SequenceKL
+    ess: EffectiveSampleSize | None = Field(
+        description="null if the texts were not sampled from either model."
+    )
 
 
 class Usage(BaseModel):
@@ -234,124 +227,12 @@ class ScoreList(BaseModel):
     partial: bool = Field(description="True if some texts could not be scored.")
     data: list[Score | FailedScore]
     summary: Summary | None = Field(description="null for a single text.")
-    note: str = Field(description="What means of k1 and k3 say here.")
+    attribution: Attribution | None = Field(description="null unless asked for.")
+    note: str = Field(description="What means of k1, k3 and kl say here.")
     usage: Usage
 
 
-class Distribution(Config):
-    """A distribution over a vocabulary, by exactly one of its three forms."""
-
-    probs: Probabilities | None = None
-    logits: Logits | None = None
-    logprobs: LogProbabilities | None = None
-
-    @property
-    def values(self) -> list[float]:
-        """The numbers of the form that was given."""
-        return self.probs or self.logits or self.logprobs or []
-
-    @model_validator(mode="after")
-    def _is_a_distribution(self) -> Self:
-        if sum(form is not None for form in (self.probs, self.logits, self.logprobs)) != 1:
-            raise ValueError("give exactly one of probs, logits and logprobs")
-        if self.logits is None:
-            terms = self.probs or [math.exp(value) for value in self.logprobs or []]
-            total = math.fsum(terms)
-            if abs(total - 1) > SUM_TOLERANCE:
-                raise ValueError(
-                    f"the probabilities must sum to 1 within {SUM_TOLERANCE}, not to {total:.9g}"
-                )
-        return self
-
-
-class DistributionsRequest(Config):
-    """Two distributions over the same vocabulary."""
-
-    policy: Distribution
-    reference: Distribution
-
-    @model_validator(mode="after")
-    def _same_vocabulary(self) -> Self:
-        ours, theirs = len(self.policy.values), len(self.reference.values)
-        if ours != theirs:
-            raise ValueError(f"policy has {ours} entries and reference has {theirs}")
-        return self
-
-
-class SampledTokensRequest(Config):
-    """What both models say of the tokens of one text, as natural logarithms."""
-
-    policy_logprobs: LogProbabilities
-    reference_logprobs: LogProbabilities
-    reward: float | None = None
-    beta: float | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        _together(self.reward, self.beta)
-        ours, theirs = len(self.policy_logprobs), len(self.reference_logprobs)
-        if ours != theirs:
-            raise ValueError(f"policy_logprobs has {ours} entries and reference_logprobs has {theirs}")
-        return self
-
-
-def _divergence_tag(value: Any) -> str | None:
-    if isinstance(value, DistributionsRequest):
-        return "distributions"
-    if isinstance(value, SampledTokensRequest):
-        return "tokens"
-    if not isinstance(value, Mapping):
-        return None
-    return "tokens" if {"policy_logprobs", "reference_logprobs"} & set(value) else "distributions"
-
-
-DivergencesRequest = Annotated[
-    Annotated[DistributionsRequest, Tag("distributions")] | Annotated[SampledTokensRequest, Tag("tokens")],
-    Discriminator(
-        _divergence_tag,
-        custom_error_type="divergence",
-        custom_error_message="must be {policy, reference} or {policy_logprobs, reference_logprobs}",
-    ),
-]
-
-
-class DistributionDivergence(BaseModel):
-    """How far two distributions are apart; null stands for +∞, and then `infinite` is true."""
-
-    object: Literal["divergence"] = "divergence"
-    unit: Literal["nats"] = "nats"
-    size: int
-    kl: Number = Field(description="KL(policy ‖ reference)")
-    kl_ref: Number = Field(description="KL(reference ‖ policy)")
-    js: float = Field(description="Jensen–Shannon, weights ½")
-    tv: float = Field(description="½ Σ |policy − reference|, without a unit")
-    entropy: float
-    cross_entropy: Number = Field(description="−Σ policy ln reference")
-    infinite: bool
-
-
-class TokenEstimates(BaseModel):
-    """One number for each estimator; null stands for +∞."""
-
-    k1: Number
-    k2: Number
-    k3: Number
-
-
-class SampledDivergence(BaseModel):
-    """Per-token estimates; their means estimate KL only if the policy sampled the tokens. null stands for +∞."""
-
-    object: Literal["divergence"] = "divergence"
-    unit: Literal["nats"] = "nats"
-    n_tokens: int
-    k1: list[Number]
-    k2: list[Number]
-    k3: list[Number]
-    sum: TokenEstimates
-    adjusted_reward: Number = Field(description="reward − beta × Σ k1; null without a reward.")
-    infinite: bool
-
-
-def _together(reward: object, beta: object) -> None:
+def together(reward: object, beta: object) -> None:
+    """Refuse one without the other."""
     if (reward is None) != (beta is None):
         raise ValueError("give reward and beta together")

@@ -4,7 +4,12 @@ from fastapi import Response
 
 from api.json_response import json_response
 from api.routing import BODY_PROBLEMS, v1_router
-from api.schemas_scores import DistributionDivergence, DivergencesRequest, SampledDivergence
+from api.schemas_divergences import (
+    DistributionDivergence,
+    DivergencesRequest,
+    SampledDivergence,
+    SequenceDivergences,
+)
 from api.services.divergences import diverge
 
 router = v1_router("divergences")
@@ -14,9 +19,9 @@ router = v1_router("divergences")
     "/divergences",
     operation_id="divergences_create",
     summary="Compare two distributions, or log-probabilities of sampled tokens",
-    response_model=DistributionDivergence | SampledDivergence,
+    response_model=DistributionDivergence | SampledDivergence | SequenceDivergences,
     responses=BODY_PROBLEMS,
 )
 def create(request: DivergencesRequest) -> Response:
-    """KL both ways, JS, TV and entropies of two distributions; or k1, k2, k3 of the tokens of a text."""
+    """KL both ways, JS, TV and entropies of two distributions; or k1, k2, k3 of one text's tokens or several's."""
     return json_response(diverge(request))

@@ -5,21 +5,32 @@ of a KL is non-negative and second order in rounding errors, so nothing cancels 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from api.schemas_scores import Distribution, DistributionsRequest, SampledTokensRequest
+from api.schemas_divergences import (
+    Distribution,
+    DistributionsRequest,
+    DivergencesRequest,
+    SampledTokensRequest,
+    SequencesRequest,
+)
+from api.services.statistics import EXACT, NOTES, summarise
+from rlhf_core.statistics import sequence_sums
 
 Array = npt.NDArray[np.float64]
 
 
-def diverge(request: DistributionsRequest | SampledTokensRequest) -> dict[str, Any]:
+def diverge(request: DivergencesRequest) -> dict[str, Any]:
     """The document that answers a request to /v1/divergences, as values for JSON."""
     with np.errstate(all="ignore"):  # infinities are answers here
         if isinstance(request, DistributionsRequest):
             return _between_distributions(request)
+        if isinstance(request, SequencesRequest):
+            return _of_sequences(request)
         return _of_sampled_tokens(request)
 
 
@@ -64,18 +75,81 @@ def _between_distributions(request: DistributionsRequest) -> dict[str, Any]:
 
 
 def _of_sampled_tokens(request: SampledTokensRequest) -> dict[str, Any]:
-    k1 = np.array(request.policy_logprobs) - np.array(request.reference_logprobs)
-    per_token: dict[str, Array] = {"k1": k1, "k2": np.square(k1) / 2, "k3": np.expm1(-k1) + k1}
+    per_token = _estimators(request.policy_logprobs, request.reference_logprobs)
     sums = {name: float(values.sum()) for name, values in per_token.items()}
-    adjusted = None
-    if request.reward is not None and request.beta is not None:
-        adjusted = request.reward - request.beta * sums["k1"]
     return {
         "object": "divergence",
         "unit": "nats",
-        "n_tokens": len(k1),
+        "n_tokens": len(request.policy_logprobs),
         **per_token,
         "sum": sums,
-        "adjusted_reward": adjusted,
-        "infinite": not all(math.isfinite(value) for value in sums.values()),
+        "adjusted_reward": _adjusted(request.reward, request.beta, sums["k1"]),
+        "infinite": _infinite(sums),
     }
+
+
+def _of_sequences(request: SequencesRequest) -> dict[str, Any]:
+    texts = [
+        _estimators(ours, theirs)
+        for ours, theirs in zip(request.policy_logprobs, request.reference_logprobs, strict=True)
+    ]
+    sums = {name: np.array([text[name].sum() for text in texts]) for name in ("k1", "k2", "k3")}
+    for name, given in (("kl", request.kl), ("kl_ref", request.kl_ref)):
+        if given is not None:
+            sums[name] = np.array([np.sum(text) for text in given])
+    n_tokens = np.array([len(text["k1"]) for text in texts], dtype=np.float64)
+    return {
+        "object": "list",
+        "unit": "nats",
+        "sampled_from": request.sampled_from,
+        "data": [
+            _sequence(
+                request, index, int(n_tokens[index]), {name: float(x[index]) for name, x in sums.items()}
+            )
+            for index in range(len(texts))
+        ],
+        "summary": _summary(request, [text["k1"] for text in texts], sums, n_tokens)
+        if len(texts) > 1
+        else None,
+        "note": NOTES[request.sampled_from],
+    }
+
+
+def _summary(
+    request: SequencesRequest, k1: Sequence[Array], sums: Mapping[str, Array], n_tokens: Array
+) -> dict[str, Any]:
+    exact = sums.get(EXACT[request.sampled_from])
+    return summarise(
+        sums,
+        n_tokens,
+        sequence_sums(k1, exact, reference_wrote=request.sampled_from == "reference"),
+        clusters=request.clusters or range(len(k1)),
+        sampled_from=request.sampled_from,
+    )
+
+
+def _sequence(request: SequencesRequest, index: int, n_tokens: int, sums: dict[str, float]) -> dict[str, Any]:
+    reward = None if request.reward is None else request.reward[index]
+    return {
+        "object": "divergence",
+        "index": index,
+        "n_tokens": n_tokens,
+        "sums": sums,
+        "means": {name: value / n_tokens for name, value in sums.items()},
+        "adjusted_reward": _adjusted(reward, request.beta, sums["k1"]),
+        "infinite": _infinite(sums),
+    }
+
+
+def _estimators(policy: Sequence[float], reference: Sequence[float]) -> dict[str, Array]:
+    """k1, k2 and k3 of each token."""
+    k1 = np.array(policy) - np.array(reference)
+    return {"k1": k1, "k2": np.square(k1) / 2, "k3": np.expm1(-k1) + k1}
+
+
+def _adjusted(reward: float | None, beta: float | None, k1: float) -> float | None:
+    return None if reward is None or beta is None else reward - beta * k1
+
+
+def _infinite(sums: Mapping[str, float]) -> bool:
+    return not all(math.isfinite(value) for value in sums.values())

@@ -1,29 +1,23 @@
 """POST /v1/scores: names to folders, texts to the scorer, arrays back to a document."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import uuid_utils
 
 from api.schemas import rfc3339
 from api.schemas_scores import Completion, ScoresRequest
+from api.schemas_statistics import SampledFrom
+from api.services import attribution
 from api.services.models import ModelResolver
+from api.services.statistics import EXACT, NOTES, summarise
 from jobs.errors import ScoringRefused
 from jobs.ports import Scorer
 from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
 from jobs.settings import Settings
-
-Array = npt.NDArray[np.float64]
-
-NOTES = {
-    "policy": "The texts are claimed to be sampled from the policy: means of k1 and k3 estimate KL(policy ‖ "
-    "reference), if every token was drawn from the whole softmax at this temperature.",
-    "unknown": "The texts are not claimed to be sampled from the policy: means of k1 and k3 describe these texts "
-    "and do not estimate KL. kl is exact at every position.",
-}
+from rlhf_core.statistics import sequence_sums
 
 
 class ScoreService:
@@ -52,7 +46,8 @@ class ScoreService:
                 reference=self._models.resolve(reference, owner),
                 items=[_wire_item(item) for item in request.items],
                 temperature=request.temperature,
-                quantities=(*wanted, *(["k1"] if request.beta is not None and "k1" not in wanted else [])),
+                quantities=tuple(dict.fromkeys([*wanted, *_also_needed(request)])),
+                top_k=attribution.TOP_K if request.attribution else 0,
                 client=owner,
             ),
             timeout_s=self._settings.score_timeout_s,
@@ -82,9 +77,18 @@ def _wire_item(item: str | Completion) -> ScoreItem:
     return ScoreItem(prompt=item.prompt, text=item.completion)
 
 
+def _also_needed(request: ScoresRequest) -> list[str]:
+    """What adjusted rewards, the summary and the attribution are computed from."""
+    names = ["k1"] if request.beta is not None else []
+    if len(request.items) > 1:
+        names += ["k1", EXACT[request.sampled_from]]
+    return [*names, *(attribution.QUANTITIES if request.attribution else ())]
+
+
 def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) -> dict[str, Any]:
     scored = {i: answer for i, answer in enumerate(reply.items) if isinstance(answer, ItemScores)}
     prompts = {i: item.prompt for i, item in enumerate(request.items) if isinstance(item, Completion)}
+    clusters = [prompts.get(index, index) for index in scored]
     return {
         "tokenizer": {"sha256": reply.tokenizer_sha256, "vocab_size": reply.vocab_size},
         "numerics": {
@@ -100,11 +104,10 @@ def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) 
             else _score(request, wanted, index, answer)
             for index, answer in enumerate(reply.items)
         ],
-        "summary": summarise(
-            list(scored.values()), wanted, clusters=[prompts.get(index, index) for index in scored]
-        )
+        "summary": _summary(list(scored.values()), wanted, request.sampled_from, clusters)
         if len(scored) > 1
         else None,
+        "attribution": _attribution(request, scored, clusters) if request.attribution else None,
         "note": NOTES[request.sampled_from],
         "usage": {
             "input_tokens": sum(len(answer.token_ids) for answer in scored.values()),
@@ -137,12 +140,9 @@ def _score(request: ScoresRequest, wanted: Sequence[str], index: int, answer: It
 
 
 def _tokens(item: str | Completion, wanted: Sequence[str], answer: ItemScores) -> dict[str, Any]:
-    text = item if isinstance(item, str) else item.prompt + item.completion
-    raw = text.encode()
-    spans = zip(answer.start.tolist(), answer.end.tolist(), strict=True)
     return {
         "ids": answer.token_ids,
-        "text": [raw[start:end].decode("utf-8", "replace") for start, end in spans],
+        "text": _pieces(item, answer),
         "start": answer.start,
         "end": answer.end,
         "scored": answer.scored,
@@ -150,36 +150,40 @@ def _tokens(item: str | Completion, wanted: Sequence[str], answer: ItemScores) -
     }
 
 
-def summarise(
-    answers: Sequence[ItemScores], wanted: Sequence[str], *, clusters: Sequence[object]
+def _pieces(item: str | Completion, answer: ItemScores) -> list[str]:
+    """The text of each token."""
+    raw = (item if isinstance(item, str) else item.prompt + item.completion).encode()
+    spans = zip(answer.start.tolist(), answer.end.tolist(), strict=True)
+    return [raw[start:end].decode("utf-8", "replace") for start, end in spans]
+
+
+def _summary(
+    answers: Sequence[ItemScores],
+    wanted: Sequence[str],
+    sampled_from: SampledFrom,
+    clusters: Sequence[Hashable],
 ) -> dict[str, Any]:
-    """Means per text and per token over several texts; texts of one cluster are not independent."""
-    n_scored = np.array([answer.scored.sum() for answer in answers], dtype=np.float64)
-    one_each = np.ones(len(answers))
-    sums = {name: np.array([_sum(answer, name) for answer in answers]) for name in wanted}
-    return {
-        "n_items": len(answers),
-        "n_clusters": len(set(clusters)),
-        "n_scored": int(n_scored.sum()),
-        "sums": {name: ratio_estimate(values, one_each, clusters) for name, values in sums.items()},
-        "means": {name: ratio_estimate(values, n_scored, clusters) for name, values in sums.items()},
+    k1 = [answer.quantities["k1"][answer.scored].astype(np.float64) for answer in answers]
+    exact = np.array([_sum(answer, EXACT[sampled_from]) for answer in answers])
+    return summarise(
+        {name: np.array([_sum(answer, name) for answer in answers]) for name in wanted},
+        np.array([answer.scored.sum() for answer in answers], dtype=np.float64),
+        sequence_sums(k1, exact, reference_wrote=sampled_from == "reference"),
+        clusters=clusters,
+        sampled_from=sampled_from,
+    )
+
+
+def _attribution(
+    request: ScoresRequest, scored: Mapping[int, ItemScores], clusters: Sequence[Hashable]
+) -> dict[str, Any]:
+    pieces = {index: _pieces(request.items[index], answer) for index, answer in scored.items()}
+    names = {
+        token_id: piece
+        for index, answer in scored.items()
+        for token_id, piece in zip(answer.token_ids.tolist(), pieces[index], strict=True)
     }
-
-
-def ratio_estimate(totals: Array, weights: Array, clusters: Sequence[object]) -> dict[str, float | None]:
-    """R = Σx/ΣT over clusters, and its standard error: SE² = n/(n−1) · Σ(x_i − R·T_i)² / (ΣT)².
-
-    With all T equal this is the mean and sd/√n. `se` is None for a single cluster.
-    """
-    labels = {cluster: label for label, cluster in enumerate(dict.fromkeys(clusters))}
-    members = [labels[cluster] for cluster in clusters]
-    with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN, which becomes null
-        x, t = np.bincount(members, totals), np.bincount(members, weights)
-        n, mean = len(x), float(x.sum() / t.sum())
-        if n < 2:
-            return {"mean": mean, "se": None}
-        variance = n / (n - 1) * np.square(x - mean * t).sum() / t.sum() ** 2
-        return {"mean": mean, "se": float(np.sqrt(variance))}
+    return attribution.attribute(scored, pieces, clusters, names=names)
 
 
 def _sum(answer: ItemScores, name: str) -> float:

@@ -307,6 +307,15 @@ def test_no_edit_of_a_good_body_makes_a_5xx(client: TestClient, path: str, spec:
         "/v1/divergences": [
             {"policy": {"probs": [0.7, 0.3]}, "reference": {"logits": [0.5, 0.5]}},
             {"policy_logprobs": [-1.0], "reference_logprobs": [-2.0], "reward": 1.0, "beta": 0.1},
+            {
+                "policy_logprobs": [[-1.0], [-2.0, -1.0]],
+                "reference_logprobs": [[-2.0], [-1.0, -1.0]],
+                "kl": [[0.5], [0.5, 0.5]],
+                "clusters": ["a", 1],
+                "sampled_from": "policy",
+                "reward": [1.0, 2.0],
+                "beta": 0.1,
+            },
         ],
         "/v1/scores": [
             {"input": "abc", "policy": "tuned", "reference": "base", "temperature": 1.0},

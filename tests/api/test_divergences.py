@@ -7,6 +7,9 @@ from decimal import Decimal, getcontext
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from api.schemas_divergences import DivergencesRequest, SequenceDivergences
 
 getcontext().prec = 60
 LAWS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -182,3 +185,134 @@ def test_what_is_no_pair_of_distributions_is_refused(client, body):
         "/v1/divergences", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
     assert (response.status_code, response.json()["code"]) == (422, "validation_error")
+
+
+# -- several texts --------------------------------------------------------------------------------
+
+OURS = [[-1.0, -2.0], [-1.0], [-0.5, -0.5, -0.5]]
+THEIRS = [[-1.5, -1.75], [-3.0], [-1.0, -0.5, -0.25]]  # Σ k1 = .25, 2, .25
+
+
+def test_several_texts_have_sums_and_rewards(client):
+    found = sampled(client, OURS, THEIRS, reward=[1.0, 2.0, 3.0], beta=0.1)
+    SequenceDivergences.model_validate(found, strict=True)
+    assert [one["n_tokens"] for one in found["data"]] == [2, 1, 3]
+    assert [one["sums"]["k1"] for one in found["data"]] == [0.25, 2.0, 0.25]
+    assert found["data"][2]["means"]["k1"] == pytest.approx(0.25 / 3)
+    assert found["data"][1]["sums"]["k3"] == pytest.approx(math.exp(-2) + 1)
+    assert [one["adjusted_reward"] for one in found["data"]] == [0.975, pytest.approx(1.8), 2.975]
+    assert (found["unit"], found["data"][0]["infinite"]) == ("nats", False)
+
+
+def test_a_text_among_others_has_the_sums_it_has_alone(client):
+    found = sampled(client, OURS, THEIRS)
+    for one, ours, theirs in zip(found["data"], OURS, THEIRS, strict=True):
+        assert {name: one["sums"][name] for name in ("k1", "k2", "k3")} == sampled(client, ours, theirs)[
+            "sum"
+        ]
+
+
+def test_their_summary(client):
+    summary = sampled(client, OURS, THEIRS)["summary"]
+    # Σ k1 = .25, 2, .25: mean 5/6, SE = sd/√3 = √(2 · (7/12)² + (7/6)²)/√2/√3 = 7/12; t = 4.30265… for 2 degrees
+    assert summary["sums"]["k1"] == {
+        "mean": pytest.approx(5 / 6),
+        "se": pytest.approx(7 / 12),
+        "low": pytest.approx(5 / 6 - 4.30265272974946 * 7 / 12),
+        "high": pytest.approx(5 / 6 + 4.30265272974946 * 7 / 12),
+    }
+    assert summary["means"]["k1"]["mean"] == pytest.approx(2.5 / 6)
+    assert (summary["n_items"], summary["n_clusters"], summary["n_scored"]) == (3, 3, 6)
+    assert summary["sequence_kl"]["rao_blackwell"] is None
+    assert summary["sequence_kl"]["k1"] == summary["sums"]["k1"]
+    assert summary["sequence_kl"]["estimates"] is None
+
+
+def test_texts_of_one_cluster_count_once(client):
+    summary = sampled(client, OURS, THEIRS, clusters=["a", "b", "a"])["summary"]
+    # Σx = (.5, 2), T = (2, 1): R = 5/6, SE² = 2/1 · ((.5 − 5/3)² + (2 − 5/6)²)/9 = 4 · (7/6)²/9
+    assert summary["n_clusters"] == 2
+    assert summary["sums"]["k1"]["se"] == pytest.approx(7 / 9)
+    assert sampled(client, OURS, THEIRS, clusters=[7, 7, 7])["summary"]["sums"]["k1"]["se"] is None
+
+
+def test_exact_kl_that_the_client_brings(client):
+    kl = [[0.1, 0.2], [0.4], [0.1, 0.1, 0.0]]
+    found = sampled(client, OURS, THEIRS, kl=kl, sampled_from="policy")
+    block = found["summary"]["sequence_kl"]
+    assert block["estimates"] == "kl"
+    assert block["rao_blackwell"]["mean"] == pytest.approx(0.3)  # (.3 + .4 + .2)/3, sd .1
+    assert block["rao_blackwell"]["se"] == pytest.approx(0.1 / math.sqrt(3))
+    assert block["variance_ratio"] == pytest.approx(3 * (7 / 12) ** 2 / 0.1**2)
+    weights = [math.exp(-x) for x in (0.25, 2.0, 0.25)]
+    size = sum(weights) ** 2 / sum(w * w for w in weights)
+    assert found["summary"]["ess"] == {
+        "size": pytest.approx(size),
+        "share": pytest.approx(size / 3),
+        "towards": "reference",
+    }
+    assert found["data"][0]["sums"]["kl"] == pytest.approx(0.3)
+    assert "estimate KL(policy ‖ reference)" in found["note"]
+
+
+def test_the_reference_s_texts_need_the_other_direction(client):
+    kl = [[0.1, 0.2], [0.4], [0.1, 0.1, 0.0]]
+    without = sampled(client, OURS, THEIRS, kl=kl, sampled_from="reference")["summary"]["sequence_kl"]
+    assert (without["estimates"], without["rao_blackwell"]) == ("kl_ref", None)
+    found = sampled(client, OURS, THEIRS, kl_ref=kl, sampled_from="reference")["summary"]
+    assert found["sequence_kl"]["rao_blackwell"]["mean"] == pytest.approx(0.3)
+    assert found["sequence_kl"]["k1"]["mean"] == pytest.approx(-5 / 6)
+    # k3 of −k1: expm1(d) − d over the six d
+    d = [a - b for ours, theirs in zip(OURS, THEIRS, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    assert found["sequence_kl"]["k3"]["mean"] == pytest.approx(sum(math.expm1(x) - x for x in d) / 3)
+    assert found["ess"]["towards"] == "policy"
+
+
+def test_one_list_has_no_summary_and_infinities_are_null(client):
+    assert sampled(client, [[-1.0]], [[-2.0]])["summary"] is None
+    found = sampled(client, [[-2000.0], [-1.0]], [[0.0], [-1.0]])
+    assert (found["data"][0]["sums"]["k3"], found["data"][0]["infinite"]) == (None, True)
+    assert found["summary"]["sums"]["k3"] == {"mean": None, "se": None, "low": None, "high": None}
+    huge = sampled(client, OURS, THEIRS, kl=[[1e308, 1e308], [0.0], [0.0, 0.0, 0.0]])
+    assert huge["data"][0]["sums"]["kl"] is None
+
+
+PAIR = {"policy_logprobs": [[-1.0], [-2.0, -3.0]], "reference_logprobs": [[-1.0], [-2.0, -3.0]]}
+REFUSED_TEXTS = {
+    "fewer texts": (
+        {"reference_logprobs": [[-1.0]]},
+        "policy_logprobs has 2 texts and reference_logprobs has 1",
+    ),
+    "lengths": (
+        {"reference_logprobs": [[-1.0], [-2.0]]},
+        "text 1: policy_logprobs has 2 entries and reference_logprobs has 1",
+    ),
+    "kl lengths": ({"kl": [[0.1], [0.1]]}, "text 1: policy_logprobs has 2 entries and kl has 1"),
+    "labels": ({"clusters": ["a"]}, "policy_logprobs has 2 texts and clusters has 1"),
+    "rewards": ({"reward": [1.0], "beta": 0.1}, "policy_logprobs has 2 texts and reward has 1"),
+    "one reward": ({"reward": 1.0, "beta": 0.1}, "valid list"),
+    "no beta": ({"reward": [1.0, 2.0]}, "give reward and beta together"),
+    "negative kl": ({"kl": [[-0.1], [0.1, 0.1]]}, "greater than or equal to -0.0001"),
+    "empty text": ({"policy_logprobs": [[-1.0], []]}, "at least 1 item"),
+    "mixed": ({"policy_logprobs": [[-1.0], -2.0]}, "valid list"),
+    "one list": ({"policy_logprobs": [-1.0, -2.0]}, "valid list"),
+    "above 0": ({"policy_logprobs": [[0.5], [-2.0, -3.0]]}, "less than or equal to"),
+    "a label that is none": ({"clusters": [1.5, None]}, "/clusters/0"),
+    "too many": ({"policy_logprobs": [[-1.0]] * 4097}, "at most 4096 items"),
+    "who wrote them": ({"sampled_from": "me"}, "'policy', 'reference' or 'unknown'"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED_TEXTS.values(), ids=REFUSED_TEXTS.keys())
+def test_several_texts_that_do_not_fit_are_refused(client, change, reason):
+    response = client.post("/v1/divergences", json=PAIR | change)
+    assert (response.status_code, response.json()["code"]) == (422, "validation_error")
+    assert reason in response.text
+
+
+def test_lists_of_wrong_elements_cost_one_error_each():
+    wrong = [[None] * 1000] * 1000
+    for name in ("policy_logprobs", "kl", "kl_ref"):
+        with pytest.raises(ValidationError) as refused:
+            TypeAdapter(DivergencesRequest).validate_python(PAIR | {name: wrong})
+        assert refused.value.error_count() == 1

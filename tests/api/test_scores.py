@@ -12,15 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.schemas_scores import ScoreList, ScoresRequest
 from api.scorer import MAX_WAITING, HttpScorer
-from api.services.scores import ratio_estimate
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import (
     QUANTITIES,
@@ -68,6 +65,16 @@ def replying(*k1: float):
         return decode_reply(encode_reply(reply))
 
     return answer
+
+
+T_1 = 12.7062047361746933  # the 97.5 % quantile of Student's t with 1 degree of freedom, for two clusters
+UNKNOWN = {"se": None, "low": None, "high": None}
+
+
+def interval(mean, se):
+    """The estimate of two clusters."""
+    values = {"mean": mean, "se": se, "low": mean - T_1 * se, "high": mean + T_1 * se}
+    return {name: pytest.approx(value) for name, value in values.items()}
 
 
 def post(client, body, status=200):
@@ -133,11 +140,8 @@ def test_several_texts_have_means_with_clustered_errors(client, scorer):
     found = post(client, {"input": ["abc", "ab"], "sampled_from": "policy"})
     # Σ k1 is 2 and 3 over 2 and 1 tokens: mean 2.5, sd/√2 = .5; R = 5/3,
     # SE² = 2/1 · ((2 − 2R)² + (3 − R)²) / 3² = 2·(16/9 + 16/9)/9
-    assert found["summary"]["sums"]["k1"] == {"mean": 2.5, "se": pytest.approx(0.5)}
-    assert found["summary"]["means"]["k1"] == {
-        "mean": pytest.approx(5 / 3),
-        "se": pytest.approx(math.sqrt(64) / 9),
-    }
+    assert found["summary"]["sums"]["k1"] == interval(2.5, 0.5)
+    assert found["summary"]["means"]["k1"] == interval(5 / 3, math.sqrt(64) / 9)
     assert found["summary"]["n_clusters"] == 2
     assert "estimate KL(policy ‖ reference)" in found["note"]
 
@@ -148,23 +152,10 @@ def test_completions_of_one_prompt_are_one_cluster(client, scorer):
     found = post(client, {"input": [same, same, {"prompt": "q", "completion": "a"}]})
     # clusters Σ = 2 of 2 texts and 3 of 1: R = 5/3, SE as above
     assert found["summary"]["n_clusters"] == 2
-    assert found["summary"]["sums"]["k1"] == {
-        "mean": pytest.approx(5 / 3),
-        "se": pytest.approx(math.sqrt(64) / 9),
-    }
+    assert found["summary"]["sums"]["k1"] == interval(5 / 3, math.sqrt(64) / 9)
     scorer.answer = replying(1.0, 2.0)
     one = post(client, {"input": [same, same]})
-    assert one["summary"]["sums"]["k1"] == {"mean": 1.5, "se": None}
-
-
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.floats(0.5, 8))
-def test_equal_weights_give_the_mean_and_its_textbook_error(values, weight):
-    n = len(values)
-    mean = math.fsum(values) / n
-    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
-    found = ratio_estimate(np.array(values), np.full(n, weight), list(range(n)))
-    assert found["mean"] == pytest.approx(mean / weight, abs=1e-9)
-    assert found["se"] == pytest.approx(deviation / math.sqrt(n) / weight, abs=1e-9)
+    assert one["summary"]["sums"]["k1"] == {"mean": 1.5} | UNKNOWN
 
 
 def test_a_text_that_fails_leaves_the_others(client, scorer):
@@ -188,7 +179,7 @@ def test_infinities_are_null(client, scorer):
     assert found["data"][0]["tokens"]["k1"] == [None, None]
     assert found["data"][0]["sums"]["k1"] is None
     assert found["data"][0]["adjusted_reward"] is None
-    assert found["summary"]["sums"]["k1"] == {"mean": None, "se": None}
+    assert found["summary"]["sums"]["k1"] == {"mean": None} | UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -237,10 +228,11 @@ def test_too_many_items(client, scorer, settings):
         ("temperature", 0, "validation_error"),
         ("temperature", "1", "validation_error"),
         ("temperature", True, "validation_error"),
-        ("sampled_from", "reference", "validation_error"),
+        ("sampled_from", "base", "validation_error"),
         ("reward", 1.0, "validation_error"),  # without beta
         ("beta", 0.1, "validation_error"),  # without reward
         ("per_token", 1, "validation_error"),
+        ("attribution", 1, "validation_error"),
         ("top_k", 5, "validation_error"),
     ],
 )
@@ -312,6 +304,11 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
                     assert tokens["kl"][t] > 0
         assert found["data"][1]["tokens"]["scored"].index(True) > 1
         assert found["numerics"]["weights_dtype"] == "float32"
+
+        drift = post(client, {"input": texts, "attribution": True})["attribution"]
+        assert drift["kl"] == pytest.approx(sum(score["sums"]["kl"] for score in found["data"]), rel=1e-5)
+        for groups in (drift["positions"], drift["classes"], drift["tokens"]):  # 12 tokens: all are listed
+            assert sum(group["share"] for group in groups) == pytest.approx(1)
 
         same = post(client, {"policy": "base", "reference": str(tiny.base), "input": "the cat"})
         assert same["data"][0]["sums"]["kl"] == 0.0

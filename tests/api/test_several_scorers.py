@@ -179,3 +179,12 @@ def test_when_all_are_full_or_gone_the_client_may_come_back_to_the_full_one(two)
 
 def test_the_setting_names_several_scorers():
     assert Settings(scorer_url="http://a:1, unix:/b ,").scorer_urls == ["http://a:1", "unix:/b"]
+
+
+def test_each_key_is_a_client_of_its_own(keyed_client, new_key, scorer, answering):
+    one, other = new_key(), new_key()
+    for headers in (one, other, one):
+        assert keyed_client.post("/v1/scores", json={"input": "ab"}, headers=headers).status_code == 200
+    clients = [asked.client for asked in scorer.requests]
+    assert clients[0] == clients[2] != clients[1]
+    assert all(clients)

@@ -1,0 +1,108 @@
+"""Turns, times, ratios, and whether the contenders' answers agree.
+
+A round runs every contender once; every second round runs them backwards, so that a slow drift of the machine
+favours nobody. A ratio is taken within each round, between two runs seconds apart, and reported as its median over
+the rounds with its quartiles: a machine that is slow for a while is slow for both.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.scoring.contenders import Answers, Contender
+from benchmarks.scoring.workloads import Draw
+
+OURS = "kleash, exact"
+BOUNDS = {  # nats between two ways in float32: the products of matrices round differently
+    "kl": 1e-4,
+    "policy_logprob": 5e-4,
+    "reference_logprob": 5e-4,
+}
+
+
+class Ratio(NamedTuple):
+    """Median over the rounds, and quartiles."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> "Ratio":
+        """Of two contenders' times, round by round."""
+        ratios = [a / b for a, b in zip(above, below, strict=True)]
+        low, _, high = (
+            statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        )
+        return cls(statistics.median(ratios), low, high, len(ratios))
+
+
+class Run(NamedTuple):
+    """What came of a workload."""
+
+    times: dict[str, list[float]]  # by contender, in the order of the rounds
+    tokens: int  # of one round
+    worst: dict[tuple[str, str], float]  # largest difference from OURS, by quantity and contender
+
+    def median(self, name: str) -> float:
+        """Seconds."""
+        return statistics.median(self.times[name])
+
+    def ratio(self, above: str, below: str) -> Ratio:
+        """Of times."""
+        return Ratio.of(self.times[above], self.times[below])
+
+    @property
+    def agrees(self) -> bool:
+        """False if a difference is above its bound."""
+        return all(value <= BOUNDS[quantity] for (quantity, _), value in self.worst.items())
+
+
+def take_turns(contenders: Mapping[str, Contender], draw: Draw, rounds: int) -> Run:
+    """All contenders on the same texts, `rounds` times, new texts every time."""
+    run = Run({name: [] for name in contenders}, sum(len(t.tokens.ids) for t in draw(0)), {})
+    for number in range(rounds):
+        texts, answers = draw(number), dict[str, Answers]()
+        order = list(contenders)[:: -1 if number % 2 else 1]
+        for name in order:
+            began = time.perf_counter()
+            answers[name] = contenders[name](texts)
+            run.times[name].append(time.perf_counter() - began)
+        _compare(answers, run.worst)
+    return run
+
+
+def print_table(workload: str, run: Run) -> None:
+    """Each contender's time, useful tokens a second, and its time over ours."""
+    ours = OURS if OURS in run.times else next(iter(run.times))
+    for name in run.times:
+        ratio, seconds = run.ratio(name, ours), run.median(name)
+        print(
+            f"{workload:8} {name:26} {seconds:8.3f} s {run.tokens / seconds:7.0f} tokens/s"
+            f" {spread(ratio)}  n={ratio.rounds}"
+        )
+    for (quantity, name), value in run.worst.items():
+        verdict = "within" if value <= BOUNDS[quantity] else "MORE THAN"
+        print(
+            f"{workload:8} {name:26} {quantity} is {value:.1e} from ours, {verdict} {BOUNDS[quantity]:.0e} nats"
+        )
+
+
+def spread(ratio: Ratio) -> str:
+    """Median and quartiles for a table."""
+    return f"{ratio.median:7.3f} [{ratio.low:.3f} … {ratio.high:.3f}]"
+
+
+def _compare(answers: Mapping[str, Answers], worst: dict[tuple[str, str], float]) -> None:
+    if OURS not in answers:
+        return
+    for name, theirs in answers.items():
+        for quantity, arrays in theirs.items():
+            if name != OURS:
+                pairs = zip(answers[OURS][quantity], arrays, strict=True)
+                apart = [np.abs(a - b).max() for a, b in pairs]
+                worst[quantity, name] = float(np.max([worst.get((quantity, name), 0.0), *apart]))  # NaN stays
