@@ -17,7 +17,7 @@ from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, S
 from jobs.scoring_wire import ScoreReply, ScoreRequest, decode_reply
 
 CONNECT_TIMEOUT_S, PROBE_TIMEOUT_S, GRACE_S = 2.0, 2.0, 2.0
-MAX_WAITING, RETRY_SOON_S = 16, 2  # each waits in a thread, and the other routes need some of those 40
+MAX_WAITING, RETRY_SOON_S = 32, 2  # each waits in a thread, and the other routes need some of those 40
 SHUN_S = 5.0  # a scorer that was not there is tried after the others for so long
 MAX_BREAKS = 2  # a request that ends two scorers while they have it is not given to a third
 

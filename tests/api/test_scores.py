@@ -321,7 +321,7 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
 
 
 def test_waiting_requests_leave_threads_for_the_other_routes():
-    """A scorer that answers nobody until told: request 17 is refused at once, and fits when one has gone."""
+    """A scorer that answers nobody until told: one too many is refused at once, and fits when one has gone."""
     held, arrived = threading.Event(), threading.Semaphore(0)
 
     class Handler(BaseHTTPRequestHandler):

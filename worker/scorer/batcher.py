@@ -146,9 +146,8 @@ class Batcher:
                 with self._failing([ticket]):
                     self._tokenize_once(ticket, pair)
             self._run_batch(leader, pair)
-            for ticket in group:
-                if ticket.tokenized and not ticket.open:
-                    self._answer(ticket, pair)
+            for ticket in self._finished(leader.key):
+                self._answer(ticket, pair)
         with self._changed:
             self._queue.end_turn(leader.client)
 
@@ -242,6 +241,12 @@ class Batcher:
                 ticket.tokenized = True
                 ticket.tokens = sum(len(text.ids) for text in ticket.open.values())
                 self._totals.tokenize_s += ticket.tokenize_s
+
+    def _finished(self, key: BatchKey) -> list[Ticket]:
+        with self._changed:
+            return [
+                ticket for ticket in self._queue if ticket.key == key and ticket.tokenized and not ticket.open
+            ]
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
         queue_s = self._clock() - ticket.submitted - ticket.tokenize_s - ticket.compute_s
