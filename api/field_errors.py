@@ -26,6 +26,8 @@ def _document_path(loc: Sequence[int | str], body: Any, names: frozenset[str]) -
     for depth, part in enumerate(loc):
         if isinstance(at, dict) and part not in at and depth < len(loc) - 1:
             continue  # the tag of a union, which is no place in the document
+        if isinstance(at, list) and isinstance(part, str):
+            continue  # as above
         if isinstance(part, str) and part not in names:
             return
         if isinstance(at, dict):

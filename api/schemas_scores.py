@@ -1,12 +1,15 @@
 """What clients send to and read from /v1/scores. Every quantity is in nats."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from functools import cached_property
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from api.schemas import Number
+from api.schemas_inputs import FORMS, MAX_ITEMS, Input, Item, items_of
 from api.schemas_statistics import Attribution, EffectiveSampleSize, Estimate, SampledFrom, SequenceKL
+from api.schemas_tokens import Encoding, EncodingFormat, Offsets, TokenColumns, TopColumns
+from jobs.scoring_wire import MAX_TOP_K, Truncation
 from rlhf_core.config import Config
 
 Quantity = Literal[
@@ -26,46 +29,9 @@ Quantity = Literal[
     "reference_rank",
 ]
 DEFAULT_QUANTITIES: list[Quantity] = ["policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy"]
-MAX_ITEMS = 4096  # of any deployment; Settings.max_items is the lower one of this deployment
 
 
-class Completion(Config):
-    """A prompt, which is only context, and the completion to score."""
-
-    prompt: str
-    completion: str
-
-
-def _item_tag(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "text"
-    return "completion" if isinstance(value, Mapping | Completion) else None
-
-
-def _input_tag(value: Any) -> str | None:
-    return "items" if isinstance(value, list) else _item_tag(value)
-
-
-_Text = Annotated[str, Tag("text")]
-_Completion = Annotated[Completion, Tag("completion")]
-Item = Annotated[
-    _Text | _Completion,
-    Discriminator(
-        _item_tag,
-        custom_error_type="input_item",
-        custom_error_message="must be a text or {prompt, completion}",
-    ),
-]
-_Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True), Tag("items")]
 _Rewards = Annotated[list[float], Field(max_length=MAX_ITEMS, fail_fast=True)]
-Input = Annotated[
-    _Text | _Completion | _Items,
-    Discriminator(
-        _input_tag,
-        custom_error_type="input",
-        custom_error_message="must be a text, {prompt, completion}, or a list of these",
-    ),
-]
 
 
 class ScoresRequest(Config):
@@ -75,7 +41,7 @@ class ScoresRequest(Config):
         None, min_length=1, max_length=4096, description="A model's name; without it the default policy."
     )
     reference: str | None = Field(None, min_length=1, max_length=4096)
-    input: Input = Field(description="A text, {prompt, completion}, or a list of these.")
+    input: Input = Field(description=f"{FORMS[0].upper()}{FORMS[1:]}, or a list of these.")
     quantities: list[Quantity] = Field(
         DEFAULT_QUANTITIES, min_length=1, max_length=len(get_args(Quantity)), fail_fast=True
     )
@@ -89,14 +55,32 @@ class ScoresRequest(Config):
     reward: float | _Rewards | None = Field(None, description="One number per item.")
     beta: float | None = Field(None, ge=0, description="adjusted_reward = reward − beta × Σ k1")
     per_token: bool = True
+    top_k: int = Field(
+        0, ge=0, le=MAX_TOP_K, description="So many vocabulary items per token, by their part of kl."
+    )
+    numerics: Literal["fast", "strict"] = Field(
+        "fast", description="strict: to the bit the same whatever else is scored at the same time."
+    )
+    add_special_tokens: bool = Field(
+        True,
+        description="Those that the tokenizer puts around a text or a prompt; a chat template writes its own.",
+    )
+    truncation: Truncation = Field(
+        "error", description="Which end of an item loses the tokens that the models' context has no room for."
+    )
+    offsets: Offsets = Field("byte", description="The unit of `start` and `end`; none leaves them out.")
+    encoding_format: EncodingFormat = Field(
+        "float", description="base64: columns of numbers as little-endian float32 and int32."
+    )
+    request_timeout_s: float | None = Field(None, gt=0, description="At most what the deployment allows.")
     attribution: bool = Field(
         False, description="Also say which tokens, positions, classes and vocabulary items carry the KL."
     )
 
-    @property
-    def items(self) -> list[str | Completion]:
-        """The texts, also when only one was sent."""
-        return self.input if isinstance(self.input, list) else [self.input]
+    @cached_property
+    def items(self) -> list[Item]:
+        """The items, also when only one was sent."""
+        return items_of(self.input)
 
     @property
     def rewards(self) -> list[float] | None:
@@ -131,37 +115,8 @@ class Numerics(BaseModel):
     logits_dtype: Literal["float32"] = "float32"
     temperature: float
     unit: Literal["nats"] = "nats"
-
-
-class TokenColumns(BaseModel):
-    """One entry per token. Entry t is about the distribution that predicts token t; null where not scored.
-
-    Quantities that were not asked for are absent.
-    """
-
-    ids: list[int]
-    text: list[str] = Field(description="U+FFFD stands for a part of a character.")
-    start: list[int] = Field(description="Byte offset into the UTF-8 of prompt + text.")
-    end: list[int]
-    scored: list[bool] = Field(description="False for the first token and for the prompt.")
-    policy_logprob: list[Number] = Field(default_factory=list)
-    reference_logprob: list[Number] = Field(default_factory=list)
-    k1: list[Number] = Field(default_factory=list)
-    k2: list[Number] = Field(default_factory=list)
-    k3: list[Number] = Field(default_factory=list)
-    kl: list[Number] = Field(default_factory=list, description="Exact KL(policy ‖ reference).")
-    kl_ref: list[Number] = Field(default_factory=list, description="Exact KL(reference ‖ policy).")
-    js: list[Number] = Field(default_factory=list, description="Jensen–Shannon, weights ½: at most ln 2.")
-    tv: list[Number] = Field(
-        default_factory=list, description="Total variation ½ Σ |policy − reference|: at most 1, no unit."
-    )
-    entropy: list[Number] = Field(default_factory=list, description="Of the policy.")
-    cross_entropy: list[Number] = Field(default_factory=list, description="−Σ policy ln reference.")
-    entropy_ref: list[Number] = Field(default_factory=list, description="Of the reference.")
-    policy_rank: list[Number] = Field(
-        default_factory=list, description="Of the token among all for the policy: 1 is the likeliest."
-    )
-    reference_rank: list[Number] = Field(default_factory=list, description="The same for the reference.")
+    mode: Literal["fast", "strict"]
+    batch_invariant: bool = Field(description="True if nothing else that is scored can change a bit.")
 
 
 class Score(BaseModel):
@@ -175,7 +130,9 @@ class Score(BaseModel):
     sums: dict[Quantity, Number] = Field(description="Over the scored tokens.")
     means: dict[Quantity, Number] = Field(description="Per scored token.")
     adjusted_reward: Number = Field(description="reward − beta × Σ k1; null without a reward.")
+    truncated: bool = Field(description="True if tokens were left out, as `truncation` allowed.")
     tokens: TokenColumns | None = Field(description="null if per_token is false.")
+    top: TopColumns | None = Field(description="null unless top_k is given.")
 
 
 class ScoreError(BaseModel):
@@ -224,6 +181,7 @@ class ScoreList(BaseModel):
     reference: ModelId
     tokenizer: Tokenizer
     numerics: Numerics
+    encoding: Encoding | None = Field(description="null where numbers are JSON.")
     partial: bool = Field(description="True if some texts could not be scored.")
     data: list[Score | FailedScore]
     summary: Summary | None = Field(description="null for a single text.")

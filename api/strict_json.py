@@ -68,6 +68,8 @@ def _finite(text: str) -> float:
 
 
 def _int64(text: str) -> int:
+    if len(text) < INT64_DIGITS:  # a body may hold half a million
+        return int(text)
     if len(text.lstrip("-")) > INT64_DIGITS or not -(2**63) <= int(text) < 2**63:
         raise MalformedJSON("an integer does not fit 64 bits")
     return int(text)

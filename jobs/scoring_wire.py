@@ -1,10 +1,11 @@
 """What the API and a scorer say to each other: JSON in, a JSON header with raw float32 arrays out.
 
-The scorer sees folders (or hub ids from the registry), never a client's names; the API sees arrays, never a
+The scorer sees folders (or hub ids), never a client's names; the API sees arrays, never a
 model.
 """
 
 import json
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -21,6 +22,9 @@ QUANTITIES = (
     *("policy_rank", "reference_rank"),  # of the token among all: 1 is the likeliest
 )
 MEDIA_TYPE = "application/vnd.kleash.scores"
+MAX_TOP_K = 20
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)  # org/name
+Truncation = Literal["error", "left", "right"]
 
 
 class ModelSource(Config):
@@ -45,6 +49,8 @@ class ScoreItem(Config):
     token_ids: list[int] | None = None
     score_from: int = Field(1, ge=1, description="Of token_ids: the first one that is scored.")
     messages: list[ChatMessage] | None = None
+    add_special_tokens: bool = Field(True, description="Of a text: those that the tokenizer puts around it.")
+    truncation: Truncation = Field("error", description="Which end loses what the context has no room for.")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -61,7 +67,9 @@ class ScoreRequest(Config):
     items: list[ScoreItem]
     temperature: float = Field(1.0, gt=0)
     quantities: tuple[str, ...] = QUANTITIES
-    top_k: int = Field(0, ge=0, description="So many vocabulary items per token, by their part of kl.")
+    top_k: int = Field(
+        0, ge=0, le=MAX_TOP_K, description="So many vocabulary items per token, by their part of kl."
+    )
     numerics: Literal["fast", "strict"] = Field(
         "fast", description="strict: to the bit the same whatever else is scored at the same time."
     )
@@ -86,11 +94,13 @@ class ItemScores:
     """
 
     token_ids: npt.NDArray[np.int32]
-    start: npt.NDArray[np.int32]  # byte offsets into the UTF-8 of prompt + text
+    start: npt.NDArray[np.int32]  # byte offsets into `text`, else into the UTF-8 of prompt + text
     end: npt.NDArray[np.int32]
     scored: npt.NDArray[np.bool_]
     quantities: dict[str, npt.NDArray[np.float32]]
     top: TopTerms | None = None  # if top_k was asked for
+    text: bytes | None = None  # what token ids stand for, or how messages were rendered: the API has neither
+    truncated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +120,7 @@ class ScoreReply:
     tokenizer_sha256: str
     vocab_size: int
     weights_dtype: str
+    pieces: dict[int, str] = field(default_factory=dict)  # what the ids in the items' `top` stand for
 
 
 def encode_reply(reply: ScoreReply) -> bytes:
@@ -121,7 +132,15 @@ def encode_reply(reply: ScoreReply) -> bytes:
             items.append({"error": {"code": item.code, "detail": item.detail, "context": item.context}})
             continue
         top_k = 0 if item.top is None else item.top.ids.shape[1]
-        items.append({"tokens": len(item.token_ids), "quantities": list(item.quantities), "top_k": top_k})
+        items.append(
+            {
+                "tokens": len(item.token_ids),
+                "quantities": list(item.quantities),
+                "top_k": top_k,
+                "text_bytes": None if item.text is None else len(item.text),
+                "truncated": item.truncated,
+            }
+        )
         arrays += [array.astype("<i4").tobytes() for array in (item.token_ids, item.start, item.end)]
         arrays.append(item.scored.astype("u1").tobytes())
         arrays += [array.astype("<f4").tobytes() for array in item.quantities.values()]
@@ -129,12 +148,15 @@ def encode_reply(reply: ScoreReply) -> bytes:
             arrays.append(item.top.ids.astype("<i4").tobytes())
             terms = (item.top.policy_logprob, item.top.reference_logprob, item.top.kl_term)
             arrays += [array.astype("<f4").tobytes() for array in terms]
+        if item.text is not None:
+            arrays.append(item.text)
     header = json.dumps(
         {
             "items": items,
             "tokenizer_sha256": reply.tokenizer_sha256,
             "vocab_size": reply.vocab_size,
             "weights_dtype": reply.weights_dtype,
+            "pieces": reply.pieces,
         }
     ).encode()
     return struct.pack("<I", len(header)) + header + b"".join(arrays)
@@ -173,6 +195,8 @@ def decode_reply(body: bytes) -> ScoreReply:
                 )
                 if k
                 else None,
+                text=None if entry["text_bytes"] is None else take("u1", entry["text_bytes"]).tobytes(),
+                truncated=entry["truncated"],
             )
         )
     return ScoreReply(
@@ -180,4 +204,5 @@ def decode_reply(body: bytes) -> ScoreReply:
         tokenizer_sha256=header["tokenizer_sha256"],
         vocab_size=header["vocab_size"],
         weights_dtype=header["weights_dtype"],
+        pieces={int(token_id): piece for token_id, piece in header["pieces"].items()},
     )

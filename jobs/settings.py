@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     data: Path = Path(".kleash")
     models_file: Path | None = None  # JSON of `Registry`; relative sources are relative to it
     model_roots: list[Path] = Field(default_factory=list)
+    allow_hub_models: bool = False  # a request may name any org/name of the hub, and have it downloaded
     host: str = "127.0.0.1"
     port: int = 8000
     unsafe_no_auth: bool = False

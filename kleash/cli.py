@@ -90,10 +90,9 @@ def score(
     except UnicodeDecodeError as error:
         _fail(USAGE, "invalid_request", f"standard input is not text: {error}", as_json)
     items: list[Any] = given if prompt is None else [{"prompt": prompt, "completion": text} for text in given]
-    options = {} if temperature is None else {"temperature": temperature}
 
     def work(client: Client) -> int:
-        answer = client.scores.create(items, policy=policy, reference=reference, **options)
+        answer = client.scores.create(items, policy=policy, reference=reference, temperature=temperature)
         if as_json:
             _print_json(answer)
         else:

@@ -17,9 +17,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import httpx2
+
+from kleash.score_options import Item, ScoreOptions
 
 Document = dict[str, Any]  # one JSON object of the HTTP contract
 Query = Mapping[str, str | int | None]
@@ -148,20 +150,14 @@ class Scores:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(
-        self,
-        items: str | Sequence[str | Mapping[str, Any]],
-        *,
-        policy: str | None = None,
-        reference: str | None = None,
-        **options: Any,
-    ) -> Document:
-        """Per-token KL(policy ‖ reference) of texts, or of `{"prompt", "completion"}` pairs, in nats.
+    def create(self, items: Item | Sequence[Item], **options: Unpack[ScoreOptions]) -> Document:
+        """Per-token KL(policy ‖ reference) in nats, of one item or several.
 
-        Without `policy` and `reference` the service's default pair answers. `options` are further fields of
-        the request (`quantities`, `temperature`, `beta`, …).
+        An item is a text, `{"prompt", "completion"}`, a list of token ids, `{"token_ids", "score_from"}`, or
+        `{"messages"}`, of which the last, the assistant's, is scored. Without `policy` and `reference` the
+        service's default pair answers; what is None is left to the service.
         """
-        body = {"input": items, "policy": policy, "reference": reference, **options}
+        body = {"input": items, **options}
         return self._client.send(
             "POST", "/v1/scores", body={name: value for name, value in body.items() if value is not None}
         )

@@ -3,8 +3,13 @@
 RLHFError
 ├── ModelLoadError      weights, tokenizer or adapter cannot be loaded
 ├── TokenizerMismatch   policy and reference do not share a tokenizer
-├── InputTooLong        a text exceeds the model's context
-├── EmptyInput          a text has no token to score
+├── UnusableInput       one item of a request cannot be scored; the others can
+│   ├── InputTooLong        more tokens than the model's context
+│   ├── EmptyInput          no token to score
+│   ├── TokenIdOutOfRange   a token id that the model does not have
+│   ├── NoChatTemplate      messages for a tokenizer without a chat template
+│   ├── ChatTemplateFailed  the template raises on these messages, or runs too long
+│   └── ChatTemplateMismatch  it renders a conversation that does not go on from the prompt's
 ├── RewardError         a reward function raised or did not return one number per completion
 ├── NonFiniteLoss       NaN or infinity in a reward, log-probability, loss or gradient
 └── CheckpointError     a checkpoint is missing, incomplete or damaged
@@ -32,16 +37,44 @@ class TokenizerMismatch(RLHFError):
     code = "tokenizer_mismatch"
 
 
-class InputTooLong(RLHFError):
-    """A text exceeds the model's context."""
+class UnusableInput(RLHFError):
+    """One item of a request cannot be scored; the others can."""
+
+
+class InputTooLong(UnusableInput):
+    """More tokens than the model's context."""
 
     code = "input_too_long"
 
 
-class EmptyInput(RLHFError):
-    """A text has no token to score."""
+class EmptyInput(UnusableInput):
+    """No token to score."""
 
     code = "empty_input"
+
+
+class TokenIdOutOfRange(UnusableInput):
+    """A token id that the model does not have."""
+
+    code = "token_id_out_of_range"
+
+
+class NoChatTemplate(UnusableInput):
+    """Messages for a tokenizer without a chat template."""
+
+    code = "no_chat_template"
+
+
+class ChatTemplateFailed(UnusableInput):
+    """The template raises on these messages, runs too long or renders too much."""
+
+    code = "chat_template_failed"
+
+
+class ChatTemplateMismatch(UnusableInput):
+    """The template renders a conversation that does not go on from its prompt's rendering."""
+
+    code = "chat_template_mismatch"
 
 
 class RewardError(RLHFError):

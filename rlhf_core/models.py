@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_core.causal_lm import CausalLM, split
 from rlhf_core.config import LoraConfig
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
+from rlhf_core.products import accelerate
 
 transformers_logging.disable_progress_bar()
 
@@ -240,7 +241,9 @@ def load_body(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-        return Body(model.to(device).eval().requires_grad_(False))
+        model = model.to(device).eval().requires_grad_(False)
+        accelerate(model)
+        return Body(model)
 
 
 def new_lora_policy(source: str, lora: LoraConfig, *, seed: int, device: str = "cpu") -> LoraPolicy:

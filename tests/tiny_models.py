@@ -15,6 +15,11 @@ CORPUS = [
     "日本語の文章と絵文字 👩‍👩‍👧 café naïve",
 ]
 
+CHATML = (  # as SmolLM2's and Qwen's, with this tokenizer's special tokens
+    "{% for message in messages %}{{ '<｜begin｜>' + message['role'] + '\n' + message['content'] + '<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<｜begin｜>assistant\n' }}{% endif %}"
+)
+
 
 class TinyModels(NamedTuple):
     root: Path
@@ -27,6 +32,7 @@ class TinyModels(NamedTuple):
 def build(root: Path) -> TinyModels:
     tiny = TinyModels(root, *(root / name for name in TinyModels._fields[1:]))
     tokenizer = byte_level_tokenizer(vocab_size=400)
+    tokenizer.chat_template = CHATML
     save_tiny(tiny.base, tokenizer, seed=0)
     save_tiny(tiny.foreign, byte_level_tokenizer(vocab_size=300), seed=0)
     for folder, scale in ((tiny.adapter, 0.2), (tiny.null_adapter, 0.0)):

@@ -1,6 +1,7 @@
 """From a model's name in a request to the folder that holds its weights, and nowhere else.
 
-A name is one of: a registered name; a checkpoint `job_<id>@<name>`; a path below one of the configured roots.
+A name is one of: a registered name; a checkpoint `job_<id>@<name>`; a path below one of the configured roots;
+where the deployment allows it, a hub id `org/name`. What looks like both is a path if anything is there.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from api.errors import FileNotFound, PathNotAllowed, UnknownModel
 from jobs.errors import JobNotFound
 from jobs.ports import Store
-from jobs.scoring_wire import ModelSource
+from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Settings
 from jobs.spec import CHECKPOINT_NAME, Checkpoint, Job
 
@@ -45,18 +46,22 @@ class ModelResolver:
         self._store = store
         self._artifacts = settings.artifacts.resolve()
         self._roots = [Path(os.path.realpath(root)) for root in settings.model_roots]
+        self._allow_hub_models = settings.allow_hub_models
 
     def resolve(self, name: str, owner: str) -> ModelSource:
         """Where the weights of `name` are.
 
         Raises:
-            UnknownModel: nothing is called so (or the checkpoint is another owner's).
+            UnknownModel: nothing is called so (or the checkpoint is another owner's, or it is a hub id and those
+                are not allowed).
             PathNotAllowed: a path that leads outside the roots.
         """
         if name in self._registry.models:
             return self._registry.source(name)
         if CHECKPOINT.fullmatch(name):
             return self._saved_model(name, owner)
+        if self._is_hub_id(name):
+            return self._from_hub(name)
         if "/" in name or name.startswith("."):
             return self._folder(name)
         raise UnknownModel("no registered model, job checkpoint or folder has this name; see GET /v1/models")
@@ -108,6 +113,19 @@ class ModelResolver:
         source = ModelSource.model_validate(job.resolved["model"])
         return ModelSource(path=str(self._artifacts / checkpoint.path), base=source.base or source.path)
 
+    def _is_hub_id(self, name: str) -> bool:
+        return HUB_ID.fullmatch(name) is not None and not any(
+            os.path.lexists(root / name) for root in self._roots
+        )
+
+    def _from_hub(self, name: str) -> ModelSource:
+        if not self._allow_hub_models:
+            raise UnknownModel(
+                "there is no such folder below the configured roots, and this deployment takes no hub ids "
+                "(KLEASH_ALLOW_HUB_MODELS)"
+            )
+        return ModelSource(path=name)
+
     def _folder(self, name: str) -> ModelSource:
         path = self._below_roots(name)
         if os.path.isfile(path / ADAPTER_CONFIG):
@@ -130,6 +148,8 @@ class ModelResolver:
             return bases[named]
         if named in bases.values():
             return named
+        if self._is_hub_id(named):
+            return self._from_hub(named).path
         base = self._below_roots(named)
         if not os.path.isfile(base / "config.json"):
             raise UnknownModel("the adapter's base is neither registered nor a folder below the roots")

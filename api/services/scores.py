@@ -1,5 +1,6 @@
 """POST /v1/scores: names to folders, texts to the scorer, arrays back to a document."""
 
+import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -8,14 +9,17 @@ import numpy as np
 import uuid_utils
 
 from api.schemas import rfc3339
-from api.schemas_scores import Completion, ScoresRequest
+from api.schemas_inputs import Completion, Conversation, Item, TokenIds, context_of
+from api.schemas_scores import ScoresRequest
 from api.schemas_statistics import SampledFrom
+from api.schemas_tokens import Encoding
 from api.services import attribution
 from api.services.models import ModelResolver
 from api.services.statistics import EXACT, NOTES, summarise
+from api.services.token_columns import text_pieces, token_columns, top_columns
 from jobs.errors import ScoringRefused
 from jobs.ports import Scorer
-from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ChatMessage, ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from rlhf_core.statistics import sequence_sums
 
@@ -44,13 +48,14 @@ class ScoreService:
             ScoreRequest(
                 policy=self._models.resolve(policy, owner),
                 reference=self._models.resolve(reference, owner),
-                items=[_wire_item(item) for item in request.items],
+                items=[_wire_item(item, request) for item in request.items],
                 temperature=request.temperature,
                 quantities=tuple(dict.fromkeys([*wanted, *_also_needed(request)])),
-                top_k=attribution.TOP_K if request.attribution else 0,
+                top_k=max(request.top_k, attribution.TOP_K if request.attribution else 0),
+                numerics=request.numerics,
                 client=owner,
             ),
-            timeout_s=self._settings.score_timeout_s,
+            timeout_s=min(request.request_timeout_s or math.inf, self._settings.score_timeout_s),
         )
         failed = [answer for answer in reply.items if isinstance(answer, ItemError)]
         if len(failed) == len(reply.items):
@@ -71,10 +76,18 @@ class ScoreService:
         return request.policy or policy, request.reference or reference
 
 
-def _wire_item(item: str | Completion) -> ScoreItem:
-    if isinstance(item, str):
-        return ScoreItem(text=item)
-    return ScoreItem(prompt=item.prompt, text=item.completion)
+def _wire_item(item: Item, request: ScoresRequest) -> ScoreItem:
+    how: dict[str, Any] = {"add_special_tokens": request.add_special_tokens, "truncation": request.truncation}
+    match item:
+        case Completion():
+            return ScoreItem(prompt=item.prompt, text=item.completion, **how)
+        case TokenIds():
+            return ScoreItem(token_ids=item.token_ids, score_from=item.score_from, **how)
+        case Conversation():
+            turns = [ChatMessage(role=turn.role, content=turn.content) for turn in item.messages]
+            return ScoreItem(messages=turns, **how)
+        case _:
+            return ScoreItem(text=item, **how)
 
 
 def _also_needed(request: ScoresRequest) -> list[str]:
@@ -87,8 +100,8 @@ def _also_needed(request: ScoresRequest) -> list[str]:
 
 def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) -> dict[str, Any]:
     scored = {i: answer for i, answer in enumerate(reply.items) if isinstance(answer, ItemScores)}
-    prompts = {i: item.prompt for i, item in enumerate(request.items) if isinstance(item, Completion)}
-    clusters = [prompts.get(index, index) for index in scored]
+    contexts = {index: context_of(request.items[index]) for index in scored}
+    clusters = [index if context is None else context for index, context in contexts.items()]
     return {
         "tokenizer": {"sha256": reply.tokenizer_sha256, "vocab_size": reply.vocab_size},
         "numerics": {
@@ -96,18 +109,21 @@ def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) 
             "logits_dtype": "float32",
             "temperature": request.temperature,
             "unit": "nats",
+            "mode": request.numerics,
+            "batch_invariant": request.numerics == "strict",
         },
+        "encoding": Encoding().model_dump() if request.encoding_format == "base64" else None,
         "partial": len(scored) < len(reply.items),
         "data": [
             _failure(index, answer)
             if isinstance(answer, ItemError)
-            else _score(request, wanted, index, answer)
+            else _score(request, wanted, index, answer) | _columns(request, wanted, index, answer, reply)
             for index, answer in enumerate(reply.items)
         ],
         "summary": _summary(list(scored.values()), wanted, request.sampled_from, clusters)
         if len(scored) > 1
         else None,
-        "attribution": _attribution(request, scored, clusters) if request.attribution else None,
+        "attribution": _attribution(request, scored, clusters, reply.pieces) if request.attribution else None,
         "note": NOTES[request.sampled_from],
         "usage": {
             "input_tokens": sum(len(answer.token_ids) for answer in scored.values()),
@@ -135,26 +151,19 @@ def _score(request: ScoresRequest, wanted: Sequence[str], index: int, answer: It
         "sums": sums,
         "means": {name: value / n_scored for name, value in sums.items()},
         "adjusted_reward": adjusted,
-        "tokens": _tokens(request.items[index], wanted, answer) if request.per_token else None,
     }
 
 
-def _tokens(item: str | Completion, wanted: Sequence[str], answer: ItemScores) -> dict[str, Any]:
-    return {
-        "ids": answer.token_ids,
-        "text": _pieces(item, answer),
-        "start": answer.start,
-        "end": answer.end,
-        "scored": answer.scored,
-        **{name: answer.quantities[name] for name in wanted},
-    }
-
-
-def _pieces(item: str | Completion, answer: ItemScores) -> list[str]:
-    """The text of each token."""
-    raw = (item if isinstance(item, str) else item.prompt + item.completion).encode()
-    spans = zip(answer.start.tolist(), answer.end.tolist(), strict=True)
-    return [raw[start:end].decode("utf-8", "replace") for start, end in spans]
+def _columns(
+    request: ScoresRequest, wanted: Sequence[str], index: int, answer: ItemScores, reply: ScoreReply
+) -> dict[str, Any]:
+    encoding, tokens, top = request.encoding_format, None, None
+    if request.per_token:
+        item = request.items[index]
+        tokens = token_columns(item, answer, wanted, offsets=request.offsets, encoding=encoding)
+    if request.top_k and answer.top is not None:
+        top = top_columns(answer.top, answer.scored, reply.pieces, k=request.top_k, encoding=encoding)
+    return {"truncated": answer.truncated, "tokens": tokens, "top": top}
 
 
 def _summary(
@@ -175,14 +184,12 @@ def _summary(
 
 
 def _attribution(
-    request: ScoresRequest, scored: Mapping[int, ItemScores], clusters: Sequence[Hashable]
+    request: ScoresRequest,
+    scored: Mapping[int, ItemScores],
+    clusters: Sequence[Hashable],
+    names: Mapping[int, str],
 ) -> dict[str, Any]:
-    pieces = {index: _pieces(request.items[index], answer) for index, answer in scored.items()}
-    names = {
-        token_id: piece
-        for index, answer in scored.items()
-        for token_id, piece in zip(answer.token_ids.tolist(), pieces[index], strict=True)
-    }
+    pieces = {index: text_pieces(request.items[index], answer) for index, answer in scored.items()}
     return attribution.attribute(scored, pieces, clusters, names=names)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -156,7 +157,9 @@ def answering(scorer: FakeScorer) -> None:
             scored=np.array([False, True, True]),
             quantities=dict.fromkeys(request.quantities, values),
         )
-        items: list[ItemScores | ItemError] = [item] * len(request.items)
+        items: list[ItemScores | ItemError] = [
+            item if asked.text is not None else replace(item, text=b"x") for asked in request.items
+        ]
         return ScoreReply(items=items, tokenizer_sha256="0" * 64, vocab_size=9, weights_dtype="float32")
 
     scorer.answer = answer

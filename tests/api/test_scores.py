@@ -232,8 +232,15 @@ def test_too_many_items(client, scorer, settings):
         ("reward", 1.0, "validation_error"),  # without beta
         ("beta", 0.1, "validation_error"),  # without reward
         ("per_token", 1, "validation_error"),
+        ("top_k", 21, "validation_error"),
+        ("top_k", -1, "validation_error"),
+        ("numerics", "exact", "validation_error"),
+        ("truncation", True, "validation_error"),
+        ("offsets", "char", "validation_error"),
+        ("encoding_format", "hex", "validation_error"),
+        ("add_special_tokens", 1, "validation_error"),
+        ("request_timeout_s", 0, "validation_error"),
         ("attribution", 1, "validation_error"),
-        ("top_k", 5, "validation_error"),
     ],
 )
 def test_bad_fields(client, scorer, field, value, code):
@@ -309,6 +316,22 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
         assert drift["kl"] == pytest.approx(sum(score["sums"]["kl"] for score in found["data"]), rel=1e-5)
         for groups in (drift["positions"], drift["classes"], drift["tokens"]):  # 12 tokens: all are listed
             assert sum(group["share"] for group in groups) == pytest.approx(1)
+
+        chat = {
+            "messages": [{"role": "user", "content": "日本?"}, {"role": "assistant", "content": "the cat"}]
+        }
+        ids = found["data"][0]["tokens"]["ids"]
+        by_ids, answer = post(client, {"input": [ids, chat], "top_k": 2})["data"]
+        assert by_ids["tokens"]["text"] == found["data"][0]["tokens"]["text"]
+        assert by_ids["tokens"]["kl"][1:] == pytest.approx(found["data"][0]["tokens"]["kl"][1:], rel=1e-3)
+        assert answer["tokens"]["text"][-1] == "<|end|>"
+        scored = [t for t, is_scored in enumerate(answer["tokens"]["scored"]) if is_scored]
+        assert "".join(answer["tokens"]["text"][t] for t in scored) == "the cat<|end|>"
+        assert answer["top"]["ids"][0] is None
+        assert all(len(answer["top"]["text"][t]) == 2 for t in scored)
+        assert all(0 < sum(answer["top"]["kl_term"][t]) <= answer["tokens"]["kl"][t] * 1.001 for t in scored)
+        for wrong, code in (([5, 400], "token_id_out_of_range"), ([5], "empty_input")):
+            assert post(client, {"input": wrong}, 422)["code"] == code
 
         same = post(client, {"policy": "base", "reference": str(tiny.base), "input": "the cat"})
         assert same["data"][0]["sums"]["kl"] == 0.0

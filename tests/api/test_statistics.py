@@ -40,7 +40,13 @@ def answering(make):
 
     def answer(request):
         items = [make(item, request.quantities) for item in request.items]
-        reply = ScoreReply(items=items, tokenizer_sha256="ab" * 32, vocab_size=256, weights_dtype="float32")
+        reply = ScoreReply(
+            items=items,
+            tokenizer_sha256="ab" * 32,
+            vocab_size=256,
+            weights_dtype="float32",
+            pieces={2: " the", 3: " cat"},
+        )
         return decode_reply(encode_reply(reply))
 
     return answer

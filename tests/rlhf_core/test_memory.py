@@ -1,4 +1,4 @@
-"""Logits of 4 × 4096 tokens over 151,936 items would take 10 GB a model; scoring them takes what one chunk takes."""
+"""Logits of 4 × 4096 tokens over 151,936 items would take 10 GB a model; scoring them takes as much as a chunk."""
 
 import subprocess
 import sys
@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 import torch
 from rlhf_core.chunked import chunked_scores
+from rlhf_core.products import accelerate
 
 tokens, vocab = int(sys.argv[1]), int(sys.argv[2])
-heads = [torch.nn.Linear(8, vocab, bias=False) for _ in range(2)]
+heads = torch.nn.ModuleList(torch.nn.Linear(8, vocab, bias=False) for _ in range(2))
+accelerate(heads)
 hidden, ids = torch.randn(tokens, 8), torch.randint(vocab, (tokens,))
 
 def kib(name):

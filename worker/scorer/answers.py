@@ -1,17 +1,25 @@
 """Between the wire and the core: a request's items as token ids, and what was scored as the wire's arrays."""
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
 from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreRequest, TopTerms
-from rlhf_core.errors import EmptyInput, InputTooLong
+from rlhf_core.errors import UnusableInput
 from rlhf_core.scoring import ScoredText
-from rlhf_core.tokenization import TokenizedText, tokenize
+from rlhf_core.tokenization import TokenizedText, tokenize_item
+from rlhf_core.vocabulary import alone
 from worker.scorer.pairs import LoadedPair
 
 
 def tokenized(pair: LoadedPair, item: ScoreItem) -> TokenizedText | ItemError:
     """The item's token ids, or why it cannot be scored."""
     try:
-        return tokenize(pair.models.tokenizer, item.text or "", item.prompt, context=pair.capacity.context)
-    except (EmptyInput, InputTooLong) as error:
+        return tokenize_item(
+            pair.models.tokenizer, item, context=pair.capacity.context, vocab_size=pair.capacity.vocab_size
+        )
+    except UnusableInput as error:
         return ItemError(code=error.code, detail=str(error))
 
 
@@ -24,11 +32,32 @@ def item_scores(text: TokenizedText, scored: ScoredText, request: ScoreRequest) 
         scored=scored.scored,
         quantities={name: values for name, values in scored.quantities.items() if name in request.quantities},
         top=_largest(scored, request.top_k),
+        text=text.text,
+        truncated=text.truncated,
     )
 
 
 def _largest(scored: ScoredText, k: int) -> TopTerms | None:
     """The first k columns: a batch is scored with the largest k of its requests."""
-    if scored.top is None or k == 0:
+    top = scored.top
+    if top is None or k == 0:
         return None
-    return TopTerms(**{name: values[:, :k] for name, values in scored.top._asdict().items()})
+    return TopTerms(
+        ids=top.ids[:, :k],
+        policy_logprob=top.policy_logprob[:, :k],
+        reference_logprob=top.reference_logprob[:, :k],
+        kl_term=top.kl_term[:, :k],
+    )
+
+
+def top_pieces(tokenizer: Any, answers: Iterable[ItemScores | ItemError]) -> dict[int, str]:
+    """What each id that occurs in a `top` stands for."""
+    found = [
+        np.unique(answer.top.ids[answer.scored])
+        for answer in answers
+        if isinstance(answer, ItemScores) and answer.top is not None
+    ]
+    if not found:
+        return {}
+    ids = np.unique(np.concatenate(found))
+    return dict(zip(ids.tolist(), alone(tokenizer, ids), strict=True))

@@ -23,7 +23,7 @@ from rlhf_core.batches import next_batch
 from rlhf_core.errors import ModelLoadError, RLHFError
 from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText
-from worker.scorer.answers import item_scores, tokenized
+from worker.scorer.answers import item_scores, tokenized, top_pieces
 from worker.scorer.memory import score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 from worker.scorer.queue import FairQueue
@@ -258,6 +258,7 @@ class Batcher:
             tokenizer_sha256=pair.models.tokenizer_sha256,
             vocab_size=pair.capacity.vocab_size,
             weights_dtype=pair.models.weights_dtype,
+            pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),
             queue_s=queue_s,
             tokenize_s=ticket.tokenize_s,
             compute_s=ticket.compute_s,
@@ -274,9 +275,7 @@ class Batcher:
             return
         except ModelLoadError as error:
             log.warning("a model cannot be loaded: %s", error)  # its message holds paths of this machine
-            failure = ScoringRefused(
-                error.code, "the model cannot be loaded; the scorer's log has the reason"
-            )
+            failure = ScoringRefused(error.code, "the model cannot be loaded; the scorer's log says why")
         except RLHFError as error:
             failure = ScoringRefused(error.code, str(error))
         except Exception:  # the thread's edge: a bad batch must not end the process
@@ -288,9 +287,8 @@ class Batcher:
         """Take out what nobody waits for: no work is done for it. The lock must be held."""
         gone = self._queue.remove(lambda ticket: ticket.future.cancelled())
         self._totals.abandoned_requests += len(gone)
-        now = self._clock()
-        late = self._fail(lambda ticket: ticket.deadline <= now, DeadlineExceeded("not scored in time"))
-        self._totals.expired_requests += late
+        now, late = self._clock(), DeadlineExceeded("not scored in time")
+        self._totals.expired_requests += self._fail(lambda ticket: ticket.deadline <= now, late)
 
     def _fail(self, condemned: Callable[[Ticket], bool], failure: JobError) -> int:
         with self._changed:

@@ -1,12 +1,14 @@
-"""Which weights this process may open: registered ones, and folders below the model roots or the artifacts.
+"""Which weights this process may open: registered ones, folders below the model roots or the artifacts, and hub
+ids where the deployment allows them.
 
 The API resolves names to folders under the same rule; it is checked again here, where the files are opened.
 """
 
+import os
 from pathlib import Path
 
 from jobs.errors import ScoringRefused
-from jobs.scoring_wire import ModelSource
+from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Registry, Settings
 from rlhf_core.models import WeightSource
 
@@ -16,6 +18,7 @@ class AllowedSources:
 
     def __init__(self, settings: Settings) -> None:
         self._registered = {model.source for model in settings.registry.models.values()}
+        self._allow_hub_models = settings.allow_hub_models
         self._roots = [root.resolve() for root in [*settings.model_roots, settings.artifacts]]
 
     def weights(self, source: ModelSource) -> WeightSource:
@@ -33,6 +36,8 @@ class AllowedSources:
             return True
         if "\0" in path:
             return False
+        if self._allow_hub_models and HUB_ID.fullmatch(path) and not os.path.lexists(path):
+            return True  # a folder of this name beside us would be loaded in its place
         resolved = Path(path).resolve()
         return any(resolved.is_relative_to(root) for root in self._roots)
 

@@ -184,3 +184,65 @@ def test_prompt_files_below_the_roots(resolver: ModelResolver, roots: Path) -> N
 def test_without_roots_no_path_is_allowed(store: SqlStore, roots: Path) -> None:
     with pytest.raises(PathNotAllowed):
         ModelResolver(Settings(), store).resolve(str(roots / "plain"), "me")
+
+
+@pytest.fixture
+def hub_resolver(settings: Settings, store: SqlStore) -> ModelResolver:
+    return ModelResolver(settings.model_copy(update={"allow_hub_models": True}), store)
+
+
+def test_a_hub_id_is_a_model_only_where_the_deployment_says_so(
+    resolver: ModelResolver, hub_resolver: ModelResolver
+) -> None:
+    for name in ("org/name", "HuggingFaceTB/SmolLM2-135M-Instruct", "a/b.c_d-e"):
+        assert hub_resolver.resolve(name, "me") == ModelSource(path=name)
+        with pytest.raises(UnknownModel, match="takes no hub ids"):
+            resolver.resolve(name, "me")
+
+
+def test_without_roots_a_hub_id_is_told_from_a_path(store: SqlStore) -> None:
+    with pytest.raises(UnknownModel, match="takes no hub ids"):
+        ModelResolver(Settings(), store).resolve("org/name", "me")
+
+
+def test_a_path_wins_over_a_hub_id(hub_resolver: ModelResolver, roots: Path) -> None:
+    (roots / "org").mkdir()
+    (roots / "plain").rename(roots / "org" / "plain")
+    assert hub_resolver.resolve("org/plain", "me").path == os.path.realpath(roots / "org" / "plain")
+    (roots / "org" / "empty").mkdir()
+    with pytest.raises(UnknownModel):  # there, and no model
+        hub_resolver.resolve("org/empty", "me")
+    (roots / "org" / "out").symlink_to("/etc")
+    (roots / "org" / "dangling").symlink_to(roots / "none")
+    with pytest.raises(PathNotAllowed):
+        hub_resolver.resolve("org/out", "me")
+    with pytest.raises(UnknownModel):
+        hub_resolver.resolve("org/dangling", "me")
+
+
+NO_HUB_IDS = [
+    *("nope", "a/b/c", "./a", "../a", "a/..", "/a", "a/", "~/x", "hf://org/x", "a/b@main", "-a/b", "a/-b"),
+    *("a b/c", "a/b\n", "ä/b", "a/" + "b" * 97, "datasets:x/y", "file:plain"),
+]
+
+
+@pytest.mark.parametrize("name", NO_HUB_IDS)
+def test_what_no_repository_is_called_is_never_asked_for(hub_resolver: ModelResolver, name: str) -> None:
+    with pytest.raises((UnknownModel, PathNotAllowed)):
+        hub_resolver.resolve(name, "me")
+
+
+def test_hostile_paths_stay_out_where_hub_ids_are_allowed(hub_resolver: ModelResolver, roots: Path) -> None:
+    for name in hostile_paths(roots):
+        with pytest.raises((PathNotAllowed, UnknownModel)):
+            hub_resolver.resolve(name, "me")
+
+
+def test_an_adapter_may_stand_on_a_hub_id_where_a_request_could_name_it(
+    resolver: ModelResolver, hub_resolver: ModelResolver, roots: Path
+) -> None:
+    config = json.dumps({"base_model_name_or_path": "org/unregistered"})
+    (roots / "adapter" / "adapter_config.json").write_text(config)
+    assert hub_resolver.resolve("./adapter", "me").base == "org/unregistered"
+    with pytest.raises(UnknownModel, match="takes no hub ids"):
+        resolver.resolve("./adapter", "me")

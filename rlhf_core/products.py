@@ -1,0 +1,68 @@
+"""Linear layers in float32 on a CPU, multiplied by oneDNN instead of torch's MKL.
+
+Both come with torch. MKL does not use the vector units of an AMD CPU to the full: from a few rows on oneDNN is
+twice as fast there, forward and backward (docs/benchmarks.md). Which one multiplies depends on shapes alone, never
+on time, so a run that is repeated repeats every bit.
+"""
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+LEAST_ROWS = 4  # for fewer MKL is as fast
+
+
+def available() -> bool:
+    """True on an x86 CPU with a torch that has the operation."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return x86 and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def accelerate(model: nn.Module) -> None:
+    """Let every plain linear layer of the model multiply by oneDNN where it fits; weights and names stay."""
+    if available():
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = OneDNNLinear
+
+
+class OneDNNLinear(nn.Linear):
+    """x Wᵀ + b; anything but many rows of float32 on a CPU is nn.Linear's."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        rows = input.numel() // self.in_features
+        fits = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
+        if not fits or rows < LEAST_ROWS:
+            return super().forward(input)
+        if torch.is_grad_enabled():
+            product: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return product
+        return _times_transposed(input, self.weight, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        return _times_transposed(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            _times_transposed(gradient, weight.t(), None) if to_x else None,
+            _times_transposed(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if to_weight else None,
+            rows.sum(0) if to_bias else None,
+        )
+
+
+def _times_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product

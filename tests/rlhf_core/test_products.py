@@ -1,0 +1,75 @@
+"""oneDNN's products against float64, beside torch's own."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlhf_core.models import load_body
+from rlhf_core.products import LEAST_ROWS, OneDNNLinear, accelerate, available
+
+pytestmark = pytest.mark.skipif(not available(), reason="no oneDNN for this CPU")
+
+
+@pytest.mark.parametrize("shape", [(LEAST_ROWS, 5), (2, 17, 64), (1, 300, 33)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("strided", [True, False])
+def test_values_and_gradients_are_as_exact_as_torchs_own(shape, bias, strided):
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(shape[-1], 130, bias=bias)
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    assert type(fast) is OneDNNLinear
+    x = torch.randn(*shape[:-1], shape[-1] * 2)[..., ::2] if strided else torch.randn(shape)
+    of = torch.randn(*shape[:-1], 130)
+
+    def run(layer, x, of):
+        x = x.detach().requires_grad_()
+        y = layer(x)
+        (y * of).sum().backward()
+        gradients = [p.grad for p in layer.parameters()]
+        with torch.no_grad():
+            assert torch.equal(layer(x), y)  # the same bits with and without a graph
+        return [y.detach(), x.grad, *gradients]
+
+    truth = run(copy.deepcopy(plain).double(), x.double(), of.double())
+    for ours, theirs, exact in zip(run(fast, x, of), run(plain, x, of), truth, strict=True):
+        error, usual = ((value.double() - exact).abs().max() for value in (ours, theirs))
+        assert error <= 4 * usual + 1e-6
+
+
+def test_only_what_asks_for_a_gradient_gets_one():
+    layer = torch.nn.Linear(8, 8)
+    accelerate(layer)
+    layer.weight.requires_grad_(False)
+    x = torch.randn(5, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None
+    assert not layer(x.detach().double().float()).detach().isnan().any()
+
+
+def test_other_dtypes_and_few_rows_are_torchs_own():
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(8, 8)
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    few = torch.randn(LEAST_ROWS - 1, 8)
+    assert torch.equal(fast(few), plain(few))
+    x = torch.randn(64, 8)
+    assert torch.equal(fast.double()(x.double()), plain.double()(x.double()))
+
+
+def test_a_loaded_model_is_accelerated_and_says_the_same(tiny_model):
+    body = load_body(str(tiny_model))
+    layers = [m for m in body.model.modules() if isinstance(m, torch.nn.Linear)]
+    assert layers
+    assert all(type(m) is OneDNNLinear for m in layers)
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.inference_mode():
+        ours = body.model(input_ids=ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(tiny_model)(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert set(body.model.state_dict()) == set(AutoModelForCausalLM.from_pretrained(tiny_model).state_dict())
