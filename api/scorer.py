@@ -101,9 +101,7 @@ class HttpScorer:
                 except ScorerUnavailable as error:
                     endpoint.shunned_until = time.monotonic() + SHUN_S
                     breaks += isinstance(error, _Broken)
-                    if not isinstance(
-                        failure, ScorerOverloaded
-                    ):  # that one is there, and worth coming back to
+                    if not isinstance(failure, ScorerOverloaded):  # a full one is worth coming back to
                         failure = error
         raise failure
 
