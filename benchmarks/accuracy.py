@@ -2,8 +2,8 @@
 
 The default pair of the registry (SmolLM2-135M-Instruct and its adapter) on texts of one prompt and others, batched
 in every way: alone, padded, packed, with the prompt read once. Printed is the largest error of each quantity, and
-for `kl` the largest of |error| / √KL too: the rounding of both trunks moves a log-probability by some ε, and KL, which
-is of second order, by about ε√(2 KL). The last line is one JSON object.
+for `kl` the largest of |error| / √KL too: the rounding of both trunks moves a log-probability by some ε, and KL,
+which is of second order, by about ε√(2 KL). The last line is one JSON object.
 """
 
 import argparse

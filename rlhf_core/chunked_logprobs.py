@@ -186,5 +186,5 @@ def _gradient(
 def _scratch(chunk: _Made) -> Tensor:
     """Memory for a gradient: the reference's logits, unless its head answers with what it was given."""
     if chunk.reference is None or not chunk.reference_is_ours:
-        return torch.empty(chunk.logits.shape)
+        return chunk.logits.new_empty(chunk.logits.shape)
     return chunk.reference

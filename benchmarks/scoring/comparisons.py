@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from benchmarks.scoring.contenders import Answers, Contender
 from benchmarks.scoring.http import Stack, stack
 from benchmarks.scoring.rounds import OURS, Run, print_table, spread, take_turns
 from benchmarks.scoring.workloads import Draw, Text, Words, lognormal_lengths
-from rlhf_core.models import Body
 
 SAMPLED, PLAIN, TRL = "kleash, sampled only", "(a) plain forwards", "(b) TRL's way, sampled"
 NAIVE, CT2, NO_REUSE = "(c) naive exact", "(d) ctranslate2, sampled", "kleash, no reuse"
@@ -98,14 +97,14 @@ class Bench:
         self._open.close()
 
     def _make_contenders(self) -> dict[str, Contender]:
-        pair, bodies = self._models.pair, self._models.bodies
+        pair, plain = self._models.pair, self._models.plain
         return {
             OURS: partial(contenders.exact, pair),
             NO_REUSE: partial(contenders.exact, pair, reuse_prefixes=False),
             SAMPLED: partial(contenders.sampled, pair),
-            PLAIN: partial(contenders.plain, bodies),
-            TRL: partial(contenders.trl, bodies),
-            NAIVE: partial(contenders.naive, bodies),
+            PLAIN: partial(contenders.plain, plain),
+            TRL: partial(contenders.trl, plain),
+            NAIVE: partial(contenders.naive, plain),
             HTTP: self._over_http,
             HTTP_SUMS: partial(self._over_http, per_token=False),
         }
@@ -132,15 +131,15 @@ class Bench:
                 print(f"{workload:8} {name:30} {spread(ratio)}")
                 found[name] = ratio.median
         if workload == PEAK_ON:
-            limit = run.tokens * flops_a_token(self._models.bodies) / self._gflops / 1e9
+            limit = run.tokens * flops_a_token(self._models.plain) / self._gflops / 1e9
             print(f"{workload:8} {'(e) GEMM':26} {limit:8.3f} s {run.tokens / limit:7.0f} tokens/s")
             found["peak_fraction"] = limit / run.median(OURS)
         return found
 
 
-def flops_a_token(bodies: tuple[Body, Body]) -> float:
+def flops_a_token(models: tuple[Any, Any]) -> float:
     """Of the linear layers, head included; attention's own are left out."""
-    linear = (m for body in bodies for m in body.model.modules() if isinstance(m, torch.nn.Linear))
+    linear = (m for model in models for m in model.modules() if isinstance(m, torch.nn.Linear))
     return float(sum(2 * module.weight.numel() for module in linear))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.scoring.workloads import Text
 from rlhf_core.kernels import scores as native
-from rlhf_core.models import Body, ModelPair
+from rlhf_core.models import ModelPair
 from rlhf_core.scoring import score_texts
 
 PADDED_BATCH = 8
@@ -43,17 +43,17 @@ def sampled(pair: ModelPair, texts: Sequence[Text]) -> Answers:
     return answers
 
 
-def plain(bodies: tuple[Body, Body], texts: Sequence[Text]) -> Answers:
+def plain(models: tuple[Any, Any], texts: Sequence[Text]) -> Answers:
     """(a) Both models' logits, and nothing done with them: a naive user's lower bound."""
-    for _ in _padded(bodies, texts):
+    for _ in _padded(models, texts):
         pass
     return {}
 
 
-def trl(bodies: tuple[Body, Body], texts: Sequence[Text]) -> Answers:
+def trl(models: tuple[Any, Any], texts: Sequence[Text]) -> Answers:
     """(b) As TRL's `selective_log_softmax`: the gathered logit minus the log-sum-exp, row by row."""
     answers: Answers = {name: [] for name in LOGPROBS}
-    for batch, both, ids in _padded(bodies, texts):
+    for batch, both, ids in _padded(models, texts):
         for name, logits in zip(LOGPROBS, both, strict=True):
             picked = logits.gather(-1, ids[..., None]).squeeze(-1)
             found = picked - torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
@@ -61,10 +61,10 @@ def trl(bodies: tuple[Body, Body], texts: Sequence[Text]) -> Answers:
     return answers
 
 
-def naive(bodies: tuple[Body, Body], texts: Sequence[Text]) -> Answers:
+def naive(models: tuple[Any, Any], texts: Sequence[Text]) -> Answers:
     """(c) KL as it is written down, from both models' whole log-softmax."""
     answers: Answers = {"kl": []}
-    for batch, (policy, reference), _ in _padded(bodies, texts):
+    for batch, (policy, reference), _ in _padded(models, texts):
         a, b = policy.float().log_softmax(-1), reference.float().log_softmax(-1)
         answers["kl"] += _scored((a.exp() * (a - b)).sum(-1), batch)
     return answers
@@ -91,18 +91,17 @@ def ctranslate2(generators: tuple[Any, Any], tokenizer: Any) -> Contender:
 
 @torch.inference_mode()
 def _padded(
-    bodies: tuple[Body, Body], texts: Sequence[Text]
+    models: tuple[Any, Any], texts: Sequence[Text]
 ) -> Iterator[tuple[Sequence[Text], tuple[Tensor, Tensor], Tensor]]:
     """Batches of 8 in the order of arrival, padded: texts, both models' logits, and the ids they predict."""
-    device = bodies[0].model.device
+    device = models[0].device
     for first in range(0, len(texts), PADDED_BATCH):
         batch = texts[first : first + PADDED_BATCH]
         rows = [torch.from_numpy(text.tokens.ids).long() for text in batch]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         policy, reference = (
-            body.model(input_ids=ids, attention_mask=mask.to(device), use_cache=False).logits
-            for body in bodies
+            model(input_ids=ids, attention_mask=mask.to(device), use_cache=False).logits for model in models
         )
         yield batch, (policy[:, :-1], reference[:, :-1]), ids[:, 1:]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from rlhf_core.models import Body, ModelPair, load_body, load_tokenizer
+from rlhf_core.models import ModelPair, WeightSource, load_body, load_pair
 
 NOISE, SEED = 0.02, 0
 POLICY, REFERENCE = "bench-policy", "bench-reference"  # names in the registry
@@ -24,7 +25,7 @@ class Models(NamedTuple):
     """The pair for kleash, and its two models for those who run them whole."""
 
     pair: ModelPair
-    bodies: tuple[Body, Body]  # policy, reference
+    plain: tuple[Any, Any]  # policy, reference, as transformers loads them
     folders: tuple[Path, Path]
 
 
@@ -34,9 +35,9 @@ def load(registry: Path, cache: Path) -> Models:
     source = (registry.parent / known["models"][known["default_reference"]]["source"]).resolve()
     key = hashlib.sha256(f"{source} {NOISE} {SEED}".encode()).hexdigest()[:12]
     policy = _made(cache / f"policy-{key}", lambda folder: _perturb(source, folder))
-    bodies = load_body(str(policy)), load_body(str(source))
-    pair = ModelPair((bodies[0], None), (bodies[1], None), load_tokenizer(str(source)))
-    return Models(pair, bodies, (policy, source))
+    pair = load_pair(WeightSource(str(policy)), WeightSource(str(source)))
+    plain = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (policy, source)]
+    return Models(pair, (plain[0], plain[1]), (policy, source))
 
 
 def write_registry(models: Models, folder: Path) -> Path:

@@ -1,12 +1,17 @@
-"""rlhf_core/kernels/scores.c from torch: what it says of rows of logits, and a gradient written over them."""
+"""rlhf_core/kernels/scores.c from torch: what it says of rows of logits, and a gradient written over them.
+
+On a CUDA device triton_scores.py says the same.
+"""
 
 import ctypes
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_core.kernels import build, cuda
 from rlhf_core.kernels.build import library
 
 OUTPUTS = (
@@ -33,9 +38,17 @@ class LossWeights(NamedTuple):
     kl: Float[Tensor, " rows"]
 
 
+def status(device: torch.device) -> str:
+    """`native`, `triton`, or `torch: ` and why the kernels are not used there."""
+    return cuda.status() if device.type == "cuda" else build.status()
+
+
 def fits(*logits: Tensor) -> bool:
     """True if the kernel is there and takes these."""
-    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in logits) and library() is not None
+    if any(x.dtype != torch.float32 or x.device.type != logits[0].device.type for x in logits):
+        return False
+    kernels = {"cpu": library, "cuda": cuda.kernels}.get(logits[0].device.type)
+    return kernels is not None and kernels() is not None
 
 
 def scores(
@@ -48,6 +61,11 @@ def scores(
 ) -> Float[Tensor, "rows outputs"]:
     """`OUTPUTS` of each row in nats (TV, ranks: no unit); what `level` leaves out is 0. Only where `fits`."""
     rows, vocab = _checked(policy_logits, reference_logits, ids)
+    if policy_logits.is_cuda:
+        found: Tensor = _triton().scores(
+            policy_logits, reference_logits, ids, temperature=temperature, level=level
+        )
+        return found
     policy_logits, reference_logits = policy_logits.contiguous(), reference_logits.contiguous()
     ids = ids.long().contiguous()
     found = torch.zeros(rows, len(OUTPUTS))
@@ -67,6 +85,9 @@ def top_terms(
     temperature: float,
 ) -> TopTerms:
     """The largest terms of each row's KL; `k` is at most the vocabulary. Only where `fits`."""
+    if policy_logits.is_cuda:
+        found: TopTerms = _triton().top_terms(policy_logits, reference_logits, k=k, temperature=temperature)
+        return found
     rows, vocab = policy_logits.shape
     policy_logits, reference_logits = policy_logits.contiguous(), reference_logits.contiguous()
     items = torch.zeros(rows, k, dtype=torch.int32)
@@ -96,12 +117,22 @@ def gradient(
     are contiguous. Only where `fits`.
     """
     rows, vocab = _checked(policy_logits, out, ids)
+    if policy_logits.is_cuda:
+        of_loss = {"weights": weights, "entropy": entropy, "kl": kl, "temperature": temperature}
+        _triton().gradient(policy_logits, reference_logits, ids, **of_loss, out=out)
+        return
     _call(
         "kleash_gradient",
         *(policy_logits, reference_logits, ids.long().contiguous(), out),
         *(rows, vocab, 1 / temperature, torch.get_num_threads()),
         *(x.contiguous() for x in (*weights, entropy, kl)),
     )
+
+
+def _triton() -> ModuleType:
+    kernels = cuda.kernels()
+    assert kernels is not None
+    return kernels
 
 
 def _checked(policy_logits: Tensor, reference_logits: Tensor, ids: Tensor) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf_core.causal_lm import CausalLM
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
 from rlhf_core.models import WeightSource, load_pair
 from tests import tiny_models
@@ -91,3 +92,19 @@ def test_an_adapter_and_its_base_are_one_copy_of_the_weights(tiny: TinyModels) -
             theirs = reference.logits(reference.trunk(input_ids=ids, use_cache=False).last_hidden_state)
     assert policy.trunk is reference.trunk
     assert not torch.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_head_of_a_bfloat16_trunk_answers_in_float32(bias):
+    """numerics §2: in bfloat16 the same logits would be off by up to half a unit of 1/16 at 8."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 300, bias=bias, dtype=torch.bfloat16)
+    model = CausalLM(torch.nn.Identity(), head, vocab_size=300, context=8)
+    hidden = torch.randn(7, 64).bfloat16() * 8
+    exact = hidden.double() @ head.weight.double().T + (head.bias.double() if bias else 0.0)
+    for grad in (torch.enable_grad, torch.no_grad):
+        with grad():
+            logits = model.logits(hidden)
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+    assert (head(hidden).double() - exact).abs().max() > 0.01
