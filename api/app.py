@@ -58,7 +58,7 @@ def create_app(
         store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
-        scorer = own.enter_context(closing(HttpScorer(settings.scorer_url)))
+        scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver = ModelResolver(settings, store)
 

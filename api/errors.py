@@ -133,7 +133,7 @@ STATUS: dict[type[Exception], tuple[int, str, str | None]] = {
     StoreUnavailable: (503, "database_unavailable", "the database did not take the request"),
 }
 # codes of ScoringRefused that are not 422
-REFUSED = {"input_too_long": 413, "too_many_items": 413}
+REFUSED = {"input_too_long": 413, "too_many_items": 413, "out_of_memory": 413}
 # what the framework raises -> code
 HTTP_CODES = {
     400: "malformed_request",

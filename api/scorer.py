@@ -1,6 +1,15 @@
-"""The Scorer port over HTTP: one client with kept-alive connections to the scorer process."""
+"""The Scorer port over HTTP: one client with kept-alive connections to each scorer process.
 
+A request goes to the scorer with the fewest in flight; among equals to the one where its pair of models usually
+goes (rendezvous hashing), so that pairs stay where they are loaded. Scoring is a pure function, so a request that
+one scorer cannot take goes to the next.
+"""
+
+import hashlib
 import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import httpx2
 
@@ -8,38 +17,38 @@ from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, S
 from jobs.scoring_wire import ScoreReply, ScoreRequest, decode_reply
 
 CONNECT_TIMEOUT_S, PROBE_TIMEOUT_S, GRACE_S = 2.0, 2.0, 2.0
-MAX_WAITING, RETRY_SOON_S = 16, 2  # each waits in a thread, and the other routes need some of those 40
+MAX_WAITING, RETRY_SOON_S = 32, 2  # each waits in a thread, and the other routes need some of those 40
+SHUN_S = 5.0  # a scorer that was not there is tried after the others for so long
+MAX_BREAKS = 2  # a request that ends two scorers while they have it is not given to a third
 
 
-class HttpScorer:
-    """A scorer at `unix:/path` or `http://host:port`; safe to share between threads."""
+class _Broken(ScorerUnavailable):
+    """The scorer took the request and broke."""
+
+
+class _Endpoint:
+    """One scorer process, and what this API process has with it."""
 
     def __init__(self, url: str) -> None:
-        self._free = threading.BoundedSemaphore(MAX_WAITING)
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
-        self._client = httpx2.Client(
+        self.url, self.in_flight, self.shunned_until = url, 0, 0.0
+        self.client = httpx2.Client(
             base_url="http://scorer" if socket else url,
             transport=httpx2.HTTPTransport(uds=socket),
             trust_env=False,  # no proxy stands between the two
         )
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
-        """Score every item. Raises ScorerUnavailable, ScorerOverloaded, DeadlineExceeded, ScoringRefused."""
-        if not self._free.acquire(blocking=False):
-            raise ScorerOverloaded(RETRY_SOON_S)
-        try:
-            response = self._post(request, timeout_s)
-        finally:
-            self._free.release()
+    def score(self, body: str, timeout_s: float) -> ScoreReply:
+        response = self._post(body, timeout_s)
         if response.status_code == 200:
             return decode_reply(response.content)
         raise _error(response)
 
-    def _post(self, request: ScoreRequest, timeout_s: float) -> httpx2.Response:
+    def _post(self, body: str, timeout_s: float) -> httpx2.Response:
         try:
-            return self._client.post(
+            return self.client.post(
                 "/score",
-                content=request.model_dump_json(),
+                content=body,
                 headers={"timeout-s": str(timeout_s)},
                 # The scorer gives up by itself; the grace lets it say so.
                 timeout=httpx2.Timeout(timeout_s + GRACE_S, connect=CONNECT_TIMEOUT_S),
@@ -48,28 +57,98 @@ class HttpScorer:
             raise ScorerUnavailable("the scorer does not accept connections") from error
         except httpx2.TimeoutException as error:
             raise DeadlineExceeded("the scorer did not answer in time") from error
-        except httpx2.TransportError as error:
+        except httpx2.ConnectError as error:
             raise ScorerUnavailable("the scorer cannot be reached") from error
+        except httpx2.TransportError as error:
+            raise _Broken("the scorer cannot be reached") from error
 
     def ready(self) -> bool:
-        """True if the scorer has its default pair loaded."""
         try:
-            return self._client.get("/ready", timeout=PROBE_TIMEOUT_S).status_code == 200
+            return self.client.get("/ready", timeout=PROBE_TIMEOUT_S).status_code == 200
         except httpx2.TransportError:
             return False
 
+
+class HttpScorer:
+    """Scorers at `unix:/path` or `http://host:port`; safe to share between threads."""
+
+    def __init__(self, *urls: str) -> None:
+        self._free = threading.BoundedSemaphore(MAX_WAITING)
+        self._lock = threading.Lock()
+        self._endpoints = [_Endpoint(url) for url in urls]
+
+    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+        """Score every item. Raises ScorerUnavailable, ScorerOverloaded, DeadlineExceeded, ScoringRefused."""
+        if not self._free.acquire(blocking=False):
+            raise ScorerOverloaded(RETRY_SOON_S)
+        try:
+            return self._first_answer(request, deadline=time.monotonic() + timeout_s)
+        finally:
+            self._free.release()
+
+    def _first_answer(self, request: ScoreRequest, *, deadline: float) -> ScoreReply:
+        body, tried, breaks = request.model_dump_json(), list[_Endpoint](), 0
+        failure: Exception = DeadlineExceeded("no scorer answered in time")
+        while (left_s := deadline - time.monotonic()) > 0 and breaks < MAX_BREAKS:
+            with self._best(request, but=tried) as endpoint:
+                if endpoint is None:
+                    break
+                tried.append(endpoint)
+                try:
+                    return endpoint.score(body, left_s)
+                except ScorerOverloaded as error:
+                    failure = error
+                except ScorerUnavailable as error:
+                    endpoint.shunned_until = time.monotonic() + SHUN_S
+                    breaks += isinstance(error, _Broken)
+                    if not isinstance(failure, ScorerOverloaded):  # a full one is worth coming back to
+                        failure = error
+        raise failure
+
+    @contextmanager
+    def _best(self, request: ScoreRequest, *, but: Collection[_Endpoint]) -> Iterator[_Endpoint | None]:
+        """The scorer to ask, which has one more in flight meanwhile; None if none is left."""
+        now, pair = time.monotonic(), f"{request.policy!r} {request.reference!r}"
+        with self._lock:
+            left = [endpoint for endpoint in self._endpoints if endpoint not in but]
+            best = min(
+                left,
+                key=lambda e: (e.shunned_until > now, e.in_flight, _weight(e.url, pair)),
+                default=None,
+            )
+            if best is not None:
+                best.in_flight += 1
+        try:
+            yield best
+        finally:
+            with self._lock:
+                if best is not None:
+                    best.in_flight -= 1
+
+    def ready(self) -> bool:
+        """True if a scorer has its default pair loaded."""
+        return any(endpoint.ready() for endpoint in self._endpoints)
+
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        for endpoint in self._endpoints:
+            endpoint.client.close()
+
+
+def _weight(url: str, pair: str) -> bytes:
+    """The scorer with the smallest is a pair's home: it changes only when that one leaves."""
+    return hashlib.sha256(f"{url} {pair}".encode()).digest()
 
 
 def _error(response: httpx2.Response) -> Exception:
     """The error that a refusal of worker/scorer/app.py stands for."""
     if response.status_code == 503 and "Retry-After" in response.headers:
         return ScorerOverloaded(int(response.headers["Retry-After"]))
+    if response.status_code == 503:
+        return ScorerUnavailable("the scorer takes no requests now")
     if response.status_code == 504:
         return DeadlineExceeded("the scorer did not answer in time")
     if response.status_code >= 500:
-        return ScorerUnavailable(f"the scorer answered {response.status_code}")
+        return _Broken(f"the scorer answered {response.status_code}")
     refusal = response.json()
     return ScoringRefused(refusal["code"], refusal["detail"], refusal["context"])

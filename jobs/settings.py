@@ -56,7 +56,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = SecretStr("sqlite:///.kleash/kleash.db")
     broker_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    scorer_url: str = "unix:.kleash/scorer.sock"  # unix:/path or http://host:port
+    # unix:/path or http://host:port; for the API several, separated by commas
+    scorer_url: str = "unix:.kleash/scorer.sock"
     data: Path = Path(".kleash")
     models_file: Path | None = None  # JSON of `Registry`; relative sources are relative to it
     model_roots: list[Path] = Field(default_factory=list)
@@ -77,8 +78,15 @@ class Settings(BaseSettings):
     max_body_bytes: int = 1_000_000
     max_items: int = 256
     max_batch_tokens: int = 2048
-    max_queued_tokens: int = 65_536
+    max_queued_tokens: int = 65_536  # half of them for one client
+    max_queued_requests: int = 1024
     score_timeout_s: float = 60.0
+    scorer_memory_share: float = Field(
+        0.9, gt=0, le=1
+    )  # of the GPU's memory; without a GPU, of the machine's
+    scorer_weights_bytes: int | None = Field(
+        None, gt=0
+    )  # for the models kept in memory; by default 0.6 of the share
 
     @model_validator(mode="after")
     def _no_auth_stays_home(self) -> Self:
@@ -95,6 +103,11 @@ class Settings(BaseSettings):
             if path and name not in values:
                 values[name] = Path(path).read_text().strip()
         return values
+
+    @property
+    def scorer_urls(self) -> list[str]:
+        """The scorers behind one API."""
+        return [url.strip() for url in self.scorer_url.split(",") if url.strip()]
 
     @property
     def artifacts(self) -> Path:

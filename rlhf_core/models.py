@@ -5,7 +5,7 @@ A policy that is an adapter shares one copy of the base weights with its referen
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Body:
             ModelLoadError: it acts on the head, on whole modules or on the prompt, which our split would miss.
         """
         _require_safetensors_adapter(Path(path))
-        name = hashlib.sha256(path.encode()).hexdigest()[:16]
+        name = _adapter_name(path)
         if self.peft is None:
             self.peft = PeftModel.from_pretrained(self.model, path, adapter_name=name)
         elif name not in self.peft.peft_config:
@@ -73,6 +73,17 @@ class Body:
         if config.modules_to_save or not _is_plain(self.model.get_output_embeddings()):
             raise ModelLoadError(f"{path}: an adapter of the head or of whole modules is not supported")
         return name
+
+    def drop_adapter(self, path: str) -> None:
+        """Take the adapter of a folder off again; the weights and other adapters stay."""
+        name = _adapter_name(path)
+        if self.peft is None or name not in self.peft.peft_config:
+            return
+        if len(self.peft.peft_config) > 1:
+            self.peft.delete_adapter(name)
+        else:  # PEFT cannot run a model that has lost its last one
+            self.peft.unload()
+            self.peft = None
 
     @contextmanager
     def run(self, adapter: str | None) -> Iterator[CausalLM]:
@@ -194,14 +205,15 @@ def load_pair(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    bodies: MutableMapping[str, Body] | None = None,
 ) -> ModelPair:
-    """Load both models; equal bases are loaded once.
+    """Load both models; equal bases are loaded once, and those in `bodies` not again.
 
     Raises:
         ModelLoadError: weights, tokenizer or adapter cannot be loaded.
         TokenizerMismatch: the two do not share a tokenizer.
     """
-    bodies: dict[str, Body] = {}
+    bodies = {} if bodies is None else bodies
 
     def place(source: WeightSource) -> tuple[Body, str | None]:
         base = source.base or source.path
@@ -283,6 +295,10 @@ def _tokenizer_of(source: WeightSource) -> Any:
     """An adapter's own tokenizer if its folder has one, else its base's."""
     own = source.base is None or (Path(source.path) / "tokenizer.json").is_file()
     return load_tokenizer(source.path if own else source.base or source.path)
+
+
+def _adapter_name(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
 def _is_plain(head: nn.Module) -> bool:

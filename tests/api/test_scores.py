@@ -344,7 +344,7 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
 
 
 def test_waiting_requests_leave_threads_for_the_other_routes():
-    """A scorer that answers nobody until told: request 17 is refused at once, and fits when one has gone."""
+    """A scorer that answers nobody until told: one too many is refused at once, and fits when one has gone."""
     held, arrived = threading.Event(), threading.Semaphore(0)
 
     class Handler(BaseHTTPRequestHandler):
@@ -357,10 +357,13 @@ def test_waiting_requests_leave_threads_for_the_other_routes():
         def log_message(self, *_):
             pass
 
+    class Server(ThreadingHTTPServer):
+        request_queue_size = MAX_WAITING  # all connect at once
+
     request = ScoreRequest(
         policy=ModelSource(path="a"), reference=ModelSource(path="b"), items=[ScoreItem(text="c")]
     )
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(MAX_WAITING) as pool:
+    with Server(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(MAX_WAITING) as pool:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         scorer = HttpScorer(f"http://127.0.0.1:{server.server_port}")
         waiting = [pool.submit(scorer.score, request, timeout_s=PATIENCE_S) for _ in range(MAX_WAITING)]

@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # an idle scorer leaves the
 import logging  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
+from collections.abc import MutableMapping  # noqa: E402
+from types import FrameType  # noqa: E402
 from urllib.parse import urlsplit  # noqa: E402
 
 import torch  # noqa: E402
@@ -20,14 +22,39 @@ from jobs.errors import ScoringRefused  # noqa: E402
 from jobs.settings import Settings  # noqa: E402
 from rlhf_core.errors import RLHFError  # noqa: E402
 from rlhf_core.kernels import build  # noqa: E402
-from rlhf_core.models import ModelPair, WeightSource, load_pair  # noqa: E402
+from rlhf_core.models import Body, ModelPair, WeightSource, load_pair  # noqa: E402
 from worker.scorer.app import create_app  # noqa: E402
 from worker.scorer.batcher import Batcher  # noqa: E402
+from worker.scorer.memory import take_share  # noqa: E402
 from worker.scorer.pairs import PairCache  # noqa: E402
 from worker.scorer.sources import AllowedSources, default_pair  # noqa: E402
 
 KEEP_ALIVE_S = 75  # longer than any client keeps an idle connection, so none is closed under a request
+WRITE_OUT_S = 2  # for the last answers, once all are computed
 log = logging.getLogger("worker.scorer")
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal it drains: it still answers, refuses new requests and finishes those it has."""
+
+    def __init__(self, config: uvicorn.Config, batcher: Batcher, *, grace_s: float) -> None:
+        super().__init__(config)
+        self._batcher, self._grace_s = batcher, grace_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The models' thread ends the server when the queue is empty; the timer does when the grace is over."""
+        if self._batcher.closed:
+            super().handle_exit(sig, frame)
+            return
+        self._captured_signals.append(sig)
+        self._batcher.close()
+        timer = threading.Timer(self._grace_s, self._end_of_grace)
+        timer.daemon = True
+        timer.start()
+
+    def _end_of_grace(self) -> None:
+        self._batcher.give_up()
+        self.should_exit = True
 
 
 def main() -> int:
@@ -36,13 +63,14 @@ def main() -> int:
     settings = Settings()
     sources = AllowedSources(settings)
     batcher = Batcher(
-        PairCache(_load),
+        PairCache(_load, memory_bytes=take_share(settings)),
         max_batch_tokens=settings.max_batch_tokens,
         max_queued_tokens=settings.max_queued_tokens,
+        max_queued_requests=settings.max_queued_requests,
     )
     ready = threading.Event()
     app = create_app(batcher, sources, ready, max_timeout_s=settings.score_timeout_s)
-    server = uvicorn.Server(_serving(app, settings))
+    server = DrainingServer(_serving(app, settings), batcher, grace_s=settings.stop_grace_s)
 
     def own_the_models() -> None:
         try:
@@ -50,6 +78,7 @@ def main() -> int:
                 log.warning("exact KL will be several times slower than it can be: %s", kernels)
             if pair := default_pair(settings.registry):
                 batcher.preload((sources.weights(pair[0]), sources.weights(pair[1])))
+            threading.Thread(target=batcher.tokenize_ahead, name="tokenizer", daemon=True).start()
             ready.set()
             batcher.run()
         except (RLHFError, ScoringRefused) as error:
@@ -70,7 +99,7 @@ def main() -> int:
 
 
 def _serving(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    address = settings.scorer_url
+    (address,) = settings.scorer_urls  # several are for the API
     url = urlsplit(address)
     return uvicorn.Config(
         app,
@@ -80,12 +109,13 @@ def _serving(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.stop_grace_s),
+        timeout_graceful_shutdown=WRITE_OUT_S,
     )
 
 
-def _load(policy: WeightSource, reference: WeightSource) -> ModelPair:
-    return load_pair(policy, reference, device="cuda" if torch.cuda.is_available() else "cpu")
+def _load(policy: WeightSource, reference: WeightSource, *, bodies: MutableMapping[str, Body]) -> ModelPair:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_pair(policy, reference, device=device, bodies=bodies)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The scorer over HTTP, for the API alone: POST /score, GET /ready, GET /health.
 
-Answers are binary (jobs/scoring_wire.py); refusals are JSON `{"code", "detail", "context"}`.
+Answers are binary (jobs/scoring_wire.py) and say in Server-Timing where the time went; refusals are JSON
+`{"code", "detail", "context"}`.
 """
 
 import asyncio
 import threading
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request
@@ -13,10 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import MEDIA_TYPE, ScoreReply, ScoreRequest, encode_reply
+from jobs.scoring_wire import MEDIA_TYPE, ScoreRequest, encode_reply
 from rlhf_core.kernels import build
-from worker.scorer.batcher import Batcher
+from worker.scorer.batcher import Batcher, ScorerDraining
 from worker.scorer.sources import AllowedSources
+from worker.scorer.tickets import TimedReply
 
 STATUS = {"input_too_long": 413}  # other refusals are 422
 
@@ -24,26 +25,30 @@ STATUS = {"input_too_long": 413}  # other refusals are 422
 def create_app(
     batcher: Batcher, sources: AllowedSources, ready: threading.Event, *, max_timeout_s: float
 ) -> FastAPI:
-    """The application; `ready` is set once the default pair is loaded."""
+    """The application; `ready` is set once the default pair is loaded and warm."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.post("/score")
     async def score(request: Request, timeout_s: Annotated[float, Header(gt=0)] = max_timeout_s) -> Response:
         parsed = ScoreRequest.model_validate_json(await request.body())
         pair = sources.weights(parsed.policy), sources.weights(parsed.reference)
-        answer = asyncio.wrap_future(batcher.submit(parsed, pair))
-        reply = await _while_wanted(request, answer, timeout_s=min(timeout_s, max_timeout_s))
-        return Response(encode_reply(reply), media_type=MEDIA_TYPE)
+        timeout_s = min(timeout_s, max_timeout_s)
+        answer = asyncio.wrap_future(batcher.submit(parsed, pair, timeout_s=timeout_s))
+        reply = await _while_wanted(request, answer, timeout_s=timeout_s)
+        headers = {"Server-Timing": _server_timing(reply)}
+        return Response(encode_reply(reply), media_type=MEDIA_TYPE, headers=headers)
 
     @app.get("/ready")
     async def is_ready() -> Response:
+        if batcher.closed:
+            return _refusal(503, "draining", "the scorer is shutting down")
         if ready.is_set():
             return JSONResponse({"status": "ready"})
-        return _refusal(503, "starting", "the default pair is being loaded")
+        return _refusal(503, "starting", "the default pair is being loaded and warmed up")
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "kernels": build.status(), **asdict(batcher.stats())}
+        return {"status": "ok", "kernels": build.status(), **batcher.stats().document()}
 
     app.add_exception_handler(JobError, _known)
     app.add_exception_handler(ValidationError, _malformed)
@@ -51,8 +56,8 @@ def create_app(
 
 
 async def _while_wanted(
-    request: Request, answer: asyncio.Future[ScoreReply], *, timeout_s: float
-) -> ScoreReply:
+    request: Request, answer: asyncio.Future[TimedReply], *, timeout_s: float
+) -> TimedReply:
     """The answer, unless the client leaves or the time is up first; then the request is given up."""
     gone = asyncio.create_task(_disconnected(request))
     try:
@@ -71,12 +76,19 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
+def _server_timing(reply: TimedReply) -> str:
+    spent = {"queue": reply.queue_s, "tokenize": reply.tokenize_s, "compute": reply.compute_s}
+    return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in spent.items())
+
+
 async def _known(request: Request, error: Exception) -> Response:
     if isinstance(error, ScoringRefused):
         return _refusal(STATUS.get(error.code, 422), error.code, error.detail, error.context)
     if isinstance(error, ScorerOverloaded):
         headers = {"Retry-After": str(error.retry_after_s)}
         return _refusal(503, "overloaded", "the queue is full", headers=headers)
+    if isinstance(error, ScorerDraining):
+        return _refusal(503, "draining", str(error))
     if isinstance(error, ScorerUnavailable):
         return _refusal(503, "unavailable", str(error))
     assert isinstance(error, DeadlineExceeded)

@@ -1,210 +1,273 @@
-"""One queue and one thread that owns the models: texts of all waiting requests are scored in shared batches.
+"""One queue and a thread that owns the models: texts of all waiting requests are scored in shared batches.
 
-A request is admitted by its estimated tokens before any costly work. Then, batch by batch: take the request in
-front, gather every waiting text for the same pair and temperature, run those that go well together within the
-token budget. A request that still has texts to score moves behind the others of its kind, so a large one does
-not hold up a small one, and pairs are swapped at most once per arrival.
+A request is admitted by its estimated tokens before any costly work (queue.py). Then, batch by batch: drop what
+nobody waits for any more, let the client whose turn it is choose the pair, gather every waiting text for the same
+pair, temperature and numerics, and run those that go well together within the token budget. Equal texts are
+scored once.
+
+A second thread tokenises what is admitted for a pair in memory while the first computes; what is left is tokenised
+by the first. It takes about 12 µs a token: nothing beside a model on a CPU, but not beside one on a GPU.
 """
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import asdict
 
-from jobs.errors import JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
-from rlhf_core.batches import fill_batch
+from jobs.errors import DeadlineExceeded, JobError, ScorerUnavailable, ScoringRefused
+from jobs.scoring_wire import ItemError, ScoreRequest
+from rlhf_core.batches import next_batch
 from rlhf_core.errors import ModelLoadError, RLHFError
-from rlhf_core.scoring import score_batch
+from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText
 from worker.scorer.answers import item_scores, tokenized, top_pieces
+from worker.scorer.memory import score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
+from worker.scorer.queue import FairQueue
+from worker.scorer.stats import Stats, Totals
+from worker.scorer.tickets import BatchKey, Fingerprint, Ticket, TimedReply, estimate_tokens, fair_order
+from worker.scorer.warmup import warmup_batches
 
-BYTES_PER_TOKEN = 3  # of the estimate; English text has about 4
-FIRST_GUESS_TOKENS_PER_S, SMOOTHING = 200.0, 0.2  # for Retry-After
+WINDOW = 8  # batches' worth of a client's tokens from which a batch is chosen
+NO_MEMORY = ItemError(code="out_of_memory", detail="the scorer's memory is not enough for this item")
 log = logging.getLogger(__name__)
 
 
-class BatchKey(NamedTuple):
-    """What texts must share to be scored in one batch."""
-
-    pair: PairKey
-    temperature: float
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request that waits, and what is known of its items."""
-
-    request: ScoreRequest
-    key: BatchKey
-    estimated_tokens: int
-    future: Future[ScoreReply] = field(default_factory=Future)
-    tokenized: bool = False
-    texts: dict[int, TokenizedText] = field(default_factory=dict)  # still to be scored, by item
-    answers: dict[int, ItemScores | ItemError] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counters since the start, and the queue now."""
-
-    waiting_requests: int
-    queued_tokens: int
-    batches: int
-    scored_items: int
-    scored_tokens: int
-    abandoned_requests: int
+class ScorerDraining(ScorerUnavailable):
+    """The scorer is shutting down: it answers what it has and takes no more."""
 
 
 class Batcher:
-    """The queue and its thread; `run` is the thread's body, everything else may be called from any thread."""
+    """The queue and its threads, which run `run` and `tokenize_ahead`; the rest may be called from any thread."""
 
-    def __init__(self, pairs: PairCache, *, max_batch_tokens: int, max_queued_tokens: int) -> None:
-        self._pairs = pairs
-        self._max_batch_tokens, self._max_queued_tokens = max_batch_tokens, max_queued_tokens
-        self._changed = threading.Condition()
-        self._waiting: list[Ticket] = []
+    def __init__(
+        self,
+        pairs: PairCache,
+        *,
+        max_batch_tokens: int,
+        max_queued_tokens: int,
+        max_queued_requests: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pairs, self._max_batch_tokens, self._clock = pairs, max_batch_tokens, clock
+        self._changed, self._tokenizing = threading.Condition(), threading.Lock()
+        self._queue = FairQueue(max_tokens=max_queued_tokens, max_requests=max_queued_requests)
+        self._totals = Totals()
         self._closed = False
-        self._tokens_per_s = FIRST_GUESS_TOKENS_PER_S
-        self._batches = self._items = self._tokens = self._abandoned = 0
+        self._next_load = clock()  # when another pair may be loaded while those in memory have work
 
-    def submit(self, request: ScoreRequest, pair: PairKey) -> Future[ScoreReply]:
-        """Queue a request; cancelling the future gives it up.
+    @property
+    def closed(self) -> bool:
+        """True once it takes no more requests."""
+        return self._closed
+
+    def submit(self, request: ScoreRequest, pair: PairKey, *, timeout_s: float = 60.0) -> Future[TimedReply]:
+        """Queue a request; cancelling the future, or the end of its time, gives it up.
 
         Raises:
             ScoringRefused: it could never be admitted (`input_too_long`).
             ScorerOverloaded: the queue is full.
-            ScorerUnavailable: the scorer is shutting down.
+            ScorerDraining: the scorer is shutting down.
         """
-        estimate = estimate_tokens(request)
-        if estimate > self._max_queued_tokens:
-            raise ScoringRefused(
-                "input_too_long",
-                f"about {estimate} tokens in one request; at most {self._max_queued_tokens} are taken",
-                {"limit": self._max_queued_tokens, "actual": estimate},
-            )
-        ticket = Ticket(request, BatchKey(pair, request.temperature), estimate)
+        key, now = BatchKey(pair, request.temperature, request.numerics), self._clock()
+        ticket = Ticket(request, key, estimate_tokens(request), submitted=now, deadline=now + timeout_s)
         with self._changed:
-            self._drop_abandoned()
+            self._drop_unwanted()
             if self._closed:
-                raise ScorerUnavailable("the scorer is shutting down")
-            queued = self._queued_tokens()
-            if queued + estimate > self._max_queued_tokens:
-                raise ScorerOverloaded(min(60, max(1, math.ceil(queued / self._tokens_per_s))))
-            self._waiting.append(ticket)
-            self._changed.notify()
+                raise ScorerDraining("the scorer is shutting down")
+            self._queue.admit(ticket, tokens_per_s=self._totals.tokens_per_s)
+            self._changed.notify_all()
         return ticket.future
 
     def stats(self) -> Stats:
-        """Counters for /health."""
+        """The queue now and counters since the start, for /health."""
         with self._changed:
-            self._drop_abandoned()
+            self._drop_unwanted()
+            oldest = min((ticket.submitted for ticket in self._queue), default=None)
             return Stats(
-                waiting_requests=len(self._waiting),
-                queued_tokens=self._queued_tokens(),
-                batches=self._batches,
-                scored_items=self._items,
-                scored_tokens=self._tokens,
-                abandoned_requests=self._abandoned,
+                **asdict(self._totals),
+                waiting_requests=len(self._queue),
+                queued_tokens=self._queue.tokens,
+                oldest_wait_s=0.0 if oldest is None else self._clock() - oldest,
+                pairs_loaded=len(self._pairs),
             )
 
     def preload(self, pair: PairKey) -> None:
-        """Load a pair before its first request. Only for the thread that calls `run`."""
-        self._pairs.get(pair)
+        """Load a pair before its first request, and warm it up. Only for the thread that calls `run`."""
+        loaded = self._pairs.get(pair)
+        for texts in warmup_batches(loaded, max_batch_tokens=self._max_batch_tokens):
+            self._score_texts(loaded, texts, temperature=1.0, top_k=0)
 
     def run(self) -> None:
         """Score until closed and the queue is empty."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: len(self._queue) or self._closed)
+                if not len(self._queue):
                     return
             self.step()
+
+    def tokenize_ahead(self) -> None:
+        """Tokenise requests whose pair is in memory, until closed."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._to_tokenize() or self._closed)
+                ticket = self._to_tokenize()
+            if self._closed or ticket is None:
+                return
+            if pair := self._pairs.find(ticket.key.pair):
+                with self._failing([ticket]):
+                    self._tokenize_once(ticket, pair)
 
     def close(self) -> None:
         """Take no more requests; those that wait are still answered."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """Fail all that still waits: there is no more time."""
+        self._fail(lambda _: True, ScorerDraining("the scorer has shut down before its turn came"))
 
     def step(self) -> None:
         """Score one batch of what waits."""
-        group = self._front_group()
-        if not group:
+        with self._changed:
+            self._drop_unwanted()
+            leader = self._queue.leader(self._may_run)
+            group = [] if leader is None else self._queue.group(leader)
+        if leader is None:
             return
-        front, key = group[0], group[0].key
         with self._failing(group):
-            pair = self._pairs.get(key.pair)
+            pair = self._loaded(leader.key.pair)
             for ticket in group:
                 with self._failing([ticket]):
-                    _tokenize_once(ticket, pair)
-            alive = [ticket for ticket in group if not ticket.future.done()]
-            batch = self._form_batch(alive, pair.capacity.packed_tokens)
-            with self._failing(list(dict.fromkeys(ticket for ticket, _ in batch))):
-                self._score(batch, pair)
-            for ticket in group:
-                if not ticket.texts and not ticket.future.done():
-                    self._answer(ticket, pair)
-        self._let_others_pass(front)
-
-    def _front_group(self) -> list[Ticket]:
-        """The request in front and all that can share its batches."""
+                    self._tokenize_once(ticket, pair)
+            self._run_batch(leader, pair)
+            for ticket in self._finished(leader.key):
+                self._answer(ticket, pair)
         with self._changed:
-            self._drop_abandoned()
-            return [ticket for ticket in self._waiting if ticket.key == self._waiting[0].key]
+            self._queue.end_turn(leader.client)
 
-    def _form_batch(self, group: list[Ticket], packed_tokens: int) -> list[tuple[Ticket, int]]:
-        """The first open item of the group, and those that go well with it."""
-        candidates = [(ticket, item) for ticket in group for item in ticket.texts]
-        if not candidates:
-            return []
-        lengths = [len(ticket.texts[item].ids) for ticket, item in candidates]
-        chosen = fill_batch(lengths, 0, max_batch_tokens=self._max_batch_tokens, packed_tokens=packed_tokens)
-        return [candidates[index] for index in chosen]
+    def _may_run(self, key: BatchKey) -> bool:
+        """A pair in memory may; another one after those in memory had as much time as the last load took."""
+        return key.pair in self._pairs or self._clock() >= self._next_load
 
-    def _score(self, batch: list[tuple[Ticket, int]], pair: LoadedPair) -> None:
+    def _loaded(self, key: PairKey) -> LoadedPair:
+        started, resident = self._clock(), key in self._pairs
+        try:
+            return self._pairs.get(key)
+        finally:
+            if not resident:
+                ended = self._clock()
+                self._next_load = ended + (ended - started)
+                self._totals.load_s += ended - started
+
+    def _run_batch(self, leader: Ticket, pair: LoadedPair) -> None:
+        """Score the leader's oldest text and those that go well with it; all tickets that wait for one get it."""
+        with self._changed:
+            self._drop_unwanted()  # loading and tokenising took their time
+            group = [ticket for ticket in self._queue.group(leader) if ticket.tokenized]
+        batch = self._choose(group, pair)
+        concerned = [ticket for ticket in group if not ticket.open.keys().isdisjoint(batch)]
         if not batch:
             return
-        texts = [ticket.texts[item] for ticket, item in batch]
-        started = time.perf_counter()
-        scores = score_batch(
-            pair.models,
-            texts,
-            temperature=batch[0][0].key.temperature,
-            top_k=max(ticket.request.top_k for ticket, _ in batch),
-        )
-        elapsed = time.perf_counter() - started
-        for (ticket, item), scored in zip(batch, scores, strict=True):
-            ticket.answers[item] = item_scores(ticket.texts.pop(item), scored, ticket.request)
-        tokens = sum(len(text.ids) for text in texts)
-        with self._changed:
-            self._tokens_per_s += SMOOTHING * (tokens / elapsed - self._tokens_per_s)
-            self._batches, self._items, self._tokens = (
-                self._batches + 1,
-                self._items + len(batch),
-                self._tokens + tokens,
+        with self._failing(concerned):
+            top_k = max(ticket.request.top_k for ticket in concerned)
+            started = time.perf_counter()
+            scores = self._score_texts(
+                pair, list(batch.values()), temperature=leader.key.temperature, top_k=top_k
             )
+            elapsed = time.perf_counter() - started
+            with self._changed:
+                lengths = [len(text.ids) for text in batch.values()]
+                self._totals.count_batch(lengths, pair.capacity.packed_tokens, elapsed)
+                for ticket in concerned:
+                    ticket.compute_s += elapsed
+                for fingerprint, scored in zip(batch, scores, strict=True):
+                    self._hand_out(concerned, fingerprint, scored)
+
+    def _choose(self, group: Sequence[Ticket], pair: LoadedPair) -> dict[Fingerprint, TokenizedText]:
+        """The texts that run now: of fair_order's the first, and those that go well with it."""
+        order = fair_order(group, window=WINDOW * self._max_batch_tokens)
+        if not order:
+            return {}
+        places = next_batch(
+            [text for _, text in order],
+            pair.capacity,
+            max_batch_tokens=self._max_batch_tokens,
+            strict=group[0].key.numerics == "strict",
+        )
+        return dict(order[place] for place in places)
+
+    def _score_texts(
+        self, pair: LoadedPair, texts: Sequence[TokenizedText], *, temperature: float, top_k: int
+    ) -> list[ScoredText | None]:
+        def score(part: Sequence[TokenizedText]) -> list[ScoredText]:
+            return score_batch(pair.models, part, temperature=temperature, top_k=top_k)
+
+        return score_in_halves(score, texts, on_failure=self._totals.count_out_of_memory)
+
+    def _hand_out(
+        self, tickets: Sequence[Ticket], fingerprint: Fingerprint, scored: ScoredText | None
+    ) -> None:
+        items = [(t, item, text) for t in tickets for item, text in t.close_text(fingerprint)]
+        for ticket, item, text in items:
+            ticket.answers[item] = NO_MEMORY if scored is None else item_scores(text, scored, ticket.request)
+        if scored is not None:
+            self._totals.items += len(items)
+            self._totals.shared_items += len(items) - 1
+
+    def _to_tokenize(self) -> Ticket | None:
+        waiting = (ticket for ticket in self._queue if not ticket.tokenized)
+        return next((ticket for ticket in waiting if ticket.key.pair in self._pairs), None)
+
+    def _tokenize_once(self, ticket: Ticket, pair: LoadedPair) -> None:
+        """Tokenise a request's items; those that cannot be scored are answered at once."""
+        with self._tokenizing:
+            if ticket.tokenized:
+                return
+            started = time.perf_counter()
+            for index, item in enumerate(ticket.request.items):
+                found = tokenized(pair, item)
+                if isinstance(found, ItemError):
+                    ticket.answers[index] = found
+                else:
+                    ticket.add_text(index, found)
+            ticket.tokenize_s = time.perf_counter() - started
+            with self._changed:
+                ticket.tokenized = True
+                ticket.tokens = sum(len(text.ids) for text in ticket.open.values())
+                self._totals.tokenize_s += ticket.tokenize_s
+
+    def _finished(self, key: BatchKey) -> list[Ticket]:
+        with self._changed:
+            return [
+                ticket for ticket in self._queue if ticket.key == key and ticket.tokenized and not ticket.open
+            ]
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
-        self._remove([ticket])
-        reply = ScoreReply(
+        queue_s = self._clock() - ticket.submitted - ticket.tokenize_s - ticket.compute_s
+        with self._changed:
+            self._queue.remove(lambda other: other is ticket)
+            self._totals.queue_s += queue_s
+        reply = TimedReply(
             items=[ticket.answers[item] for item in range(len(ticket.request.items))],
             tokenizer_sha256=pair.models.tokenizer_sha256,
             vocab_size=pair.capacity.vocab_size,
             weights_dtype=pair.models.weights_dtype,
             pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),
+            queue_s=queue_s,
+            tokenize_s=ticket.tokenize_s,
+            compute_s=ticket.compute_s,
         )
-        if ticket.future.set_running_or_notify_cancel():
+        if not ticket.future.done() and ticket.future.set_running_or_notify_cancel():
             ticket.future.set_result(reply)
 
     @contextmanager
-    def _failing(self, tickets: list[Ticket]) -> Iterator[None]:
+    def _failing(self, tickets: Sequence[Ticket]) -> Iterator[None]:
         """An error inside fails these requests and no others."""
         failure: JobError
         try:
@@ -212,54 +275,25 @@ class Batcher:
             return
         except ModelLoadError as error:
             log.warning("a model cannot be loaded: %s", error)  # its message holds paths of this machine
-            failure = ScoringRefused(
-                error.code, "the model cannot be loaded; the scorer's log has the reason"
-            )
+            failure = ScoringRefused(error.code, "the model cannot be loaded; the scorer's log says why")
         except RLHFError as error:
             failure = ScoringRefused(error.code, str(error))
         except Exception:  # the thread's edge: a bad batch must not end the process
             log.exception("a batch of %d requests failed", len(tickets))
             failure = ScorerUnavailable("scoring failed; the scorer's log has the reason")
-        self._remove(tickets)
+        self._fail(lambda ticket: ticket in tickets, failure)
+
+    def _drop_unwanted(self) -> None:
+        """Take out what nobody waits for: no work is done for it. The lock must be held."""
+        gone = self._queue.remove(lambda ticket: ticket.future.cancelled())
+        self._totals.abandoned_requests += len(gone)
+        now, late = self._clock(), DeadlineExceeded("not scored in time")
+        self._totals.expired_requests += self._fail(lambda ticket: ticket.deadline <= now, late)
+
+    def _fail(self, condemned: Callable[[Ticket], bool], failure: JobError) -> int:
+        with self._changed:
+            tickets = self._queue.remove(condemned)
         for ticket in tickets:
-            if not ticket.future.done() and ticket.future.set_running_or_notify_cancel():
+            if ticket.future.set_running_or_notify_cancel():
                 ticket.future.set_exception(failure)
-
-    def _remove(self, tickets: list[Ticket]) -> None:
-        with self._changed:
-            self._waiting = [ticket for ticket in self._waiting if ticket not in tickets]
-
-    def _let_others_pass(self, front: Ticket) -> None:
-        """An unfinished request goes behind the others of its kind, and not behind another pair's."""
-        with self._changed:
-            if front in self._waiting:
-                last = max(n for n, ticket in enumerate(self._waiting) if ticket.key == front.key)
-                self._waiting.remove(front)
-                self._waiting.insert(last, front)
-
-    def _drop_abandoned(self) -> None:
-        kept = [ticket for ticket in self._waiting if not ticket.future.cancelled()]
-        self._abandoned += len(self._waiting) - len(kept)
-        self._waiting = kept
-
-    def _queued_tokens(self) -> int:
-        return sum(ticket.estimated_tokens for ticket in self._waiting)
-
-
-def estimate_tokens(request: ScoreRequest) -> int:
-    """Tokens of a request before it is tokenised: its bytes by BYTES_PER_TOKEN, and one per item."""
-    size = sum(len(((item.prompt or "") + (item.text or "")).encode()) for item in request.items)
-    return math.ceil(size / BYTES_PER_TOKEN) + len(request.items)
-
-
-def _tokenize_once(ticket: Ticket, pair: LoadedPair) -> None:
-    """Tokenise a request's items; those that cannot be scored are answered at once."""
-    if ticket.tokenized:
-        return
-    ticket.tokenized = True
-    for index, item in enumerate(ticket.request.items):
-        found = tokenized(pair, item)
-        if isinstance(found, ItemError):
-            ticket.answers[index] = found
-        else:
-            ticket.texts[index] = found
+        return len(tickets)

@@ -1,14 +1,34 @@
-"""The pairs of models in memory: a small LRU, so that a scorer's memory is bounded."""
+"""The pairs of models in memory: as many as a budget of bytes holds, the least recently used given up first.
 
+Pairs with a common base share one copy of its weights; their adapters are put on it and taken off again.
+"""
+
+import math
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from safetensors import SafetensorError, safe_open
 
 from rlhf_core.batches import Capacity
-from rlhf_core.models import ModelPair, WeightSource
+from rlhf_core.models import Body, ModelPair, WeightSource
 from rlhf_core.scoring import capacity
+from worker.scorer.memory import release
 
 PairKey = tuple[WeightSource, WeightSource]  # policy, reference
+BYTES_PER_WEIGHT = 4  # as loaded: float32
+
+
+class Loader(Protocol):
+    """As rlhf_core.models.load_pair: bases in `bodies` are not loaded again, and new ones are put there."""
+
+    def __call__(
+        self, policy: WeightSource, reference: WeightSource, *, bodies: MutableMapping[str, Body]
+    ) -> ModelPair:
+        """The pair."""
+        ...
 
 
 class LoadedPair(NamedTuple):
@@ -19,18 +39,98 @@ class LoadedPair(NamedTuple):
 
 
 class PairCache:
-    """At most `keep` pairs, the least recently used given up before another is loaded. For one thread."""
+    """Pairs, least recently used first, with at most `memory_bytes` of weights; one pair is always kept.
 
-    def __init__(self, load: Callable[[WeightSource, WeightSource], ModelPair], *, keep: int = 2) -> None:
-        self._load, self._keep = load, keep
+    For one thread, but any may ask what is in memory.
+    """
+
+    def __init__(self, load: Loader, *, memory_bytes: float = math.inf) -> None:
+        self._load, self._memory_bytes = load, memory_bytes
         self._pairs: OrderedDict[PairKey, LoadedPair] = OrderedDict()
+        self._bodies: dict[str, Body] = {}  # by base
+
+    def __contains__(self, key: PairKey) -> bool:
+        return key in self._pairs
+
+    def find(self, key: PairKey) -> LoadedPair | None:
+        """The pair if it is in memory. Any thread may ask, and keeps what it gets."""
+        return self._pairs.get(key)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all that is loaded: a base that several pairs share counts once."""
+        return sum(weights_bytes(body) for body in self._bodies.values())
 
     def get(self, key: PairKey) -> LoadedPair:
         """The pair, loaded if need be. Raises ModelLoadError, TokenizerMismatch."""
         if key not in self._pairs:
-            while len(self._pairs) >= self._keep:
-                self._pairs.popitem(last=False)
-            models = self._load(*key)
-            self._pairs[key] = LoadedPair(models, capacity(models))
+            while self._pairs and self.weights_bytes + self._bytes_to_load(key) > self._memory_bytes:
+                self._give_up_oldest()
+            with self._undone_on_failure(key):
+                models = self._load(*key, bodies=self._bodies)
+                self._pairs[key] = LoadedPair(models, capacity(models))
+            while len(self._pairs) > 1 and self.weights_bytes > self._memory_bytes:
+                self._give_up_oldest()  # a hub id's size is known only now
         self._pairs.move_to_end(key)
         return self._pairs[key]
+
+    def _bytes_to_load(self, key: PairKey) -> int:
+        new = {path for source in key for path in source if path is not None and path not in self._bodies}
+        return sum(map(stored_bytes, new))
+
+    def _give_up_oldest(self) -> None:
+        """Forget a pair, the adapters that no other pair needs, and the bases on which none is left."""
+        key, _ = self._pairs.popitem(last=False)
+        in_use = {source for pair in self._pairs for source in pair}
+        for source in set(key) - in_use:
+            base = _base(source)
+            if base not in map(_base, in_use):
+                self._bodies.pop(base, None)
+            elif source.base is not None:
+                self._bodies[base].drop_adapter(source.path)
+        release()
+
+    @contextmanager
+    def _undone_on_failure(self, key: PairKey) -> Iterator[None]:
+        """A base on which an adapter was put by half would score wrongly: it goes, with the pairs that use it."""
+        before = {base: _modules(body) for base, body in self._bodies.items()}
+        try:
+            yield
+        except BaseException:
+            self._pairs.pop(key, None)
+            touched = {base for base, body in self._bodies.items() if _modules(body) != before.get(base)}
+            for pair in [pair for pair in self._pairs if touched & set(map(_base, pair))]:
+                del self._pairs[pair]
+            for base in set(self._bodies) - {_base(source) for pair in self._pairs for source in pair}:
+                del self._bodies[base]
+            release()
+            raise
+
+
+def weights_bytes(body: Body) -> int:
+    """Bytes of the weights, with the adapters on them; tied ones count once."""
+    tensors = [*body.model.parameters(), *body.model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def stored_bytes(folder: str) -> int:
+    """What a folder's safetensors take once they are loaded; 0 for a hub id, or where they cannot be read."""
+    weights = 0
+    try:
+        for path in Path(folder).glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                weights += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return 0
+    return weights * BYTES_PER_WEIGHT
+
+
+def _base(source: WeightSource) -> str:
+    return source.base or source.path
+
+
+def _modules(body: Body) -> int:
+    return sum(1 for _ in body.model.modules())
