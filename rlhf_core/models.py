@@ -17,6 +17,7 @@ from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from rlhf_core.causal_lm import CausalLM, split
@@ -238,6 +239,8 @@ def load_body(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
     """A full model from a folder or the hub. Never runs a repository's code, reads safetensors only."""
     with _as_load_error(path):
         _refuse_custom_code(path)
+        if find_adapter_config_file(path) is not None:  # transformers would open the base that it names
+            raise ModelLoadError(f"{path}: an adapter, where a full model is needed")
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )

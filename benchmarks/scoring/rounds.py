@@ -16,11 +16,9 @@ from benchmarks.scoring.contenders import Answers, Contender
 from benchmarks.scoring.workloads import Draw
 
 OURS = "kleash, exact"
-BOUNDS = {  # nats between two ways in float32: the products of matrices round differently
-    "kl": 1e-4,
-    "policy_logprob": 5e-4,
-    "reference_logprob": 5e-4,
-}
+# Nats between two ways in float32. Random words through a noisy model amplify what products of matrices round: a
+# log-probability by some ε = 1e-3, a KL of 0.1 by ε√(2 KL). On plain text: python -m benchmarks.accuracy
+BOUNDS = {"kl": 5e-4, "policy_logprob": 2e-3, "reference_logprob": 2e-3}
 
 
 class Ratio(NamedTuple):

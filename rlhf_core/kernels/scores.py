@@ -38,9 +38,9 @@ class LossWeights(NamedTuple):
     kl: Float[Tensor, " rows"]
 
 
-def status(device: torch.device) -> str:
-    """`native`, `triton`, or `torch: ` and why the kernels are not used there."""
-    return cuda.status() if device.type == "cuda" else build.status()
+def status() -> str:
+    """`native`, `triton`, or `torch: ` and why the kernels are not used, on a GPU if there is one."""
+    return cuda.status() if torch.cuda.is_available() else build.status()
 
 
 def fits(*logits: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from rlhf_core.causal_lm import CausalLM
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
-from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.models import WeightSource, load_body, load_pair
 from tests import tiny_models
 from tests.tiny_models import TinyModels
 
@@ -59,6 +59,12 @@ def test_a_pickled_adapter_is_never_opened(tiny: TinyModels, tmp_path: Path) -> 
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(ModelLoadError, match=r"needs adapter_model\.safetensors"):
         load_pair(WeightSource(str(folder), str(tiny.base)), WeightSource(str(tiny.base)))
+
+
+def test_an_adapter_is_no_base(tiny: TinyModels) -> None:
+    """Left to itself, transformers would open the base that the adapter's config names."""
+    with pytest.raises(ModelLoadError, match="an adapter, where a full model is needed"):
+        load_body(str(tiny.adapter))
 
 
 @pytest.mark.parametrize("changes", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])

@@ -21,7 +21,7 @@ from fastapi import FastAPI  # noqa: E402
 from jobs.errors import ScoringRefused  # noqa: E402
 from jobs.settings import Settings  # noqa: E402
 from rlhf_core.errors import RLHFError  # noqa: E402
-from rlhf_core.kernels import build  # noqa: E402
+from rlhf_core.kernels import scores as kernels  # noqa: E402
 from rlhf_core.models import Body, ModelPair, WeightSource, load_pair  # noqa: E402
 from worker.scorer.app import create_app  # noqa: E402
 from worker.scorer.batcher import Batcher  # noqa: E402
@@ -74,8 +74,8 @@ def main() -> int:
 
     def own_the_models() -> None:
         try:
-            if (kernels := build.status()) != "native":  # compiled here if it has to be
-                log.warning("exact KL will be several times slower than it can be: %s", kernels)
+            if (status := kernels.status()).startswith("torch"):  # compiled here if it has to be
+                log.warning("exact KL will be several times slower than it can be: %s", status)
             if pair := default_pair(settings.registry):
                 batcher.preload((sources.weights(pair[0]), sources.weights(pair[1])))
             threading.Thread(target=batcher.tokenize_ahead, name="tokenizer", daemon=True).start()

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import MEDIA_TYPE, ScoreRequest, encode_reply
-from rlhf_core.kernels import build
+from rlhf_core.kernels import scores as kernels
 from worker.scorer.batcher import Batcher, ScorerDraining
 from worker.scorer.sources import AllowedSources
 from worker.scorer.tickets import TimedReply
@@ -48,7 +48,7 @@ def create_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "kernels": build.status(), **batcher.stats().document()}
+        return {"status": "ok", "kernels": kernels.status(), **batcher.stats().document()}
 
     app.add_exception_handler(JobError, _known)
     app.add_exception_handler(ValidationError, _malformed)
