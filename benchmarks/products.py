@@ -1,7 +1,7 @@
-"""How fast torch multiplies float32 matrices on this CPU: its own way (MKL) and oneDNN's, `python -m benchmarks.products`.
+"""How fast torch multiplies float32 matrices here, its own way (MKL) and oneDNN's: `python -m benchmarks.products`.
 
-Shapes are SmolLM2-135M's: rows of a batch by a layer's weight, and the gradient back through it. Both take turns; the
-ratio is the median over rounds of that of neighbours. The last line is one JSON object of ratios, MKL over oneDNN.
+Shapes are SmolLM2-135M's: rows of a batch by a layer's weight, and the gradient back through it. Both take turns;
+the ratio is the median over rounds of that of neighbours. The last line is one JSON object of ratios, MKL over oneDNN.
 """
 
 import json
@@ -9,8 +9,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from rlhf_core.products import available
 
@@ -32,26 +34,23 @@ def main() -> int:
         for rows in ROWS:
             x, gradient = torch.randn(rows, width), torch.randn(rows, outputs)
             ways = {
-                "forward": (
-                    lambda x=x, w=weight: torch.nn.functional.linear(x, w),
-                    lambda x=x, w=weight: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""),
-                ),
-                "backward": (
-                    lambda g=gradient, w=weight: g @ w,
-                    lambda g=gradient, w=weight: torch.ops.mkldnn._linear_pointwise(
-                        g, w.t(), None, "none", [], ""
-                    ),
-                ),
+                "forward": (partial(nn.functional.linear, x, weight), partial(by_onednn, x, weight)),
+                "backward": (partial(torch.mm, gradient, weight), partial(by_onednn, gradient, weight.t())),
             }
             flop = 2.0 * rows * width * outputs
             for direction, (mkl, onednn) in ways.items():
                 ratio, speeds = compare(mkl, onednn, flop)
-                print(
-                    f"{name:10} {rows:5} rows {direction:9} MKL {speeds[0]:5.0f}  oneDNN {speeds[1]:5.0f}  {ratio:5.2f}"
-                )
+                what = f"{name:10} {rows:5} rows {direction:9}"
+                print(f"{what} MKL {speeds[0]:5.0f}  oneDNN {speeds[1]:5.0f}  {ratio:5.2f}")
                 ratios[f"{name}_{rows}_{direction}"] = round(ratio, 2)
     print(json.dumps(ratios))
     return 0
+
+
+def by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ"""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return product
 
 
 @torch.inference_mode()
