@@ -1,7 +1,8 @@
-"""How fast torch multiplies float32 matrices here, its own way (MKL) and oneDNN's: `python -m benchmarks.products`.
+"""How fast torch multiplies float32 matrices here, by MKL and by oneDNN: `python -m benchmarks.products`.
 
 Shapes are SmolLM2-135M's: rows of a batch by a layer's weight, and the gradient back through it. Both take turns;
-the ratio is the median over rounds of that of neighbours. The last line is one JSON object of ratios, MKL over oneDNN.
+the ratio is the median over rounds of that of neighbours. The last line is one JSON object of ratios: MKL over
+oneDNN.
 """
 
 import json

@@ -16,22 +16,18 @@ from rlhf_core.chunked import chunked_scores
 from rlhf_core.kernels import build
 from rlhf_core.kernels import scores as native
 from rlhf_core.kl import divergences, kl_terms
-from rlhf_core.logprobs import token_logprobs
+from tests.rlhf_core import kernel_oracles as oracles
 
-INF, NAN = math.inf, math.nan
-ONE_SIDED = {
-    *("policy_logprob", "reference_logprob", "entropy", "entropy_ref", "policy_rank", "reference_rank")
-}
+INF = math.inf
 
 
 def run(
     policy: torch.Tensor,
     reference: torch.Tensor,
     ids: torch.Tensor,
-    temperature: float = 1.0,
-    level: int = native.ALL,
+    temperature: float,
 ) -> dict[str, torch.Tensor]:
-    found = native.scores(policy, reference, ids, temperature=temperature, level=level)
+    found = native.scores(policy, reference, ids, temperature=temperature)
     return dict(zip(native.OUTPUTS, found.double().unbind(1), strict=True))
 
 
@@ -45,27 +41,7 @@ def test_it_is_compiled_here():
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
 @pytest.mark.parametrize("vocab", [7, 4096, 50257])
 def test_t18_it_holds_the_bound_down_to_a_kl_of_1e_8(vocab: int, temperature: float) -> None:
-    generator = torch.Generator().manual_seed(vocab)
-    ids = torch.randint(vocab, (8,), generator=generator)
-    seen = []
-    for scale in (1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0):
-        policy = (torch.randn(8, vocab, generator=generator) * 8).clamp(-50, 50)
-        reference = (policy + scale * torch.randn(8, vocab, generator=generator)).clamp(-50, 50)
-        truth = divergences(policy.double(), reference.double(), temperature=temperature)
-        found = run(policy, reference, ids, temperature)
-        for kl, exact in ((found["kl"], truth.kl), (found["kl_ref"], truth.kl_ref)):
-            assert ((kl - exact).abs() <= 1e-5 * exact + 5e-7 * exact.sqrt() + 2e-11).all(), scale
-        for name in ("policy_logprob", "reference_logprob"):
-            logits = (policy if name == "policy_logprob" else reference).double()
-            exact = token_logprobs(logits, ids, temperature=temperature)
-            assert ((found[name] - exact).abs() <= 2e-6 + 4e-7 * exact.abs()).all()
-        torch.testing.assert_close(found["entropy"], truth.entropy, rtol=2e-6, atol=1e-6)
-        torch.testing.assert_close(found["cross_entropy"], truth.cross_entropy, rtol=2e-6, atol=1e-6)
-        torch.testing.assert_close(found["tv"], truth.tv, rtol=1e-3, atol=2e-7)
-        torch.testing.assert_close(found["js"], truth.js, rtol=1e-3, atol=2e-11)
-        seen += truth.kl.tolist()
-    assert min(seen) < 1e-8
-    assert max(seen) > 1
+    oracles.assert_t18(run, vocab=vocab, temperature=temperature, rows=8)
 
 
 @settings(deadline=None, max_examples=200)
@@ -80,37 +56,16 @@ def test_t18_it_holds_the_bound_down_to_a_kl_of_1e_8(vocab: int, temperature: fl
 def test_it_says_what_float64_says(
     vocab: int, scale: float, noise: float, temperature: float, excluded: float, seed: int
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    # No two items are further apart than 80 nats: e^-87 and less is nothing, also to an item that one excludes.
-    policy = (torch.randn(3, vocab, generator=generator) * scale).clamp(-20, 20)
-    reference = (policy + torch.randn(3, vocab, generator=generator) * noise).clamp(-20, 20)
-    for logits in (policy, reference):  # item 0 always keeps some mass
-        logits[:, 1:][torch.rand(3, vocab - 1, generator=generator) < excluded] = -INF
-    ids = torch.zeros(3, dtype=torch.long)
-    truth = divergences(policy.double(), reference.double(), temperature=temperature)
-    found = run(policy, reference, ids, temperature)
-    for name, exact in truth._asdict().items():
-        infinite = exact.isinf()
-        assert torch.equal(found[name].isinf(), infinite), name
-        torch.testing.assert_close(found[name][~infinite], exact[~infinite], rtol=2e-5, atol=3e-6)
-        assert not (found[name] < 0).any()
+    logits = oracles.pair(vocab=vocab, scale=scale, noise=noise, excluded=excluded, seed=seed)
+    oracles.assert_float64(run, *logits, temperature)
 
 
 def test_without_mass_or_with_nan_there_is_no_number_and_the_neighbours_have_theirs() -> None:
-    policy = torch.tensor([[0.0, 1.0], [-INF, -INF], [NAN, 0.0], [INF, 0.0], [0.0, 1.0]])
-    reference = torch.zeros(5, 2)
-    for a, b, one in ((policy, reference, "policy_logprob"), (reference, policy, "reference_logprob")):
-        found = run(a, b, torch.zeros(5, dtype=torch.long))
-        for name in {*native.OUTPUTS} - ONE_SIDED | {one}:
-            assert found[name].isnan().tolist() == [False, True, True, True, False], name
+    oracles.assert_no_number_without_mass(run)
 
 
 def test_equal_logits_are_at_exactly_zero() -> None:
-    logits = torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) * 8
-    found = run(logits, logits.clone(), torch.zeros(4, dtype=torch.long), 0.7)
-    for name in ("kl", "kl_ref", "js", "tv"):
-        assert found[name].tolist() == [0, 0, 0, 0]
-    assert torch.equal(found["policy_logprob"], found["reference_logprob"])
+    oracles.assert_zero_of_equals(run, vocab=5000)
 
 
 def test_a_row_does_not_depend_on_its_neighbours_the_threads_or_the_level() -> None:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from jobs.errors import ScoringRefused
 from jobs.scoring_wire import (
@@ -18,20 +17,13 @@ from jobs.scoring_wire import (
     encode_reply,
 )
 from jobs.settings import Settings
-from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.models import WeightSource
 from rlhf_core.scoring import ScoredText, TopItems
 from rlhf_core.tokenization import TokenizedText
 from tests import tiny_models
 from worker.scorer.answers import item_scores, top_pieces
 from worker.scorer.batcher import Batcher
-from worker.scorer.pairs import PairCache
 from worker.scorer.sources import AllowedSources
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    torch.set_num_threads(1)
-    return tiny_models.build(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +32,8 @@ def tokenizer(tiny):
 
 
 @pytest.fixture
-def score(tiny):
-    batcher = Batcher(PairCache(load_pair), max_batch_tokens=256, max_queued_tokens=100_000)
+def score(tiny, pairs):
+    batcher = Batcher(pairs, max_batch_tokens=256, max_queued_tokens=100_000)
 
     def call(*items, policy=None, reference=None, **rest):
         policy, base = policy or WeightSource(str(tiny.adapter), str(tiny.base)), str(reference or tiny.base)
