@@ -3,7 +3,7 @@
 Logits of all tokens never exist. Forward only; rlhf_core/chunked_logprobs.py can be differentiated.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -70,7 +70,8 @@ def chunked_scores(
         theirs = ours if same else reference_logits_fn(reference)
         return score_chunk(ours, theirs, chunk_ids, temperature, block, top_k)
 
-    return concatenate([score(*part) for part in split_rows(rows, policy_hidden, reference_hidden, ids)])
+    parts = (score(*part) for part in split_rows(rows, policy_hidden, reference_hidden, ids))
+    return assemble(parts, len(ids), none, top_k=top_k)
 
 
 def rows_per_chunk(row_bytes: int, chunk_bytes: int, block: int = 0) -> int:
@@ -104,7 +105,8 @@ def score_chunk(
             top = native.top_terms(policy_logits, reference_logits, k=top_k, temperature=temperature)
         return TokenScores._make((*found.unbind(1), top))
     blocks = split_rows(block, policy_logits, reference_logits, ids)
-    return concatenate([_score_block(p, q, block_ids, temperature, top_k) for p, q, block_ids in blocks])
+    parts = (_score_block(p, q, block_ids, temperature, top_k) for p, q, block_ids in blocks)
+    return assemble(parts, len(ids), policy_logits, top_k=top_k)
 
 
 def _score_block(
@@ -139,9 +141,26 @@ def _top_terms(policy: Tensor, reference: Tensor, k: int) -> TopTerms:
     return TopTerms(ids.int(), policy.gather(1, ids), reference.gather(1, ids), largest.values[:, :k])
 
 
-def concatenate(parts: Sequence[TokenScores]) -> TokenScores:
-    """The scores of chunks as one."""
-    columns = [torch.cat(column) for column in zip(*(part[:-1] for part in parts), strict=True)]
-    tops = [part.top for part in parts if part.top is not None]
-    top = TopTerms(*map(torch.cat, zip(*tops, strict=True))) if tops else None
-    return TokenScores._make((*columns, top))
+def assemble(parts: Iterable[TokenScores], tokens: int, like: Tensor, *, top_k: int = 0) -> TokenScores:
+    """The scores of chunks as one, in memory that is taken before the first chunk is made.
+
+    What is allocated between two chunks and kept may lie where the next chunk's logits should: malloc then takes
+    new memory for these, chunk after chunk (up to 4.8 GB were seen).
+    """
+    columns = like.new_empty(len(native.OUTPUTS), tokens)
+    top = None
+    if top_k:
+        top = TopTerms(
+            like.new_empty(tokens, top_k, dtype=torch.int32), *like.new_empty(3, tokens, top_k).unbind()
+        )
+    start = 0
+    for part in parts:
+        end = start + len(part.policy_logprob)
+        for column, values in zip(columns, part[:-1], strict=True):
+            column[start:end] = values
+        if top is not None and part.top is not None:
+            for column, values in zip(top, part.top, strict=True):
+                column[start:end] = values
+        start = end
+        del part, values
+    return TokenScores._make((*columns.unbind(), top))

@@ -14,8 +14,8 @@ from rlhf_core.chunked import (
     CHUNK_BYTES,
     LogitsFn,
     TokenScores,
+    assemble,
     block_rows,
-    concatenate,
     rows_per_chunk,
     score_chunk,
     split_rows,
@@ -89,7 +89,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             theirs = ours if made.reference is None else made.reference
             return score_chunk(ours, theirs, part.ids, temperature, block, 0)
 
-        scores = concatenate([score(part) for part in _parts(hidden, ids, reference, rows)])
+        parts = (score(part) for part in _parts(hidden, ids, reference, rows))
+        scores = assemble(parts, len(ids), none)
         ctx.save_for_backward(hidden, ids, scores.entropy, scores.kl, *weights)
         ctx.logits_fn, ctx.reference, ctx.temperature, ctx.rows = logits_fn, reference, temperature, rows
         return scores.policy_logprob, scores.entropy, scores.kl

@@ -141,7 +141,7 @@ def test_kill_9_at_every_place_of_a_save_changes_no_byte(
 
 def test_a_cancelled_job_keeps_what_it_has(place: Place, undisturbed: bytes) -> None:
     """SIGTERM to a real child: the results so far are the first lines of the whole."""
-    place.file.with_name("long.jsonl").write_text(place.file.read_text() * 40)
+    place.file.with_name("long.jsonl").write_text(place.file.read_text() * 2000)
     place.create("job_cancelled", items_file=str(place.file.with_name("long.jsonl")))
     ended: list[Any] = []
     thread = threading.Thread(target=lambda: ended.append(place.supervise("job_cancelled")))
