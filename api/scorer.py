@@ -8,6 +8,7 @@ one scorer cannot take goes to the next.
 import hashlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, S
 from jobs.scoring_wire import ScoreReply, ScoreRequest, decode_reply
 
 CONNECT_TIMEOUT_S, PROBE_TIMEOUT_S, GRACE_S = 2.0, 2.0, 2.0
-MAX_WAITING, RETRY_SOON_S = 32, 2  # each waits in a thread, and the other routes need some of those 40
+MAX_WAITING, RETRY_SOON_S = 48, 2  # each waits in one of api/app.py's THREADS
+PER_FREE = 2  # a client may have so many waiting for each place that is free: alone 32 of 48, never all
 SHUN_S = 5.0  # a scorer that was not there is tried after the others for so long
 MAX_BREAKS = 2  # a request that ends two scorers while they have it is not given to a third
 
@@ -73,18 +75,23 @@ class HttpScorer:
     """Scorers at `unix:/path` or `http://host:port`; safe to share between threads."""
 
     def __init__(self, *urls: str) -> None:
-        self._free = threading.BoundedSemaphore(MAX_WAITING)
+        self._waiting: Counter[str] = Counter()  # by client
         self._lock = threading.Lock()
         self._endpoints = [_Endpoint(url) for url in urls]
 
     def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
         """Score every item. Raises ScorerUnavailable, ScorerOverloaded, DeadlineExceeded, ScoringRefused."""
-        if not self._free.acquire(blocking=False):
-            raise ScorerOverloaded(RETRY_SOON_S)
+        with self._lock:
+            free = MAX_WAITING - self._waiting.total()
+            if self._waiting[request.client] >= PER_FREE * free:
+                raise ScorerOverloaded(RETRY_SOON_S)
+            self._waiting[request.client] += 1
         try:
             return self._first_answer(request, deadline=time.monotonic() + timeout_s)
         finally:
-            self._free.release()
+            with self._lock:
+                self._waiting[request.client] -= 1
+                self._waiting = +self._waiting  # without those that have none
 
     def _first_answer(self, request: ScoreRequest, *, deadline: float) -> ScoreReply:
         body, tried, breaks = request.model_dump_json(), list[_Endpoint](), 0

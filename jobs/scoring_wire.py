@@ -56,6 +56,10 @@ class ScoreItem(Config):
     def _one_form(self) -> Self:
         if sum(form is not None for form in (self.text, self.token_ids, self.messages)) != 1:
             raise ValueError("an item is a text, token ids or messages")
+        if self.prompt is not None and self.text is None:
+            raise ValueError("a prompt goes with a text")
+        if self.score_from > 1 and self.token_ids is None:
+            raise ValueError("score_from goes with token ids")
         return self
 
 

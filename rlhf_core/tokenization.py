@@ -79,8 +79,8 @@ def tokenize_item(tokenizer: Any, item: _Item, *, context: int, vocab_size: int)
             add_special_tokens=False,  # the template writes them
             truncation=item.truncation,
         )
-        return found._replace(text=(prompt + completion).encode())
-    return tokenize(
+        return _known(found._replace(text=(prompt + completion).encode()), vocab_size)
+    found = tokenize(
         tokenizer,
         item.text or "",
         item.prompt,
@@ -88,6 +88,15 @@ def tokenize_item(tokenizer: Any, item: _Item, *, context: int, vocab_size: int)
         add_special_tokens=item.add_special_tokens,
         truncation=item.truncation,
     )
+    return _known(found, vocab_size)
+
+
+def _known(text: TokenizedText, vocab_size: int) -> TokenizedText:
+    """A tokenizer may have added tokens (a [PAD]) for which the model has no row."""
+    foreign = np.flatnonzero(text.ids >= vocab_size)
+    if len(foreign):
+        raise TokenIdOutOfRange(f"token {foreign[0]} of the text is none of the model's {vocab_size}")
+    return text
 
 
 def tokenize(

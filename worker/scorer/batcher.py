@@ -144,10 +144,11 @@ class Batcher:
             pair = self._loaded(leader.key.pair)
             for ticket in group:
                 with self._failing([ticket]):
-                    self._tokenize_once(ticket, pair)
+                    self._tokenize_once(ticket, pair, wait=ticket is leader)
             self._run_batch(leader, pair)
             for ticket in self._finished(leader.key):
-                self._answer(ticket, pair)
+                with self._failing([ticket]):
+                    self._answer(ticket, pair)
         with self._changed:
             self._queue.end_turn(leader.client)
 
@@ -224,9 +225,14 @@ class Batcher:
         waiting = (ticket for ticket in self._queue if not ticket.tokenized)
         return next((ticket for ticket in waiting if ticket.key.pair in self._pairs), None)
 
-    def _tokenize_once(self, ticket: Ticket, pair: LoadedPair) -> None:
-        """Tokenise a request's items; those that cannot be scored are answered at once."""
-        with self._tokenizing:
+    def _tokenize_once(self, ticket: Ticket, pair: LoadedPair, *, wait: bool = True) -> None:
+        """Tokenise a request's items; those that cannot be scored are answered at once.
+
+        Without `wait` not while the other thread tokenises: what is not ready goes with a later batch.
+        """
+        if ticket.tokenized or not self._tokenizing.acquire(blocking=wait):
+            return
+        try:
             if ticket.tokenized:
                 return
             started = time.perf_counter()
@@ -237,10 +243,15 @@ class Batcher:
                 else:
                     ticket.add_text(index, found)
             ticket.tokenize_s = time.perf_counter() - started
+            self._queue.check_size(
+                sum(len(text.ids) * len(ticket.items[same]) for same, text in ticket.open.items())
+            )
             with self._changed:
                 ticket.tokenized = True
                 ticket.tokens = sum(len(text.ids) for text in ticket.open.values())
                 self._totals.tokenize_s += ticket.tokenize_s
+        finally:
+            self._tokenizing.release()
 
     def _finished(self, key: BatchKey) -> list[Ticket]:
         with self._changed:
@@ -250,9 +261,6 @@ class Batcher:
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
         queue_s = self._clock() - ticket.submitted - ticket.tokenize_s - ticket.compute_s
-        with self._changed:
-            self._queue.remove(lambda other: other is ticket)
-            self._totals.queue_s += queue_s
         reply = TimedReply(
             items=[ticket.answers[item] for item in range(len(ticket.request.items))],
             tokenizer_sha256=pair.models.tokenizer_sha256,
@@ -263,6 +271,9 @@ class Batcher:
             tokenize_s=ticket.tokenize_s,
             compute_s=ticket.compute_s,
         )
+        with self._changed:  # only now: an error above must still find whom it fails
+            self._queue.remove(lambda other: other is ticket)
+            self._totals.queue_s += queue_s
         if not ticket.future.done() and ticket.future.set_running_or_notify_cancel():
             ticket.future.set_result(reply)
 
@@ -276,6 +287,8 @@ class Batcher:
         except ModelLoadError as error:
             log.warning("a model cannot be loaded: %s", error)  # its message holds paths of this machine
             failure = ScoringRefused(error.code, "the model cannot be loaded; the scorer's log says why")
+        except ScoringRefused as error:
+            failure = error
         except RLHFError as error:
             failure = ScoringRefused(error.code, str(error))
         except Exception:  # the thread's edge: a bad batch must not end the process

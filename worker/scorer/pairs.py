@@ -96,12 +96,12 @@ class PairCache:
     @contextmanager
     def _undone_on_failure(self, key: PairKey) -> Iterator[None]:
         """A base on which an adapter was put by half would score wrongly: it goes, with the pairs that use it."""
-        before = {base: _modules(body) for base, body in self._bodies.items()}
+        before = {base: _state(body) for base, body in self._bodies.items()}
         try:
             yield
         except BaseException:
             self._pairs.pop(key, None)
-            touched = {base for base, body in self._bodies.items() if _modules(body) != before.get(base)}
+            touched = {base for base, body in self._bodies.items() if _state(body) != before.get(base)}
             for pair in [pair for pair in self._pairs if touched & set(map(_base, pair))]:
                 del self._pairs[pair]
             for base in set(self._bodies) - {_base(source) for pair in self._pairs for source in pair}:
@@ -132,5 +132,7 @@ def _base(source: WeightSource) -> str:
     return source.base or source.path
 
 
-def _modules(body: Body) -> int:
-    return sum(1 for _ in body.model.modules())
+def _state(body: Body) -> tuple[int, frozenset[str]]:
+    """Some adapters (prompt learning, IA3) add no module to the model."""
+    adapters = frozenset() if body.peft is None else frozenset(body.peft.peft_config)
+    return sum(1 for _ in body.model.modules()), adapters

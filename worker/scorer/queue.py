@@ -46,17 +46,22 @@ class FairQueue:
             ScorerOverloaded: there is no room now.
         """
         share = math.floor(CLIENT_SHARE * self._max_tokens)
-        if ticket.tokens > share:
-            raise ScoringRefused(
-                "input_too_long",
-                f"about {ticket.tokens} tokens in one request; at most {share} are taken",
-                {"limit": share, "actual": ticket.tokens},
-            )
+        self.check_size(ticket.tokens)
         queued, theirs = self.tokens, sum(t.tokens for t in self._clients.get(ticket.client, []))
         full = queued + ticket.tokens > self._max_tokens or len(self) >= self._max_requests
         if full or theirs + ticket.tokens > share:
             raise ScorerOverloaded(self._retry_after_s((queued if full else theirs) / tokens_per_s))
         self._clients.setdefault(ticket.client, []).append(ticket)
+
+    def check_size(self, tokens: int) -> None:
+        """Of one request, as estimated and again once it is counted. Raises ScoringRefused."""
+        share = math.floor(CLIENT_SHARE * self._max_tokens)
+        if tokens > share:
+            raise ScoringRefused(
+                "input_too_long",
+                f"about {tokens} tokens in one request; at most {share} are taken",
+                {"limit": share, "actual": tokens},
+            )
 
     def leader(self, may_run: Callable[[BatchKey], bool]) -> Ticket | None:
         """The oldest request of the first client whose oldest may run; of the first client, if none may."""

@@ -83,7 +83,7 @@ def _estimate(item: ScoreItem) -> int:
     if item.token_ids is not None:
         return len(item.token_ids)
     if item.messages is not None:
-        size = sum(len(message.content.encode()) for message in item.messages)
+        size = sum(len((message.role + message.content).encode()) for message in item.messages)
         return math.ceil(size / BYTES_PER_TOKEN) + TOKENS_PER_TURN * len(item.messages) + 1
     return math.ceil(len(((item.prompt or "") + (item.text or "")).encode()) / BYTES_PER_TOKEN) + 1
 
