@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
+# What a model raises that cannot be run the way that is tried.
+_PROBE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+_SLICE_BYTES = 8 * 2**20  # of a half-precision head in float32, on a CPU
+
 
 @dataclass(frozen=True, eq=False)
 class CausalLM:
@@ -38,7 +42,10 @@ class CausalLM:
         The product of a half-precision head is float32 too: rounded to bfloat16, logits of 20 are 0.125 apart.
         """
         half = hidden.dtype in (torch.bfloat16, torch.float16)
-        logits: Tensor = _wide_product(self.head, hidden) if half else self.head(hidden)
+        return self.shaped(_wide_product(self.head, hidden) if half else self.head(hidden))
+
+    def shaped(self, logits: Float[Tensor, "*b vocab"]) -> Float[Tensor, "*b vocab"]:
+        """The head's product, scaled and soft-capped in its own dtype."""
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         if self.logit_softcap is not None:
@@ -49,12 +56,20 @@ class CausalLM:
 def _wide_product(head: nn.Module, hidden: Tensor) -> Tensor:
     if not isinstance(head, nn.Linear):  # the whole model has answered already
         return hidden.float()
-    if hidden.is_cuda and not torch.is_grad_enabled():  # the tensor cores add up in float32 anyway
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = torch.mm(flat, head.weight.t(), out_dtype=torch.float32).reshape(*hidden.shape[:-1], -1)
-        return logits if head.bias is None else logits + head.bias.float()
     bias = None if head.bias is None else head.bias.float()
-    return nn.functional.linear(hidden.float(), head.weight.float(), bias)
+    if torch.is_grad_enabled():  # a copy of the head in float32, for as long as the gradient needs it
+        return nn.functional.linear(hidden.float(), head.weight.float(), bias)
+    flat = hidden.reshape(-1, head.in_features)
+    if hidden.is_cuda:  # the tensor cores add up in float32 anyway
+        logits = torch.mm(flat, head.weight.t(), out_dtype=torch.float32)
+    else:
+        logits = torch.empty(len(flat), head.out_features)
+        step = max(1, _SLICE_BYTES // (4 * head.in_features))
+        for at in range(0, head.out_features, step):
+            torch.mm(flat.float(), head.weight[at : at + step].t().float(), out=logits[:, at : at + step])
+    if bias is not None:
+        logits += bias
+    return logits.reshape(*hidden.shape[:-1], head.out_features)
 
 
 class _WholeModel(nn.Module):
@@ -82,30 +97,31 @@ def split(model: Any) -> CausalLM:
         trunk=model.base_model,
         head=head,
         vocab_size=int(config.vocab_size),
-        context=int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1),
+        context=_context(config),
         logit_scale=_logit_scale(config),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
     )
-    probe = torch.tensor([[0, 1 % found.vocab_size]], device=model.device)
-    with torch.inference_mode():
-        theirs = model(input_ids=probe, use_cache=False).logits.float()
-        agrees = isinstance(head, nn.Linear) and torch.allclose(
-            found.logits(found.trunk(input_ids=probe, use_cache=False).last_hidden_state).float(),
-            *(theirs, 1e-3, 1e-3),
-        )
-    if not agrees:
+    if not (isinstance(head, nn.Linear) and _agrees(found, model)):
         name = type(model).__name__
         log.warning("%s: its head is not one linear layer; all logits are made at once, which is slow", name)
-        found = replace(
-            found,
-            trunk=_WholeModel(model),
-            head=nn.Identity(),
-            logit_scale=1.0,
-            logit_softcap=None,
-            splits=False,
-        )
+        whole = _WholeModel(model)
+        found = CausalLM(whole, nn.Identity(), found.vocab_size, found.context, splits=False)
     packs = _packs(found.trunk, found.vocab_size, model.device)
     return replace(found, packs=packs, caches=_caches(found.trunk, found.vocab_size, model.device))
+
+
+@torch.inference_mode()
+def _agrees(found: CausalLM, model: Any) -> bool:
+    """True if trunk and head apart say what the model says, in its own dtype."""
+    probe = torch.tensor([[0, 1 % found.vocab_size]], device=model.device)
+    theirs = model(input_ids=probe, use_cache=False).logits
+    try:
+        hidden = found.trunk(input_ids=probe, use_cache=False).last_hidden_state
+        ours = found.shaped(found.head(hidden)).float()
+    except _PROBE_ERRORS:  # its trunk is not its base model, or there is a layer in between
+        return False
+    rtol = max(1e-3, torch.finfo(theirs.dtype).eps)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs.float(), rtol=rtol, atol=1e-3)
 
 
 @torch.inference_mode()
@@ -120,7 +136,7 @@ def _packs(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
     both, again = torch.cat([second.flip(1), second], dim=1), torch.arange(8, device=device).repeat(2)[None]
     try:
         alone, packed, mixed = states(second), states(both, position_ids=again)[:, 8:], states(both)[:, 8:]
-    except (TypeError, ValueError, RuntimeError):  # no position_ids, or a context of less than 16 tokens
+    except _PROBE_ERRORS:  # no position_ids, or a context of less than 16 tokens
         return False
     return bool((packed - alone).abs().max() <= 0.03 * (mixed - alone).abs().max())
 
@@ -135,10 +151,20 @@ def _caches(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
         cache.batch_repeat_interleave(2)
         rest = trunk(input_ids=ids[:, 8:].expand(2, -1), past_key_values=cache, use_cache=True)
         alone = trunk(input_ids=ids[:, 8:], use_cache=False).last_hidden_state.float()
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # no such cache, or a context of less
+    except _PROBE_ERRORS:  # no such cache, or a context of less
         return False
     error, without = (rest.last_hidden_state.float() - whole).abs().max(), (alone - whole).abs().max()
     return bool(error <= 0.03 * without)
+
+
+def _context(config: Any) -> int:
+    """The longest text. LongRoPE has other frequencies beyond its original length, for all of a batch: not so far."""
+    context = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if one.get("rope_type") == "longrope":
+            context = min(context, int(one.get("original_max_position_embeddings") or context))
+    return context
 
 
 def _logit_scale(config: Any) -> float:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rlhf_core.chunked import (
     CHUNK_BYTES,
@@ -49,9 +50,10 @@ def chunked_logprobs(
     temperature: float = 1.0,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> PolicyScores:
-    """What `chunked_scores` says, to the bit, with a gradient to `hidden` and to `weights`, those of the head.
+    """What `chunked_scores` says, with a gradient to `hidden` and to `weights`, those of the head.
 
-    Memory for logits is `chunk_bytes`, backward too; the gradient of `weights` comes on top.
+    To the bit if the head's weights are float32. Memory for logits is `chunk_bytes`, backward too (two and a half
+    times as much with a soft-cap); the gradient of `weights` comes on top.
 
         ∂ logprob/∂a = onehot − p     ∂H/∂a_v = −p_v (ln p_v + H)     ∂KL/∂a_v = p_v (δ_v − KL)
 
@@ -79,7 +81,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         row_bytes = none.shape[-1] * none.element_size()
         block = 0 if native.fits(none) else block_rows(row_bytes, chunk_bytes)
         rows = rows_per_chunk(row_bytes, chunk_bytes, block)
-        keep = len(ids) * row_bytes * (1 if reference is None else 2) <= chunk_bytes
+        # Without a reference there is none whose memory the gradient could use.
+        scratch = 0 if reference is not None else min(rows, len(ids))
+        keep = (len(ids) * (1 if reference is None else 2) + scratch) * row_bytes <= chunk_bytes
         ctx.made = []
 
         def score(part: _Part) -> TokenScores:
@@ -96,11 +100,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return scores.policy_logprob, scores.entropy, scores.kl
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
         hidden, ids, entropy, kl, *weights = ctx.saved_tensors
         wanted = [weight for weight in weights if weight.requires_grad]
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradients = [torch.zeros_like(weight) for weight in wanted]
+        sums = [torch.promote_types(weight.dtype, torch.float32) for weight in wanted]
+        weight_gradients = [torch.zeros_like(w, dtype=wide) for w, wide in zip(wanted, sums, strict=True)]
         rows = torch.split(torch.arange(len(ids), device=ids.device), ctx.rows)
         made = iter(ctx.made)
         for part, at in zip(_parts(hidden, ids, ctx.reference, ctx.rows), rows, strict=True):
@@ -114,7 +120,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             for total, share in zip(weight_gradients, to_weights, strict=True):
                 total += share
         ctx.made = []
-        dealt = iter(weight_gradients)
+        dealt = iter(total.to(w.dtype) for total, w in zip(weight_gradients, wanted, strict=True))
         for_weights = [next(dealt) if weight.requires_grad else None for weight in weights]
         return hidden_gradient, None, None, None, None, None, *for_weights
 

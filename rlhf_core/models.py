@@ -275,6 +275,8 @@ def load_lora_policy(source: str, adapter: Path, *, device: str = "cpu") -> Lora
 
 
 def _trainable(body: Body, source: str) -> LoraPolicy:
+    if not body.causal_lm.splits:
+        raise ModelLoadError(f"{source}: its head is not one linear layer; it can be scored, not trained")
     body.peft.eval()  # no dropout anywhere; gradients flow all the same
     body.peft.peft_config["default"].base_model_name_or_path = source
     return LoraPolicy(body, source, load_tokenizer(source))

@@ -62,7 +62,8 @@ def capacity(pair: ModelPair) -> Capacity:
         raise TokenizerMismatch(f"the policy has {ours} logits per token, the reference {theirs}")
     packed_tokens = 0
     if pair.packs:
-        packed_tokens = PACKED_TOKENS_ON_CPU if device.type == "cpu" else sys.maxsize
+        most = PACKED_TOKENS_ON_CPU if device.type == "cpu" else sys.maxsize
+        packed_tokens = min(context, most)  # some models have tables of positions, as long as their context
     return Capacity(context, ours, packed_tokens, pair.caches)
 
 
