@@ -29,7 +29,7 @@ VALKEY = "--port 0 --unixsocketperm 700 --appendonly yes --maxmemory-policy noev
 CELERY = "-A worker.app worker --pool prefork -c 1 -Q cpu,gpu.any --without-gossip --without-mingle -l INFO"
 QUIET = {  # idle processes sleep instead of spinning
     "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
+    "GOMP_SPINCOUNT": "1000",  # some microseconds: between two layers, not between two requests
     "KMP_BLOCKTIME": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -158,7 +158,7 @@ def _caches(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
 
 
 def _context(config: Any) -> int:
-    """The longest text. LongRoPE has other frequencies beyond its original length, for all of a batch: not so far."""
+    """The longest text. LongRoPE has other frequencies beyond its original length, for all of a batch."""
     context = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
     rope = getattr(config, "rope_parameters", None) or {}
     for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):

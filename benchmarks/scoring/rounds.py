@@ -16,9 +16,11 @@ from benchmarks.scoring.contenders import Answers, Contender
 from benchmarks.scoring.workloads import Draw
 
 OURS = "kleash, exact"
-# Nats between two ways in float32. Random words through a noisy model amplify what products of matrices round: a
-# log-probability by some ε = 1e-3, a KL of 0.1 by ε√(2 KL). On plain text: python -m benchmarks.accuracy
-BOUNDS = {"kl": 5e-4, "policy_logprob": 2e-3, "reference_logprob": 2e-3}
+# Nats within which 99 % of a round's tokens agree between two ways in float32, whose products round differently.
+# Random words sometimes make a context that amplifies any rounding a hundred times, so the largest difference is
+# printed and not judged; on plain text: python -m benchmarks.accuracy
+BOUNDS = {"kl": 1e-4, "policy_logprob": 5e-4, "reference_logprob": 5e-4}
+MOST = 0.99
 
 
 class Ratio(NamedTuple):
@@ -44,7 +46,8 @@ class Run(NamedTuple):
 
     times: dict[str, list[float]]  # by contender, in the order of the rounds
     tokens: int  # of one round
-    worst: dict[tuple[str, str], float]  # largest difference from OURS, by quantity and contender
+    # By quantity and contender the difference from OURS: of 99 % of a round's tokens, and the largest
+    apart: dict[tuple[str, str], tuple[float, float]]
 
     def median(self, name: str) -> float:
         """Seconds."""
@@ -57,7 +60,7 @@ class Run(NamedTuple):
     @property
     def agrees(self) -> bool:
         """False if a difference is above its bound."""
-        return all(value <= BOUNDS[quantity] for (quantity, _), value in self.worst.items())
+        return all(most <= BOUNDS[quantity] for (quantity, _), (most, _) in self.apart.items())
 
 
 def take_turns(contenders: Mapping[str, Contender], draw: Draw, rounds: int) -> Run:
@@ -70,7 +73,7 @@ def take_turns(contenders: Mapping[str, Contender], draw: Draw, rounds: int) -> 
             began = time.perf_counter()
             answers[name] = contenders[name](texts)
             run.times[name].append(time.perf_counter() - began)
-        _compare(answers, run.worst)
+        _compare(answers, run.apart)
     return run
 
 
@@ -83,10 +86,11 @@ def print_table(workload: str, run: Run) -> None:
             f"{workload:8} {name:26} {seconds:8.3f} s {run.tokens / seconds:7.0f} tokens/s"
             f" {spread(ratio)}  n={ratio.rounds}"
         )
-    for (quantity, name), value in run.worst.items():
-        verdict = "within" if value <= BOUNDS[quantity] else "MORE THAN"
+    for (quantity, name), (most, largest) in run.apart.items():
+        verdict = "within" if most <= BOUNDS[quantity] else "MORE THAN"
         print(
-            f"{workload:8} {name:26} {quantity} is {value:.1e} from ours, {verdict} {BOUNDS[quantity]:.0e} nats"
+            f"{workload:8} {name:26} {quantity} is {most:.1e} from ours, {verdict} {BOUNDS[quantity]:.0e} nats,"
+            f" for 99 % of tokens; at most {largest:.1e}"
         )
 
 
@@ -95,12 +99,14 @@ def spread(ratio: Ratio) -> str:
     return f"{ratio.median:7.3f} [{ratio.low:.3f} … {ratio.high:.3f}]"
 
 
-def _compare(answers: Mapping[str, Answers], worst: dict[tuple[str, str], float]) -> None:
+def _compare(answers: Mapping[str, Answers], apart: dict[tuple[str, str], tuple[float, float]]) -> None:
     if OURS not in answers:
         return
     for name, theirs in answers.items():
         for quantity, arrays in theirs.items():
             if name != OURS:
                 pairs = zip(answers[OURS][quantity], arrays, strict=True)
-                apart = [np.abs(a - b).max() for a, b in pairs]
-                worst[quantity, name] = float(np.max([worst.get((quantity, name), 0.0), *apart]))  # NaN stays
+                found = np.concatenate([np.abs(a - b) for a, b in pairs])
+                before = apart.get((quantity, name), (0.0, 0.0))
+                now = (float(np.quantile(found, MOST)), float(found.max()))  # NaN stays
+                apart[quantity, name] = (float(np.max([before[0], now[0]])), float(np.max([before[1], now[1]])))
