@@ -142,7 +142,7 @@ class Batcher:
             pair = self._loaded(leader.key.pair)
             for ticket in group:
                 with self._failing([ticket]):
-                    self._tokenize_once(ticket, pair, wait=ticket is leader)
+                    self._tokenize_once(ticket, pair, wait=ticket is leader and not ticket.tokenized)
             self._run_batch(leader, pair)
             for ticket in self._finished(leader.key):
                 with self._failing([ticket]):
@@ -228,7 +228,7 @@ class Batcher:
 
         Without `wait` not while the other thread tokenises: what is not ready goes with a later batch.
         """
-        if ticket.tokenized or not self._tokenizing.acquire(blocking=wait):
+        if not self._tokenizing.acquire(blocking=wait):
             return
         try:
             if ticket.tokenized:

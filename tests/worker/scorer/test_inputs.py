@@ -162,7 +162,7 @@ def padded(tiny, folder):
 
 
 def test_a_request_is_bounded_by_what_its_tokens_are_found_to_be(tiny, pairs, tmp_path):
-    """No two of 60 tildes are one token, so the conversation has over 60 + 10; a queue of 140 takes 70 of a client.
+    """No two of 60 tildes are one token, and the template adds over 10; a queue of 140 takes 70 of a client.
 
     By bytes it was estimated as (4 + 1 + 9 + 60) / 3 + 2 · 4 + 1 = 34.
     """
