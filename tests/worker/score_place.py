@@ -54,11 +54,8 @@ class Place:
     def __init__(self, folder: Path, tiny: TinyModels) -> None:
         self.url = f"sqlite:///{folder}/kleash.db"
         upgrade(self.url)
-        self.store, self.settings, self.tiny = (
-            SqlStore(self.url),
-            Settings(data=folder, model_roots=[tiny.root]),
-            tiny,
-        )
+        self.store, self.tiny = SqlStore(self.url), tiny
+        self.settings = Settings(data=folder, model_roots=[tiny.root])
         self.file = folder / "items.jsonl"
         self.file.write_text("".join(f"{line_of(number)}\n" for number in range(1, ITEMS + 1)))
 

@@ -14,14 +14,14 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from jobs.bulk import RESULTS
-from jobs.errors import LeaseLost
+from jobs.errors import LeaseLost, ScoringRefused
 from jobs.states import Action, Status
 from rlhf_core.models import WeightSource, load_pair
 from rlhf_core.scoring import score_texts
 from rlhf_core.tokenization import tokenize
 from tests.tiny_models import CONTEXT, build
 from tests.worker.score_place import BAD, EVERY, ITEMS, Place, line_of, text_of
-from worker.failures import HINTS, DatasetError
+from worker.failures import DatasetError
 from worker.run import Stop
 
 PATIENCE_S = 120
@@ -217,20 +217,17 @@ def test_inline_items_are_a_file_without_one(place: Place) -> None:
     assert [row["index"] for row in place.rows("job_file")] == list(range(len(good)))
 
 
-def test_a_model_that_this_worker_may_not_open_fails_the_job_by_name(
+def test_a_worker_opens_no_folder_that_has_the_name_of_a_model_on_the_hub(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A folder beside the worker has the name of a model on the hub, which this deployment does not allow."""
     shutil.copytree(place.tiny.base, tmp_path / "org" / "name")
     monkeypatch.chdir(tmp_path)
     place.create("job_hub", items_file=None, items=["the cat"])
-    resolved = place.store.get_job("job_hub").resolved | {"policy": {"path": "org/name", "base": None}}
-    job = place.store.get_job("job_hub")
-    place.store.create_job("job_beside", "me", job.spec, resolved)
-    assert place.supervise("job_beside") is Status.FAILED
-    error = place.store.get_job("job_beside").error
-    assert error is not None
-    assert (error["code"], error["hint"]) == ("path_not_allowed", HINTS["path_not_allowed"])
+    job, folder = place.claimed("job_hub")
+    job.resolved["policy"] = {"path": "org/name", "base": None}
+    with pytest.raises(ScoringRefused) as refused:
+        place.run(job, folder).run(Stop())
+    assert refused.value.code == "path_not_allowed"
 
 
 def test_a_token_for_which_the_model_has_no_row_fails_its_line(place: Place, tmp_path: Path) -> None:
