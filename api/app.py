@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from typing import Any, Protocol
 
 import structlog
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from api import errors, request_log
@@ -28,6 +29,7 @@ from jobs.sql_store import open_store
 from jobs.system import SystemRng
 
 STOP_TIMEOUT_S = 5.0
+THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
 log = structlog.get_logger("kleash.api")
 
 
@@ -98,6 +100,7 @@ def _running(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
         stop = threading.Event()
         threads = [
             threading.Thread(target=_run_or_end, args=(loop, stop), name=type(loop).__name__, daemon=True)

@@ -9,6 +9,7 @@ from rlhf_core.config import Config, PathName
 
 DEFAULT_QUANTITIES = ("policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy")
 MAX_EVERY_ITEMS = 4096  # a shard's texts and results are in memory together
+MAX_PER_TOKEN = 4096  # items of a shard, times the numbers' rows of a token: itself and its top_k
 MAX_INLINE_ITEMS = 4096
 RESULTS = "results.jsonl"  # in a shard's folder
 
@@ -91,4 +92,10 @@ class ScoreConfig(Config):
             raise ValueError("give exactly one of items and items_file")
         if self.top_k and not self.per_token:
             raise ValueError(f"top_k ({self.top_k}) is shown per token: it needs per_token")
+        every, rows = self.checkpoint.every_items, 1 + self.top_k
+        if self.per_token and every * rows > MAX_PER_TOKEN:
+            raise ValueError(
+                f"a shard is held in memory: with per_token checkpoint.every_items ({every}) times 1 + top_k "
+                f"({rows}) is at most {MAX_PER_TOKEN}; every_items may be {MAX_PER_TOKEN // rows}"
+            )
         return self

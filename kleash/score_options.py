@@ -18,6 +18,7 @@ class ScoreOptions(TypedDict, total=False):
     beta: float | None
     per_token: bool | None
     top_k: int | None
+    attribution: bool | None
     numerics: Literal["fast", "strict"] | None
     add_special_tokens: bool | None
     truncation: Literal["error", "left", "right"] | None

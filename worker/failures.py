@@ -8,7 +8,7 @@
 | `stalled`, `crashed` | no progress; a signal or an exit code without a word | a crash |
 | `store_unavailable` | the child could not reach the database, the supervisor could | a crash |
 | `disk_full`, `storage_failed` | a checkpoint could not be written | fails at once |
-| `timeout`, `reward_error`, `dataset_error`, `model_load_failed`, `checkpoint_failed`, … | | fails at once |
+| `timeout`, `reward_error`, `dataset_error`, `model_load_failed`, `path_not_allowed`, … | | fails at once |
 
 A crash is tried again up to `limits.max_attempts` times without progress in between.
 """
@@ -19,6 +19,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.errors import ScoringRefused
 from rlhf_core.errors import NonFiniteLoss, RLHFError
 
 EXIT_UNREACHABLE = 69  # the database could not be reached for longer than a lease lasts
@@ -41,6 +42,8 @@ HINTS = {
     "timeout": "Raise limits.max_runtime_s; a job with resume_from goes on from the last checkpoint.",
     "input_too_long": "Shorten the prompts or lower rollout.max_new_tokens.",
     "model_load_failed": "The model must be a folder with safetensors weights and a fast tokenizer.",
+    "path_not_allowed": "The worker needs the KLEASH_MODELS_FILE, KLEASH_MODEL_ROOTS and "
+    "KLEASH_ALLOW_HUB_MODELS of the API.",
     "dataset_error": "Prompts: one JSON object a line, with a text field `prompt`. A score job's items_file must "
     "have a line, and must not change while the job runs.",
     "reward_error": "The reward must return one finite number for each completion.",
@@ -97,6 +100,8 @@ def failure_of(error: Exception, *, step: int | None) -> Failure | None:
     match error:
         case NonFiniteLoss():
             return Failure(error.code, str(error), error.step)
+        case ScoringRefused():
+            return Failure(error.code, error.detail, step)
         case MemoryError():
             return Failure("host_oom", f"The training process ran out of memory. {first_line}".strip(), step)
     # Before our own errors: loaders and rewards wrap what they met.

@@ -14,16 +14,18 @@ import structlog
 
 from jobs.bulk import BulkItem
 from jobs.ports import Store
+from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
 from rlhf_core.batches import Capacity, next_batch
 from rlhf_core.errors import UnusableInput
-from rlhf_core.models import ModelPair, WeightSource, load_pair
+from rlhf_core.models import ModelPair, load_pair
 from rlhf_core.scoring import ScoredText, capacity, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize_item
 from worker.bulk_input import BadLine, Cursor, Reader, Window, count_items, open_input
 from worker.run import Stop
 from worker.score_results import Result, failed_result, scored_result, summarise
+from worker.scorer.sources import AllowedSources
 from worker.shards import Shards
 
 ALIVE_EVERY_S = 10.0  # a window may take longer than the supervisor waits for progress
@@ -43,8 +45,17 @@ class Prepared(NamedTuple):
 class ScoreRun:
     """One attempt at one score job."""
 
-    def __init__(self, store: Store, job: Job, folder: Path, device: str, *, max_batch_tokens: int) -> None:
-        self.store, self.job, self.device = store, job, device
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        folder: Path,
+        device: str,
+        *,
+        sources: AllowedSources,
+        max_batch_tokens: int,
+    ) -> None:
+        self.store, self.job, self.device, self._sources = store, job, device, sources
         self.config, self.step = job.score, job.step
         self._max_batch_tokens = max_batch_tokens
         self._shards = Shards(store, job, folder)
@@ -61,8 +72,7 @@ class ScoreRun:
                 last = done[-1].cursor
                 reader.skip_to(Cursor(*(last[name] for name in Cursor._fields)))
                 counts = {name: last[name] for name in COUNTED}
-            policy, reference = (WeightSource(**self.job.resolved[role]) for role in ("policy", "reference"))
-            pair = load_pair(policy, reference, device=self.device)
+            pair = self._load()
             room = capacity(pair)
             windows = reader.windows(len(done), self.config.checkpoint.every_items)
             self._phase("scoring")
@@ -70,6 +80,13 @@ class ScoreRun:
                 counts = self._save(prepared, self._results(prepared, pair, room), counts, total)
         self._succeed(pair, counts)
         return 0
+
+    def _load(self) -> ModelPair:
+        """The pair that the API resolved. Raises ScoringRefused: here it may not be opened."""
+        policy, reference = (
+            self._sources.weights(ModelSource(**self.job.resolved[role])) for role in ("policy", "reference")
+        )
+        return load_pair(policy, reference, device=self.device)
 
     def _done(self) -> list[Shard]:
         done = self._shards.done()

@@ -68,11 +68,15 @@ class Shards:
             StorageError: nothing of it is left on the disk.
         """
         final = self._folder / f"results-{index:06d}"
-        partial, content = final.with_name(f"{final.name}.partial"), b"".join(results)
+        partial = final.with_name(f"{final.name}.partial")
+        digest, size = hashlib.sha256(), 0
         try:
             self._files.remove_folder(partial)
             partial.mkdir(parents=True)
-            (partial / RESULTS).write_bytes(content)
+            with (partial / RESULTS).open("wb") as file:
+                for line in results:
+                    size += file.write(line)
+                    digest.update(line)
             self._files.publish_folder(partial, final)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -82,8 +86,8 @@ class Shards:
             index=index,
             items=len(results),
             path=str(final.relative_to(self._artifacts)),
-            sha256=hashlib.sha256(content).hexdigest(),
-            bytes=len(content),
+            sha256=digest.hexdigest(),
+            bytes=size,
             cursor=cursor,
         )
         self._store.record_shard(self._job.id, self._job.attempt, shard, metrics=metrics, timings=timings)

@@ -2,9 +2,9 @@
 
 It trains (worker/run.py) or scores (worker/score_batch.py), as the job's type says, and writes the terminal state
 `succeeded`; each write is fenced. SIGTERM: save what is not saved, exit 75. No database: exit 69. A failure that
-has a name (worker/failures.py): error.json, exit 70 or 71. All else shows in the exit code. What a fresh process
-may cure (a NaN that the hardware made, a GPU whose memory was not enough) is tried once more by becoming a fresh
-process: same pid, same attempt, nothing of the old one's memory.
+has a name (worker/failures.py): error.json, exit 70 or 71. All else shows in the exit code. In training, what a
+fresh process may cure (a NaN that the hardware made, a GPU whose memory was not enough) is tried once more by
+becoming a fresh process: same pid, same attempt, nothing of the old one's memory.
 """
 
 import faulthandler
@@ -32,6 +32,7 @@ from worker.failures import EXIT_STOPPED, EXIT_UNREACHABLE, failure_of  # noqa: 
 from worker.patience import patient  # noqa: E402
 from worker.run import Stop, Stopped, TrainingRun, fixed_device  # noqa: E402
 from worker.score_batch import ScoreRun  # noqa: E402
+from worker.scorer.sources import AllowedSources  # noqa: E402
 
 PATIENCE_SHARE = 0.8  # of the lease: as long as the supervisor goes on without a renewal
 log = structlog.get_logger()
@@ -83,7 +84,14 @@ def main() -> int:
 def run_of(store: Store, job: Job, folder: Path, settings: Settings) -> TrainingRun | ScoreRun:
     """One attempt, as the job's type says."""
     if job.spec.type == "score":
-        return ScoreRun(store, job, folder, fixed_device(), max_batch_tokens=settings.max_batch_tokens)
+        return ScoreRun(
+            store,
+            job,
+            folder,
+            fixed_device(),
+            sources=AllowedSources(settings),
+            max_batch_tokens=settings.max_batch_tokens,
+        )
     return TrainingRun(store, job, folder, fixed_device())
 
 

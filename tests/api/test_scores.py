@@ -343,8 +343,30 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
         assert post(client, {"input": ["ab cd", "x" * 400]})["partial"] is True
 
 
-def test_waiting_requests_leave_threads_for_the_other_routes():
-    """A scorer that answers nobody until told: one too many is refused at once, and fits when one has gone."""
+def test_requests_that_wait_for_scores_leave_threads_to_the_other_routes(client, scorer):
+    """As many as the API lets wait, each in a thread, and a route that needs one too."""
+    held, arrived = threading.Event(), threading.Semaphore(0)
+
+    def answer(request):
+        arrived.release()
+        assert held.wait(PATIENCE_S)
+        return replying(0.5)(request)
+
+    scorer.answer = answer
+    with ThreadPoolExecutor(MAX_WAITING + 1) as pool:
+        waiting = [pool.submit(post, client, {"input": "abc"}) for _ in range(MAX_WAITING)]
+        try:
+            for _ in waiting:
+                assert arrived.acquire(timeout=PATIENCE_S / 4)
+            assert pool.submit(client.get, "/v1/models").result(PATIENCE_S / 4).status_code == 200
+        finally:
+            held.set()
+        for future in waiting:
+            future.result(PATIENCE_S)
+
+
+def test_a_client_that_waits_in_many_places_leaves_some_to_the_others():
+    """A scorer that answers nobody until told: of one client's 60 wait 32, twice the 16 that are left."""
     held, arrived = threading.Event(), threading.Semaphore(0)
 
     class Handler(BaseHTTPRequestHandler):
@@ -360,22 +382,26 @@ def test_waiting_requests_leave_threads_for_the_other_routes():
     class Server(ThreadingHTTPServer):
         request_queue_size = MAX_WAITING  # all connect at once
 
-    request = ScoreRequest(
-        policy=ModelSource(path="a"), reference=ModelSource(path="b"), items=[ScoreItem(text="c")]
-    )
+    def by(client):
+        source = ModelSource(path="a")
+        return ScoreRequest(policy=source, reference=source, items=[ScoreItem(text="c")], client=client)
+
     with Server(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(MAX_WAITING) as pool:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         scorer = HttpScorer(f"http://127.0.0.1:{server.server_port}")
-        waiting = [pool.submit(scorer.score, request, timeout_s=PATIENCE_S) for _ in range(MAX_WAITING)]
-        for _ in waiting:
-            assert arrived.acquire(timeout=PATIENCE_S)
-        with pytest.raises(ScorerOverloaded) as refused:
-            scorer.score(request, timeout_s=PATIENCE_S)
-        assert refused.value.retry_after_s >= 1
+        waiting = []
+        for client, places in (("many", 32), ("other", 11), ("third", 4)):  # two thirds of 48, 16 and 5, up
+            waiting += [pool.submit(scorer.score, by(client), timeout_s=PATIENCE_S) for _ in range(places)]
+            for _ in range(places):
+                assert arrived.acquire(timeout=PATIENCE_S)
+            for _ in range(60 - places):
+                with pytest.raises(ScorerOverloaded) as refused:
+                    scorer.score(by(client), timeout_s=PATIENCE_S)
+            assert refused.value.retry_after_s >= 1
         held.set()
         assert {type(future.exception(PATIENCE_S)) for future in waiting} == {DeadlineExceeded}
         with pytest.raises(DeadlineExceeded):  # a failed request has given its place back
-            scorer.score(request, timeout_s=PATIENCE_S)
+            scorer.score(by("many"), timeout_s=PATIENCE_S)
         scorer.close()
         server.shutdown()
 

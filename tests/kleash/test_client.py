@@ -152,11 +152,11 @@ def test_scores_take_every_form_of_an_item_and_send_only_what_is_given(service: 
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with Client(service.url) as client:
         client.scores.create([1, 2, 3])
-        client.scores.create(["a", [4, 5], chat], top_k=0, add_special_tokens=False, numerics="strict")
+        client.scores.create(["a", [4, 5], chat], top_k=0, attribution=True, numerics="strict")
         client.scores.create("a", policy="p", truncation="left", offsets="utf16", reward=1.0, beta=0.5)
     assert [asked.body for asked in service.asked] == [
         {"input": [1, 2, 3]},
-        {"input": ["a", [4, 5], chat], "top_k": 0, "add_special_tokens": False, "numerics": "strict"},
+        {"input": ["a", [4, 5], chat], "top_k": 0, "attribution": True, "numerics": "strict"},
         {
             "input": "a",
             "policy": "p",

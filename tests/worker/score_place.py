@@ -16,6 +16,7 @@ from jobs.states import Status
 from tests.tiny_models import CONTEXT, CORPUS, TinyModels
 from worker.run import Stop, Stopped
 from worker.score_batch import ScoreRun
+from worker.scorer.sources import AllowedSources
 from worker.supervisor import Supervisor
 
 EVERY, ITEMS = 8, 61
@@ -53,7 +54,8 @@ class Place:
     def __init__(self, folder: Path, tiny: TinyModels) -> None:
         self.url = f"sqlite:///{folder}/kleash.db"
         upgrade(self.url)
-        self.store, self.settings, self.tiny = SqlStore(self.url), Settings(data=folder), tiny
+        self.store, self.tiny = SqlStore(self.url), tiny
+        self.settings = Settings(data=folder, model_roots=[tiny.root])
         self.file = folder / "items.jsonl"
         self.file.write_text("".join(f"{line_of(number)}\n" for number in range(1, ITEMS + 1)))
 
@@ -77,10 +79,14 @@ class Place:
         assert job is not None
         return job, self.settings.artifacts / job_id / str(job.attempt)
 
+    def run(self, job: Job, folder: Path) -> ScoreRun:
+        sources, tokens = AllowedSources(self.settings), self.settings.max_batch_tokens
+        return ScoreRun(self.store, job, folder, "cpu", sources=sources, max_batch_tokens=tokens)
+
     def attempt(self, job_id: str, *, until: int | None = None) -> None:
         """One attempt in this process, stopped by SIGTERM when shard `until` has been recorded."""
         job, folder = self.claimed(job_id)
-        run = ScoreRun(self.store, job, folder, "cpu", max_batch_tokens=self.settings.max_batch_tokens)
+        run = self.run(job, folder)
         if until is None:
             run.run(Stop())
             return

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from jobs.bulk import BulkItem, ScoreConfig
 from worker.bulk_input import (
@@ -103,6 +104,10 @@ def test_a_line_is_what_a_request_s_item_is(line: bytes, item: dict[str, Any]) -
         (b"null", "validation_error"),
         (b'{"text": "SECRET", "token_ids": [1]}', "validation_error"),
         (b'{"text": 5, "SECRET": 1}', "validation_error"),
+        (b'{"prompt": "SECRET", "token_ids": [1, 2]}', "validation_error"),
+        (b'{"prompt": "SECRET", "messages": [{"role": "user", "content": "hi"}]}', "validation_error"),
+        (b'{"text": "SECRET", "score_from": 2}', "validation_error"),
+        (b'{"messages": [{"role": "user", "content": "SECRET"}], "score_from": 2}', "validation_error"),
         (b'{"text": "a", "completion": "SECRET"}', "validation_error"),
         (b'{"text": "a", "reward": "SECRET"}', "validation_error"),
         (b'{"text": "a", "reward": true}', "validation_error"),
@@ -124,6 +129,20 @@ def test_the_request_s_own_items_are_read_as_a_file_is() -> None:
         Line(1, BulkItem(text="a\nb")),
         Line(2, BulkItem(prompt="p", text="c", id="x")),
     ]
+
+
+def test_a_shard_of_per_token_results_is_bounded_by_items_and_top_k() -> None:
+    """4096 rows: 512 items of 1 + 7, or 195 of 1 + 20."""
+    for every, top_k, most in ((512, 7, 512), (512, 8, 455), (195, 20, 195), (196, 20, 195), (4096, 0, 4096)):
+        config = {"items": ["a"], "per_token": True, "top_k": top_k, "checkpoint": {"every_items": every}}
+        if every <= most:
+            ScoreConfig.model_validate(config)
+            continue
+        with pytest.raises(
+            ValidationError, match=rf"\({every}\) .* \({1 + top_k}\) .* every_items may be {most}"
+        ):
+            ScoreConfig.model_validate(config)
+    assert ScoreConfig.model_validate({"items": ["a"], "checkpoint": {"every_items": 4096}}).top_k == 0
 
 
 def test_an_input_without_a_line_or_without_a_file_is_refused() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.errors import ScoringRefused
 from rlhf_core.errors import NonFiniteLoss, RewardError
 from worker.failures import (
     EXIT_CRASHED,
@@ -52,6 +53,7 @@ from worker.failures import (
         (RewardError("the reward function raised OutOfMemoryError: CUDA out of memory. Tried"), "cuda_oom"),
         (RuntimeError("std::bad_alloc"), "host_oom"),
         (MemoryError(), "host_oom"),
+        (ScoringRefused("path_not_allowed", "a model's path is outside"), "path_not_allowed"),
         (RewardError("the reward function raised KeyError: 'x'"), "reward_error"),
         (RuntimeError("CUDA error: device-side assert triggered"), None),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), None),

@@ -1,6 +1,7 @@
 """A score job through the real child: what it writes is what the engine says, and a kill changes no byte of it."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from jobs.bulk import RESULTS
-from jobs.errors import LeaseLost
+from jobs.errors import LeaseLost, ScoringRefused
 from jobs.states import Action, Status
 from rlhf_core.models import WeightSource, load_pair
 from rlhf_core.scoring import score_texts
@@ -21,7 +23,6 @@ from tests.tiny_models import CONTEXT, build
 from tests.worker.score_place import BAD, EVERY, ITEMS, Place, line_of, text_of
 from worker.failures import DatasetError
 from worker.run import Stop
-from worker.score_batch import ScoreRun
 
 PATIENCE_S = 120
 
@@ -32,6 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     patched = pytest.MonkeyPatch()
     patched.setenv("KLEASH_DATA", str(place.settings.data))
     patched.setenv("KLEASH_DATABASE_URL", place.url)
+    patched.setenv("KLEASH_MODEL_ROOTS", json.dumps([str(place.tiny.root)]))
     yield place
     patched.undo()
     place.store.close()
@@ -193,7 +195,7 @@ def test_a_file_that_changed_is_not_mixed_with_what_it_was(place: Place) -> None
 def test_an_owner_that_was_replaced_writes_nothing(place: Place) -> None:
     place.create("job_fenced")
     job, folder = place.claimed("job_fenced")
-    old = ScoreRun(place.store, job, folder, "cpu", max_batch_tokens=2048)
+    old = place.run(job, folder)
     place.store.hand_back("job_fenced", job.attempt, reason="lost", crashed=True)
     place.claimed("job_fenced")
     with pytest.raises(LeaseLost):
@@ -213,6 +215,33 @@ def test_inline_items_are_a_file_without_one(place: Place) -> None:
         place.attempt(job_id)
     assert place.content("job_inline") == place.content("job_file")
     assert [row["index"] for row in place.rows("job_file")] == list(range(len(good)))
+
+
+def test_a_worker_opens_no_folder_that_has_the_name_of_a_model_on_the_hub(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(place.tiny.base, tmp_path / "org" / "name")
+    monkeypatch.chdir(tmp_path)
+    place.create("job_hub", items_file=None, items=["the cat"])
+    job, folder = place.claimed("job_hub")
+    job.resolved["policy"] = {"path": "org/name", "base": None}
+    with pytest.raises(ScoringRefused) as refused:
+        place.run(job, folder).run(Stop())
+    assert refused.value.code == "path_not_allowed"
+
+
+def test_a_token_for_which_the_model_has_no_row_fails_its_line(place: Place, tmp_path: Path) -> None:
+    padded = shutil.copytree(place.tiny.base, place.tiny.root / "padded")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(padded)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(padded)
+    other = Place(tmp_path, place.tiny._replace(base=padded))
+    other.create("job_padded", items_file=None, items=["the cat", "the [PAD]", "the dog"])
+    other.attempt("job_padded")
+    first, wrong, last = other.rows("job_padded")
+    assert wrong["error"]["code"] == "token_id_out_of_range"
+    assert (first["n_tokens"], last["n_tokens"]) == (2, 2)
+    other.store.close()
 
 
 def test_token_ids_and_chats_are_scored_as_in_requests(place: Place) -> None:

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # an idle scorer leaves the
 import logging  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
-from collections.abc import MutableMapping  # noqa: E402
+from collections.abc import Callable, MutableMapping  # noqa: E402
 from types import FrameType  # noqa: E402
 from urllib.parse import urlsplit  # noqa: E402
 
@@ -58,7 +58,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def main() -> int:
-    """Serve until told to stop; 1 if the default pair cannot be loaded."""
+    """Serve until told to stop; 1 if the default pair cannot be loaded or the models' thread crashes."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     settings = Settings()
     sources = AllowedSources(settings)
@@ -72,21 +72,39 @@ def main() -> int:
     app = create_app(batcher, sources, ready, max_timeout_s=settings.score_timeout_s)
     server = DrainingServer(_serving(app, settings), batcher, grace_s=settings.stop_grace_s)
 
-    def own_the_models() -> None:
+    def own_the_models() -> int:
         try:
             if (status := kernels.status()).startswith("torch"):  # compiled here if it has to be
                 log.warning("exact KL will be several times slower than it can be: %s", status)
             if pair := default_pair(settings.registry):
                 batcher.preload((sources.weights(pair[0]), sources.weights(pair[1])))
-            threading.Thread(target=batcher.tokenize_ahead, name="tokenizer", daemon=True).start()
-            ready.set()
-            batcher.run()
         except (RLHFError, ScoringRefused) as error:
             log.error("the default pair cannot be loaded: %s", error)
+            return 1
+        threading.Thread(target=batcher.tokenize_ahead, name="tokenizer", daemon=True).start()
+        ready.set()
+        batcher.run()
+        return 0
+
+    return serve(server, batcher, own_the_models)
+
+
+def serve(server: uvicorn.Server, batcher: Batcher, own_the_models: Callable[[], int]) -> int:
+    """Answer while the models' thread runs; returns what it returns, or 1 if it raises."""
+    code = 1
+
+    def watched() -> None:
+        nonlocal code
+        try:
+            code = own_the_models()
+        except Exception:
+            log.exception("the models' thread has crashed")
+            batcher.close()
+            batcher.give_up()
         finally:
             server.should_exit = True
 
-    thread = threading.Thread(target=own_the_models, name="batcher")
+    thread = threading.Thread(target=watched, name="batcher")
     thread.start()
     try:
         server.run()
@@ -95,7 +113,7 @@ def main() -> int:
     finally:
         batcher.close()
         thread.join()
-    return 0 if ready.is_set() else 1
+    return code
 
 
 def _serving(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -9,7 +9,6 @@ A second thread tokenises what is admitted for a pair in memory while the first 
 by the first. It takes about 12 µs a token: nothing beside a model on a CPU, but not beside one on a GPU.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +16,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from jobs.errors import DeadlineExceeded, JobError, ScorerUnavailable, ScoringRefused
+from jobs.errors import DeadlineExceeded, JobError, ScorerUnavailable
 from jobs.scoring_wire import ItemError, ScoreRequest
 from rlhf_core.batches import next_batch
-from rlhf_core.errors import ModelLoadError, RLHFError
 from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText
 from worker.scorer.answers import item_scores, tokenized, top_pieces
-from worker.scorer.memory import score_in_halves
+from worker.scorer.failures import failure_of
+from worker.scorer.memory import device_is_lost, score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 from worker.scorer.queue import FairQueue
 from worker.scorer.stats import Stats, Totals
@@ -33,7 +32,6 @@ from worker.scorer.warmup import warmup_batches
 
 WINDOW = 8  # batches' worth of a client's tokens from which a batch is chosen
 NO_MEMORY = ItemError(code="out_of_memory", detail="the scorer's memory is not enough for this item")
-log = logging.getLogger(__name__)
 
 
 class ScorerDraining(ScorerUnavailable):
@@ -102,7 +100,7 @@ class Batcher:
             self._score_texts(loaded, texts, temperature=1.0, top_k=0)
 
     def run(self) -> None:
-        """Score until closed and the queue is empty."""
+        """Score until closed and the queue is empty. Raises what a GPU did not survive."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: len(self._queue) or self._closed)
@@ -144,7 +142,7 @@ class Batcher:
             pair = self._loaded(leader.key.pair)
             for ticket in group:
                 with self._failing([ticket]):
-                    self._tokenize_once(ticket, pair, wait=ticket is leader)
+                    self._tokenize_once(ticket, pair, wait=ticket is leader and not ticket.tokenized)
             self._run_batch(leader, pair)
             for ticket in self._finished(leader.key):
                 with self._failing([ticket]):
@@ -230,7 +228,7 @@ class Batcher:
 
         Without `wait` not while the other thread tokenises: what is not ready goes with a later batch.
         """
-        if ticket.tokenized or not self._tokenizing.acquire(blocking=wait):
+        if not self._tokenizing.acquire(blocking=wait):
             return
         try:
             if ticket.tokenized:
@@ -243,9 +241,7 @@ class Batcher:
                 else:
                     ticket.add_text(index, found)
             ticket.tokenize_s = time.perf_counter() - started
-            self._queue.check_size(
-                sum(len(text.ids) * len(ticket.items[same]) for same, text in ticket.open.items())
-            )
+            self._queue.check_size(ticket.all_tokens)
             with self._changed:
                 ticket.tokenized = True
                 ticket.tokens = sum(len(text.ids) for text in ticket.open.values())
@@ -279,22 +275,14 @@ class Batcher:
 
     @contextmanager
     def _failing(self, tickets: Sequence[Ticket]) -> Iterator[None]:
-        """An error inside fails these requests and no others."""
-        failure: JobError
+        """An error inside fails these requests and no others, unless the GPU is lost with it."""
         try:
             yield
-            return
-        except ModelLoadError as error:
-            log.warning("a model cannot be loaded: %s", error)  # its message holds paths of this machine
-            failure = ScoringRefused(error.code, "the model cannot be loaded; the scorer's log says why")
-        except ScoringRefused as error:
-            failure = error
-        except RLHFError as error:
-            failure = ScoringRefused(error.code, str(error))
-        except Exception:  # the thread's edge: a bad batch must not end the process
-            log.exception("a batch of %d requests failed", len(tickets))
-            failure = ScorerUnavailable("scoring failed; the scorer's log has the reason")
-        self._fail(lambda ticket: ticket in tickets, failure)
+        except Exception as error:  # the thread's edge: a bad batch must not end the process
+            failure = failure_of(error, requests=len(tickets))
+            self._fail(lambda ticket: ticket in tickets, failure)
+            if device_is_lost():
+                raise
 
     def _drop_unwanted(self) -> None:
         """Take out what nobody waits for: no work is done for it. The lock must be held."""

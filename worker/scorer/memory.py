@@ -45,6 +45,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(NO_GPU_MEMORY.search(str(error)) or NO_HOST_MEMORY.search(str(error)))
 
 
+def device_is_lost() -> bool:
+    """True if the GPU has met an error after which this process can do nothing more with it."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def release() -> None:
     """Give back what is cached and not used."""
     gc.collect()

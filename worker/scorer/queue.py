@@ -3,7 +3,8 @@
 Clients take turns. The client in front leads the next batch: its oldest text goes for certain, and then it goes
 behind the others. So a client that begins to wait leads after at most one batch of each client that was waiting
 before it (and the batch that runs), however many texts those have; within a client and a batch key it is first
-come, first served. In the room that the leader's text leaves, clients share alike by tokens (`fair_order`).
+come, first served. In the room that the leader's text leaves, clients share alike by tokens (`fair_order`), but
+only as far as their texts go well together (rlhf_core/batches.py).
 """
 
 import math

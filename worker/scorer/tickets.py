@@ -59,6 +59,11 @@ class Ticket:
         """Whose turn it takes."""
         return self.request.client
 
+    @property
+    def all_tokens(self) -> int:
+        """Of a request that is tokenised: equal items count each."""
+        return sum(len(text.ids) for same in self.items.values() for _, text in same)
+
     def add_text(self, item: int, text: TokenizedText) -> None:
         """Open an item; one with the same tokens as another is scored with it."""
         fingerprint = (text.ids.tobytes(), text.first_scored)

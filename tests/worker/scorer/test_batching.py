@@ -12,6 +12,7 @@ from jobs.scoring_wire import ItemError, ItemScores
 from rlhf_core.models import WeightSource
 from tests import tiny_models
 from tests.worker.scorer.bench import PATIENCE_S, CountingLoader, drain, request, wait_until
+from worker.scorer.answers import tokenized
 from worker.scorer.batcher import Batcher
 from worker.scorer.pairs import PairCache
 
@@ -92,6 +93,38 @@ def test_sharing_changes_no_answer(tiny, pair_key, pairs, data):
             expected = alone.result(0).items[0]
             assert item.token_ids.tolist() == expected.token_ids.tolist()
             np.testing.assert_allclose(item.quantities["kl"], expected.quantities["kl"], atol=5e-6)
+
+
+def test_a_tokenised_request_does_not_wait_for_another_s_tokens(tiny, pair_key, batcher, monkeypatch):
+    """The second thread is in the middle of a slow item while the first answers who is ready."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slowly(pair, item):
+        if item.text == "the dog":
+            begun.set()
+            assert may_end.wait(PATIENCE_S)
+        return tokenized(pair, item)
+
+    monkeypatch.setattr("worker.scorer.batcher.tokenized", slowly)
+    batcher.preload(pair_key)
+    ahead = threading.Thread(target=batcher.tokenize_ahead)
+    ahead.start()
+    try:
+        ready = batcher.submit(request(tiny, "the cat", client="a"), pair_key)
+        wait_until(lambda: batcher.stats().tokenize_s > 0)
+        slow = batcher.submit(request(tiny, "the dog", client="b"), pair_key)
+        assert begun.wait(PATIENCE_S)
+        step = threading.Thread(target=batcher.step)
+        step.start()
+        assert ready.result(PATIENCE_S / 4).items
+        assert not slow.done()
+    finally:
+        may_end.set()
+        step.join()
+        drain(batcher)
+        batcher.close()
+        ahead.join()
+    assert slow.result(0).items
 
 
 def test_an_item_that_cannot_be_scored_does_not_fail_the_others(tiny, pair_key, batcher):

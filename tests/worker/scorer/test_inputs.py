@@ -1,5 +1,7 @@
 """The scorer with each form of an item: the same tokens have the same scores, however they were sent."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from rlhf_core.models import WeightSource
 from rlhf_core.scoring import ScoredText, TopItems
 from rlhf_core.tokenization import TokenizedText
 from tests import tiny_models
+from tests.worker.scorer.bench import drain, in_background, serving, settings_for, wait_until
 from worker.scorer.answers import item_scores, top_pieces
 from worker.scorer.batcher import Batcher
 from worker.scorer.sources import AllowedSources
@@ -130,6 +133,52 @@ def test_what_cannot_be_scored_fails_alone(score, tiny):
     )
     assert isinstance(untold, ItemError)
     assert untold.code == "no_chat_template"
+
+
+def test_a_token_for_which_the_model_has_no_row_fails_alone(tiny, pairs, tmp_path):
+    """A tokenizer with a [PAD] that was added later; another client's text waits for the same batch."""
+    folder = padded(tiny, tmp_path / "padded")
+    key = (WeightSource(folder), WeightSource(folder))
+    batcher = Batcher(pairs, max_batch_tokens=256, max_queued_tokens=1000)
+
+    def asked(*items, client):
+        source = ModelSource(path=folder)
+        request = ScoreRequest(policy=source, reference=source, items=list(items), client=client)
+        return batcher.submit(request, key)
+
+    one = asked(ScoreItem(text="the cat [PAD]"), chat(("user", "a"), ("assistant", "[PAD]")), client="a")
+    other = asked(ScoreItem(text="the dog"), client="b")
+    drain(batcher)
+    assert [item.code for item in one.result(0).items] == ["token_id_out_of_range"] * 2
+    assert isinstance(other.result(0).items[0], ItemScores)
+
+
+def padded(tiny, folder):
+    shutil.copytree(tiny.base, folder)
+    tokenizer = tiny_models.PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_request_is_bounded_by_what_its_tokens_are_found_to_be(tiny, pairs, tmp_path):
+    """No two of 60 tildes are one token, and the template adds over 10; a queue of 140 takes 70 of a client.
+
+    By bytes it was estimated as (4 + 1 + 9 + 60) / 3 + 2 · 4 + 1 = 34.
+    """
+    batcher = Batcher(pairs, max_batch_tokens=256, max_queued_tokens=140)
+    source = ModelSource(path=str(tiny.base))
+    request = ScoreRequest(
+        policy=source, reference=source, items=[chat(("user", "a"), ("assistant", "~" * 60))]
+    )
+    with serving(batcher, settings_for(tmp_path, tiny), tmp_path) as (client, _):
+        answer = in_background(lambda: client.post("/score", content=request.model_dump_json()))
+        wait_until(lambda: batcher.stats().waiting_requests)
+        drain(batcher)
+        refused = answer.result(60)
+    assert (refused.status_code, refused.json()["code"]) == (413, "input_too_long")
+    assert refused.json()["context"]["limit"] == 70
+    assert 70 < refused.json()["context"]["actual"] <= tiny_models.CONTEXT
 
 
 def test_each_request_gets_as_many_top_terms_as_it_asked_for():

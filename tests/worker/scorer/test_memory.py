@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rlhf_core.tokenization import TokenizedText
 from tests.worker.scorer.bench import PATIENCE_S
-from worker.scorer.memory import is_out_of_memory, score_in_halves
+from worker.scorer.memory import device_is_lost, is_out_of_memory, score_in_halves
 
 
 def text(length):
@@ -85,6 +85,21 @@ def test_other_errors_are_not_tried_again():
 )
 def test_out_of_memory_is_known_by_its_errors(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+def test_a_gpu_is_lost_when_it_answers_no_more(monkeypatch):
+    """A CUDA error that its context does not survive is raised again by every call."""
+
+    def broken():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not device_is_lost()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_is_lost()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert not device_is_lost()
 
 
 CHILD = """

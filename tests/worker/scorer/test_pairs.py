@@ -4,7 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from rlhf_core.errors import ModelLoadError
 from rlhf_core.models import WeightSource, load_body, load_pair
@@ -107,6 +109,21 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_on_a_shared_base(tiny, copi
     expected = kl(cache.get(good))
     with pytest.raises(ModelLoadError):
         cache.get((WeightSource(str(broken), base.path), base))
+    np.testing.assert_array_equal(kl(cache.get(good)), expected)
+    assert not kl(cache.get((base, base)))[1:].any()
+
+
+def test_an_adapter_of_the_prompt_leaves_nothing_on_a_resident_base(tiny, loader, tmp_path):
+    """It adds no module to the model, and what PEFT keeps of it would run in the place of the next adapter."""
+    learned = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    get_peft_model(LlamaForCausalLM.from_pretrained(tiny.base), learned).save_pretrained(tmp_path / "prompt")
+    base = WeightSource(str(tiny.base))
+    good = (WeightSource(str(tiny.adapter), base.path), base)
+    expected = kl(PairCache(loader, memory_bytes=2**30).get(good))
+    cache = PairCache(loader, memory_bytes=2**30)
+    cache.get((base, base))
+    with pytest.raises(ModelLoadError, match="prompt-learning"):
+        cache.get((WeightSource(str(tmp_path / "prompt"), base.path), base))
     np.testing.assert_array_equal(kl(cache.get(good)), expected)
     assert not kl(cache.get((base, base)))[1:].any()
 

@@ -23,7 +23,7 @@ def launch(tmp_path, tiny):
     """Starts `python -m worker.scorer`; whatever happens, nothing of it is left."""
     started = []
 
-    def start(environment=None, **rest):
+    def start(environment=None, program=("-m", "worker.scorer"), **rest):
         registry = {
             "models": {
                 "ref": {"source": str(tiny.base)},
@@ -43,7 +43,7 @@ def launch(tmp_path, tiny):
             **(environment or {}),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker.scorer"], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, *program], env=environment, stderr=subprocess.PIPE, text=True
         )
         started.append(process)
         transport = httpx2.HTTPTransport(uds=f"{tmp_path}/process.sock")
@@ -92,6 +92,29 @@ def test_a_default_pair_that_cannot_be_loaded_ends_the_process_with_one_sentence
     assert process.returncode == 1
     assert "the default pair cannot be loaded" in errors
     assert "Traceback" not in errors
+
+
+CRASHES = """
+import sys
+from worker.scorer import batcher
+from worker.scorer.__main__ import main
+
+def broken(*_):
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+batcher.Batcher._choose, batcher.device_is_lost = broken, lambda: True
+sys.exit(main())
+"""
+
+
+def test_a_lost_gpu_ends_the_process_in_an_error_so_that_it_is_started_again(tiny, launch):
+    process, client = launch(program=("-c", CRASHES))
+    wait_until(lambda: is_ready(client) or process.poll() is not None)
+    refused = client.post("/score", content=request(tiny, "the cat").model_dump_json())
+    assert refused.status_code == 503
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert "the models' thread has crashed" in errors
 
 
 # -- warm-up --------------------------------------------------------------------------------------
