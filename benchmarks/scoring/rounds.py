@@ -109,4 +109,7 @@ def _compare(answers: Mapping[str, Answers], apart: dict[tuple[str, str], tuple[
                 found = np.concatenate([np.abs(a - b) for a, b in pairs])
                 before = apart.get((quantity, name), (0.0, 0.0))
                 now = (float(np.quantile(found, MOST)), float(found.max()))  # NaN stays
-                apart[quantity, name] = (float(np.max([before[0], now[0]])), float(np.max([before[1], now[1]])))
+                apart[quantity, name] = (
+                    float(np.max([before[0], now[0]])),
+                    float(np.max([before[1], now[1]])),
+                )
