@@ -10,7 +10,7 @@ from api.errors import UnknownModel
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from jobs.dispatcher import Dispatcher
-from jobs.errors import IllegalTransition, JobNotFound, StoreUnavailable
+from jobs.errors import CheckpointGone, IllegalTransition, JobNotFound, StoreUnavailable
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.spec import Job, PPOSpec
@@ -153,7 +153,7 @@ class Client:
             if what != "go on":
                 self._ask(rng.choice(mine), what)
             elif (spec := self._continuation(rng.choice(mine))) is not None:
-                with suppress(UnknownModel):  # retired meanwhile
+                with suppress(UnknownModel, CheckpointGone):  # retired meanwhile, or at this very moment
                     mine.append(self._create(spec, None))
         for job_id in mine:
             if rng.random() < 0.7:
