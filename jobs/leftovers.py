@@ -9,7 +9,9 @@ log = logging.getLogger(__name__)
 
 
 def remove_leftovers(store: Store, files: Files, job_id: str, attempt_folder: Path) -> None:
-    """Remove every folder below `attempt_folder` but the job's checkpoints and shards; logs and error.json stay.
+    """Remove every folder of this attempt and those before it but the job's checkpoints and shards.
+
+    Logs and error.json stay. An attempt retires checkpoints of earlier ones too, and may die on the way.
 
     Only for an attempt whose process is gone or stands behind the fence: nothing there can become one.
 
@@ -21,6 +23,8 @@ def remove_leftovers(store: Store, files: Files, job_id: str, attempt_folder: Pa
     artifacts = attempt_folder.parents[1]
     named = {artifacts / path for path in store.list_folders(job_id)}
     try:
-        files.keep_only(attempt_folder, named)
+        for attempt in range(1, int(attempt_folder.name) + 1):
+            if (folder := attempt_folder.with_name(str(attempt))).is_dir():
+                files.keep_only(folder, named)
     except OSError as error:
-        log.warning("%s: leftovers stay in %s: %s", job_id, attempt_folder, error)
+        log.warning("%s: leftovers stay in %s: %s", job_id, attempt_folder.parent, error)
