@@ -1,6 +1,7 @@
 """A model as trunk and head apart, so that logits never exist for more rows than asked for."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ log = logging.getLogger(__name__)
 
 # What a model raises that cannot be run the way that is tried.
 _PROBE_ERRORS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 _SLICE_BYTES = 8 * 2**20  # of a half-precision head in float32, on a CPU
 
 
@@ -29,6 +31,7 @@ class CausalLM:
     logit_softcap: float | None = None
     packs: bool = False  # texts may follow each other in one row, told apart by positions that start again
     caches: bool = False  # the trunk goes on from keys and values of a prefix
+    branches: bool = False  # completions of one prompt may share its row, told apart by a mask
     splits: bool = True  # False: the trunk is the whole model and makes all logits at once
 
     @property
@@ -106,8 +109,24 @@ def split(model: Any) -> CausalLM:
         log.warning("%s: its head is not one linear layer; all logits are made at once, which is slow", name)
         whole = _WholeModel(model)
         found = CausalLM(whole, nn.Identity(), found.vocab_size, found.context, splits=False)
-    packs = _packs(found.trunk, found.vocab_size, model.device)
-    return replace(found, packs=packs, caches=_caches(found.trunk, found.vocab_size, model.device))
+    probed = (found.trunk, found.vocab_size, model.device)
+    branches = not _has_window(config) and _branches(*probed)
+    return replace(found, packs=_packs(*probed), caches=_caches(*probed), branches=branches)
+
+
+def branched(
+    prompt: int, lengths: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """What tells a trunk that a row is a prompt and its completions: positions, and a mask to be added.
+
+    Every completion's positions go on from the prompt's; it sees the prompt and itself.
+    """
+    sizes = torch.tensor([prompt, *lengths])
+    branch = torch.arange(len(sizes)).repeat_interleave(sizes)
+    positions = torch.cat([torch.arange(prompt), *(torch.arange(prompt, prompt + n) for n in lengths)])
+    sees = ((branch[:, None] == branch) | (branch == 0)).tril()
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+    return {"position_ids": positions[None].to(device), "attention_mask": mask[None, None].to(device)}
 
 
 @torch.inference_mode()
@@ -155,6 +174,34 @@ def _caches(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
         return False
     error, without = (rest.last_hidden_state.float() - whole).abs().max(), (alone - whole).abs().max()
     return bool(error <= 0.03 * without)
+
+
+@torch.inference_mode()
+def _branches(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
+    """True if the trunk reads the second of two completions of one prompt as if it followed the prompt."""
+
+    def states(ids: Tensor, **told_apart: Tensor) -> Tensor:
+        hidden: Tensor = trunk(input_ids=ids, use_cache=False, **told_apart).last_hidden_state
+        return hidden[:, -4:].float()
+
+    prompt, first, second = (torch.arange(12, device=device) % vocab_size).view(3, 1, 4)
+    both = torch.cat([prompt, first, second], dim=1)
+    dtype = next(trunk.parameters()).dtype
+    try:
+        alone = states(torch.cat([prompt, second], dim=1))
+        together = states(both, **branched(4, [4, 4], dtype, device))
+        mixed = states(both)
+    except _PROBE_ERRORS:  # another kind of mask, no position_ids, or a context of less
+        return False
+    return bool((together - alone).abs().max() <= 0.03 * (mixed - alone).abs().max())
+
+
+def _has_window(config: Any) -> bool:
+    """True if some layer sees the latest tokens only: in a row of completions the latest are another's."""
+    layers = getattr(config, "layer_types", None)
+    if layers is not None:
+        return any(layer != "full_attention" for layer in layers)
+    return any(getattr(config, name, None) for name in _WINDOWS)
 
 
 def _context(config: Any) -> int:

@@ -11,8 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf_core.causal_lm import CausalLM
+from rlhf_core.causal_lm import CausalLM, branched
 from rlhf_core.tokenization import TokenizedText
+
+BRANCHED_TOKENS = (
+    1024  # a prompt's completions in one row; in longer rows the dense mask costs more than it saves
+)
 
 
 @runtime_checkable
@@ -65,9 +69,35 @@ class SharedPrefix(NamedTuple):
         return rows
 
 
-def lay_out(texts: Sequence[TokenizedText], *, prefix: int, packs: bool, device: torch.device) -> Layout:
-    """By a shared prefix if there is one; texts of one length need no packing, which costs a dense mask."""
+class Branches(NamedTuple):
+    """A prompt and the completions of it as one row."""
+
+    ids: Int[Tensor, "1 time"]
+    prompt: int
+    lengths: list[int]  # of the completions as they are run
+
+    def predicting(self, model: CausalLM) -> Float[Tensor, "tokens hidden"]:
+        """The trunk once; every completion begins with what the prompt's last token predicts."""
+        dtype = next(model.trunk.parameters()).dtype
+        told_apart = branched(self.prompt, self.lengths, dtype, self.ids.device)
+        hidden = model.trunk(input_ids=self.ids, use_cache=False, **told_apart).last_hidden_state[0]
+        last = hidden[self.prompt - 1 : self.prompt]
+        completions = hidden[self.prompt :].split(self.lengths)
+        return torch.cat([part for completion in completions for part in (last, completion)])
+
+
+def lay_out(
+    texts: Sequence[TokenizedText], *, prefix: int, packs: bool, branched_tokens: int, device: torch.device
+) -> Layout:
+    """By a shared prefix if there is one, in one row if that may be as long as `branched_tokens`.
+
+    Texts of one length need no packing, which costs a dense mask.
+    """
     if prefix:
+        lengths = [len(text.ids) - 1 - prefix for text in texts]
+        if prefix + sum(lengths) <= min(branched_tokens, BRANCHED_TOKENS):
+            row = np.concatenate([texts[0].ids[:prefix], *(text.ids[prefix:-1] for text in texts)])
+            return Branches(torch.from_numpy(row).long()[None].to(device), prefix, lengths)
         ids, mask = _padded([text.ids[prefix:-1] for text in texts])
         prompt = torch.from_numpy(texts[0].ids[None, :prefix]).long()
         return SharedPrefix(prompt.to(device), ids.to(device), mask.to(device))

@@ -117,6 +117,12 @@ class ModelPair:
         return self._policy[0].causal_lm.caches and self._reference[0].causal_lm.caches
 
     @property
+    def branched_tokens(self) -> int:
+        """The longest row of a prompt and completions of it that both models take; 0: none."""
+        both = (self._policy[0].causal_lm, self._reference[0].causal_lm)
+        return min(model.context if model.branches else 0 for model in both)
+
+    @property
     def splits(self) -> bool:
         """False if one of them makes the logits of all tokens at once: slow, and memory for all of them."""
         return self._policy[0].causal_lm.splits and self._reference[0].causal_lm.splits

@@ -116,7 +116,9 @@ def score_batch(
     with pair.policy() as policy:
         device = policy.device
         prefix = shared_prefix(texts) if pair.caches and reuse_prefixes else 0
-        layout = lay_out(texts, prefix=prefix, packs=pair.packs, device=device)
+        layout = lay_out(
+            texts, prefix=prefix, packs=pair.packs, branched_tokens=pair.branched_tokens, device=device
+        )
         policy_hidden = layout.predicting(policy)
     with pair.reference() as reference:
         reference_hidden = policy_hidden if pair.same else layout.predicting(reference)

@@ -6,9 +6,13 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
+    BloomConfig,
     ElectraConfig,
+    Gemma3TextConfig,
     GPTNeoConfig,
     LlamaConfig,
+    MambaConfig,
+    MistralConfig,
     Phi3Config,
 )
 
@@ -86,8 +90,25 @@ def test_a_packed_row_is_no_longer_than_a_table_of_positions():
     assert capacity(pair).packed_tokens == 64
     ids = np.arange(32, dtype=np.int32)
     text = TokenizedText(ids=ids, start=ids, end=ids, first_scored=1)
-    layout = lay_out([text, text._replace(ids=ids[:31])], prefix=0, packs=True, device=torch.device("cpu"))
+    where = {"branched_tokens": 0, "device": torch.device("cpu")}
+    layout = lay_out([text, text._replace(ids=ids[:31])], prefix=0, packs=True, **where)
     assert layout.predicting(body.causal_lm).shape == (61, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "branches"),
+    [
+        (LlamaConfig(**SIZES), True),
+        (BloomConfig(**SIZES), False),  # ALiBi counts columns, not positions
+        (MistralConfig(**SIZES, num_key_value_heads=4), False),  # sees the latest 4096 columns
+        (MistralConfig(**SIZES, num_key_value_heads=4, sliding_window=None), True),
+        (Gemma3TextConfig(**SIZES, num_key_value_heads=4, head_dim=8), False),  # some of its layers do
+        (MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2), False),  # has a state, no mask
+    ],
+    ids=lambda value: getattr(value, "model_type", value),
+)
+def test_completions_share_a_row_only_where_the_model_keeps_them_apart(config, branches):
+    assert split(made(config)).branches is branches
 
 
 def test_a_model_without_a_linear_head_is_not_trained(tmp_path, monkeypatch, tiny_model):

@@ -164,22 +164,24 @@ def completions(pair):
     return [tokenize(pair.tokenizer, text, PROMPT, context=capacity(pair).context) for text in answers]
 
 
-def test_a_shared_prompt_is_run_once_and_changes_nothing(pair, completions, monkeypatch):
+@pytest.mark.parametrize("branches", [True, False])
+def test_a_shared_prompt_is_run_once_and_changes_nothing(pair, completions, branches, monkeypatch):
+    """In one row with its completions, or before them, whose rows then go on from its keys and values."""
+    body = pair._policy[0]  # also the reference's, with the adapter off
+    assert body.causal_lm.branches
+    model = replace(body.causal_lm, branches=branches, context=128)  # as long as the row
+    monkeypatch.setattr(body, "causal_lm", model)
     seen = []
-    trunk = pair._policy[0].causal_lm.trunk  # also the reference's, with the adapter off
+    trunk = body.causal_lm.trunk
     forward = trunk.forward
     monkeypatch.setattr(trunk, "forward", lambda **inputs: (seen.append(inputs), forward(**inputs))[1])
     alone = [score_batch(pair, [text])[0] for text in completions]
     seen.clear()
     shared = score_texts(pair, completions, max_batch_tokens=4 * len(completions[1].ids))
     prompt = completions[0].first_scored
-    assert [inputs["input_ids"].shape[0] for inputs in seen] == [
-        1,
-        5,
-        1,
-        5,
-    ]  # both models: prompt, completions
-    assert {inputs["input_ids"].shape[1] for inputs in seen[::2]} == {prompt}
+    after = [len(text.ids) - 1 - prompt for text in completions]
+    passes = [(1, prompt + sum(after))] if branches else [(1, prompt), (5, max(after))]
+    assert [tuple(inputs["input_ids"].shape) for inputs in seen] == passes * 2  # both models
     without = score_texts(pair, completions, reuse_prefixes=False)
     for one, *others in zip(alone, shared, without, strict=True):
         for other in others:
