@@ -9,7 +9,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 from api.schemas import Number
 from api.schemas_scores import Summary, together
 from api.schemas_statistics import SampledFrom
-from rlhf_core.config import Config
+from rlhf_core.config.base import Config
 
 SUM_TOLERANCE = 1e-6  # of probabilities around 1
 LOGPROB_TOLERANCE = 1e-6  # above 0: a float32 log-softmax rounds that far

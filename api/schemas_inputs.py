@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from rlhf_core.config import Config
+from rlhf_core.config.base import Config
 
 MAX_ITEMS = 4096  # of any deployment; Settings.max_items is the lower one of this deployment
 MAX_MESSAGES = 4096

@@ -10,7 +10,7 @@ from api.services.jobs import EventPage, JobPage, SamplePage, Series
 from jobs import spec as jobs
 from jobs.bulk import ScoreConfig
 from jobs.states import Status
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 
 PublicStatus = Literal[
     "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"

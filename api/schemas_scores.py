@@ -10,7 +10,7 @@ from api.schemas_inputs import FORMS, MAX_ITEMS, Input, Item, items_of
 from api.schemas_statistics import Attribution, EffectiveSampleSize, Estimate, SampledFrom, SequenceKL
 from api.schemas_tokens import Encoding, EncodingFormat, Offsets, TokenColumns, TopColumns
 from jobs.scoring_wire import MAX_TOP_K, Truncation
-from rlhf_core.config import Config
+from rlhf_core.config.base import Config
 
 Quantity = Literal[
     "policy_logprob",

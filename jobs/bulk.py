@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from jobs.scoring_wire import MAX_TOP_K, QUANTITIES, ScoreItem
-from rlhf_core.config import Config, PathName
+from rlhf_core.config.base import Config, PathName
 
 DEFAULT_QUANTITIES = ("policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy")
 MAX_EVERY_ITEMS = 4096  # a shard's texts and results are in memory together
@@ -38,7 +38,7 @@ class BulkItem(ScoreItem):
         return {"text": value} if isinstance(value, str) else value
 
 
-# JSON has lists: only the containers are lax, as in rlhf_core.config.
+# JSON has lists: only the containers are lax, as in rlhf_core/config.
 _Items = Annotated[
     tuple[str | BulkItem, ...],
     Strict(False),

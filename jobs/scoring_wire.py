@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from rlhf_core.config import Config
+from rlhf_core.config.base import Config
 
 QUANTITIES = (
     *("policy_logprob", "reference_logprob", "k1", "k2", "k3"),  # of the token in the text

@@ -8,7 +8,8 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from jobs.bulk import ScoreConfig
 from jobs.states import TERMINAL, Desired, Status, public_status
-from rlhf_core.config import Config, PPOConfig
+from rlhf_core.config.base import Config
+from rlhf_core.config.ppo import PPOConfig
 
 DEFAULT_PRIORITY, MAX_PRIORITY = 5, 9
 CHECKPOINT_NAME = r"(job_[0-9a-f]{32})@([a-z0-9][a-z0-9-]{0,63})"

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.controllers import controller_from_state
 from rlhf_core.errors import CheckpointError
 from rlhf_core.evaluation import Evaluation

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
-from rlhf_core.config import AdaptiveBeta, FixedBeta, KLConfig, PIBeta
+from rlhf_core.config.kl import AdaptiveBeta, FixedBeta, KLConfig, PIBeta
 from rlhf_core.errors import CheckpointError
 
 State = dict[str, str | float | None]  # JSON-able

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlhf_core.causal_lm import CausalLM
 from rlhf_core.chunked import chunked_scores
-from rlhf_core.config import RolloutConfig
+from rlhf_core.config.ppo import RolloutConfig
 from rlhf_core.kl import k1
 from rlhf_core.logprobs import predictors
 from rlhf_core.rollout import Rollout, generate

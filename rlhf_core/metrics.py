@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import Experience
 from rlhf_core.kl import sequence_kl
 from rlhf_core.masking import explained_variance, masked_mean

@@ -21,7 +21,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from rlhf_core.causal_lm import CausalLM, split
-from rlhf_core.config import LoraConfig
+from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
 from rlhf_core.products import accelerate
 

@@ -9,21 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from rlhf_core.advantages import gae, token_rewards
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
-from rlhf_core.losses import beta_in_loss
-from rlhf_core.masking import masked_whiten
 from rlhf_core.metrics import RolloutSample, describe, durations, samples_of
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction, checked_scores
 from rlhf_core.rollout import Rollout, response_ids
-from rlhf_core.update import Targets, TrainState, in_micro_batches, require_finite, update_policy
+from rlhf_core.targets import make_targets
+from rlhf_core.update import TrainState, in_micro_batches, require_finite, update_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,26 +114,6 @@ def train(
             samples=samples_of(texts, completions, scores, experience),
             evaluation=evaluation,
         )
-
-
-def make_targets(
-    experience: Experience, scores: Float[Tensor, " batch"], beta: float, config: PPOConfig
-) -> Targets:
-    """Rewards with the KL penalty in them, GAE, whitening; the loss's β follows the whitening."""
-    mask = experience.rollout.response_mask
-    penalty = experience.k1 if config.kl.penalty == "k1" else torch.zeros_like(experience.k1)
-    rewards = token_rewards(scores.to(experience.value), penalty, mask, beta=beta)
-    estimate = gae(
-        rewards,
-        experience.value,
-        mask,
-        gamma=config.optimization.gamma,
-        lam=config.optimization.gae_lambda,
-    )
-    if not config.optimization.whiten_advantages:
-        return Targets(estimate.advantages, estimate.returns, beta)
-    whitened = masked_whiten(estimate.advantages, mask)
-    return Targets(whitened.values, estimate.returns, beta_in_loss(beta, float(whitened.std)))
 
 
 def roll_out(

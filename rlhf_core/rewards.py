@@ -7,7 +7,7 @@ from typing import Any
 import regex
 from textblob.en.sentiments import PatternAnalyzer
 
-from rlhf_core.config import KeywordReward, LengthReward, RegexReward, RewardConfig, SentimentReward
+from rlhf_core.config.rewards import KeywordReward, LengthReward, RegexReward, RewardConfig, SentimentReward
 from rlhf_core.errors import RewardError
 
 # (prompts, completions, tokens per completion) -> one score per completion

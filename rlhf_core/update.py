@@ -3,19 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rlhf_core.chunked_logprobs import chunked_logprobs
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.controllers import Controller, make_controller
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation
 from rlhf_core.experience import Experience, TrainablePolicy, response_hidden
-from rlhf_core.losses import k2_loss, policy_loss, value_loss
+from rlhf_core.objective import Tokens, objective
+from rlhf_core.targets import Targets
 
 Report = dict[str, float]
 
@@ -31,14 +31,6 @@ class TrainState:
     baseline: Evaluation | None = None  # on the held-out prompts, before the first step
     latest: Evaluation | None = None  # on the same prompts, most recently
     intact: bool = False  # True while the step under way has not changed policy or state yet
-
-
-class Targets(NamedTuple):
-    """What the update works towards."""
-
-    advantage: Float[Tensor, "batch response"]
-    returns: Float[Tensor, "batch response"]
-    beta_in_loss: float
 
 
 def fresh_state(policy: TrainablePolicy, config: PPOConfig) -> TrainState:
@@ -118,13 +110,12 @@ def add_gradient(
     token_count: int,
 ) -> Report:
     """Add a micro-batch's share of the minibatch's gradient; `token_count` is the whole minibatch's."""
-    options = config.optimization
     batch = experience.rollout.rows(rows)
     mask = batch.response_mask
     ids = batch.response_ids[mask]
-    old, old_value, advantage, returns, d = (
+    old, d, old_value, advantage, returns = (
         x[rows][mask]
-        for x in (experience.logprob, experience.value, targets.advantage, targets.returns, experience.k1)
+        for x in (experience.logprob, experience.k1, experience.value, targets.advantage, targets.returns)
     )
 
     with policy.policy() as model:
@@ -133,27 +124,21 @@ def add_gradient(
         found = chunked_logprobs(
             hidden, model.logits, ids, weights=weights, temperature=config.rollout.temperature
         )
-    logprob = found.logprob
     value = state.value_head(hidden.detach()).squeeze(-1)  # the value loss cannot move the policy
 
-    on_policy = policy_loss(logprob, old, advantage, clip_range=options.clip_range, token_count=token_count)
-    on_value = value_loss(
-        value, old_value, returns, clip_range=options.value_clip_range, token_count=token_count
+    tokens = Tokens(old, old - d, old_value, advantage, returns)
+    terms, report = objective(
+        found.logprob,
+        value,
+        tokens,
+        config,
+        beta_in_loss=targets.beta_in_loss,
+        token_count=token_count,
     )
-    losses = {"loss/policy": on_policy.loss, "value/loss": on_value.loss}
-    if config.kl.loss == "k2":
-        losses["loss/kl"] = targets.beta_in_loss * k2_loss(logprob, old, old - d, token_count=token_count)
-    for name, tensor in {"logprob": logprob, **losses}.items():
+    for name, tensor in {"logprob": found.logprob, **terms}.items():
         require_finite(state.step + 1, name, tensor)
-    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-    return {
-        "loss/policy": on_policy.loss.item(),
-        "value/loss": on_value.loss.item(),
-        "value/clip_fraction": float(on_value.clip_fraction),
-        "policy/clip_fraction": float(on_policy.clip_fraction),
-        "policy/approx_kl": float(on_policy.approx_kl),
-        "policy/ratio_max": float(on_policy.ratio_max),
-    }
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    return report
 
 
 def clip_gradients(policy: TrainablePolicy, state: TrainState, max_norm: float) -> float:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from rlhf_core.causal_lm import split
-from rlhf_core.config import LoraConfig
+from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.errors import ModelLoadError
 from rlhf_core.layouts import lay_out
 from rlhf_core.models import Body, ModelPair, new_lora_policy

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhf_core.checkpoint import MANIFEST, read_checkpoint, verify_checkpoint, write_checkpoint
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models import LoraPolicy, new_lora_policy
 from rlhf_core.ppo import train

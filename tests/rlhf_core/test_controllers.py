@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_core.config import AdaptiveBeta, FixedBeta, KLConfig, PIBeta
+from rlhf_core.config.kl import AdaptiveBeta, FixedBeta, KLConfig, PIBeta
 from rlhf_core.controllers import (
     AdaptiveController,
     Controller,

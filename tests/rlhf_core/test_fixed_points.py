@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rlhf_core import ppo, update
+from rlhf_core import ppo, targets, update
 from rlhf_core.causal_lm import CausalLM
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 
 
 class StateTrunk(nn.Module):
@@ -92,8 +92,8 @@ def config(*, beta: float, tokens: int, steps: int, kl_loss: str = "none", batch
                 "epochs": 4,
                 "minibatches": 4,
                 "max_grad_norm": 1e6,
-                "gae_lambda": 1.0,
             },
+            "advantages": {"gae_lambda": 1.0},
         }
     )
 
@@ -157,7 +157,7 @@ def test_t13_negative_control_whitening_needs_beta_over_sigma_in_the_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whitening divides the score's advantages by σ_A; a loss with β instead of β/σ_A holds too loosely."""
-    monkeypatch.setattr(ppo, "beta_in_loss", lambda beta, sigma: beta)
+    monkeypatch.setattr(targets, "beta_in_loss", lambda beta, sigma: beta)
     policy = TabularPolicy([REFERENCE])
     run(policy, config(beta=BETA, tokens=1, steps=150, kl_loss="k2"), lambda ids: SCORES[ids[0]])
     assert total_variation(policy.probabilities(), OPTIMUM) > 0.05

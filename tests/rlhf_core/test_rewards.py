@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf_core.config import KeywordReward, LengthReward, RegexReward, RewardConfig, SentimentReward
+from rlhf_core.config.rewards import KeywordReward, LengthReward, RegexReward, RewardConfig, SentimentReward
 from rlhf_core.errors import RewardError
 from rlhf_core.rewards import checked_scores, make_reward
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.causal_lm import CausalLM
-from rlhf_core.config import LoraConfig
+from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.errors import InputTooLong
 from rlhf_core.experience import response_hidden
 from rlhf_core.models import LoraPolicy, new_lora_policy

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core import ppo, update
-from rlhf_core.config import PPOConfig
+from rlhf_core import objective, ppo, update
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.experience import Experience
 from rlhf_core.models import LoraPolicy, new_lora_policy
@@ -111,9 +111,9 @@ def in_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def in_loss(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
-        real = getattr(update, name)
+        real = getattr(objective, name)
         monkeypatch.setattr(
-            update, name, lambda *a, **kw: real(*a, **kw)._replace(loss=torch.tensor(math.inf))
+            objective, name, lambda *a, **kw: real(*a, **kw)._replace(loss=torch.tensor(math.inf))
         )
 
     return apply

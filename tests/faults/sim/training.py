@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.spec import PPOSpec
-from rlhf_core.config import PPOConfig
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss, RewardError
 from rlhf_core.ppo import StepResult
 from tests.faults.sim.kernel import World

@@ -1,0 +1,57 @@
+"""The leash: what is charged for drift, and who sets its price."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_core.config.base import Config
+
+
+class FixedBeta(Config):
+    """β stays what it is."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
+class AdaptiveBeta(Config):
+    """Ziegler et al. 2019: β ← β(1 + clip(KL/target − 1, ±0.2)·n/horizon)."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    target_nats_per_sequence: float = Field(6.0, gt=0)
+    horizon: int = Field(10_000, ge=1)
+
+
+class PIBeta(Config):
+    """Proportional-integral control of ln β (docs/algorithms.md)."""
+
+    kind: Literal["pi"] = "pi"
+    target_nats_per_sequence: float = Field(6.0, gt=0)
+    proportional_gain: float = Field(0.2, ge=0)
+    integral_gain: float = Field(0.1, ge=0)
+    beta_min: float = Field(1e-4, gt=0)
+    beta_max: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PIBeta":
+        if self.beta_min >= self.beta_max:
+            raise ValueError(f"beta_min ({self.beta_min}) must be below beta_max ({self.beta_max})")
+        return self
+
+
+BetaController = Annotated[FixedBeta | AdaptiveBeta | PIBeta, Field(discriminator="kind")]
+
+
+class KLConfig(Config):
+    """The leash: what is charged for drifting from the reference, and how much."""
+
+    beta: float = Field(0.05, ge=0, description="Reward units per nat, at the start.")
+    penalty: Literal["k1", "none"] = Field("k1", description="Charged per token in the reward.")
+    loss: Literal["none", "k2"] = Field("none", description="Charged per token in the loss.")
+    controller: BetaController = FixedBeta()
+
+    @model_validator(mode="after")
+    def _beta_within_bounds(self) -> "KLConfig":
+        bounds = self.controller
+        if isinstance(bounds, PIBeta) and not bounds.beta_min <= self.beta <= bounds.beta_max:
+            raise ValueError(f"beta ({self.beta}) must be within [{bounds.beta_min}, {bounds.beta_max}]")
+        return self

@@ -1,0 +1,99 @@
+"""A PPO run, section by section."""
+
+from pydantic import Field, model_validator
+
+from rlhf_core.config.base import Config, PathName, Strings
+from rlhf_core.config.kl import AdaptiveBeta, KLConfig
+from rlhf_core.config.rewards import RewardConfig
+from rlhf_core.config.update import AdvantagesConfig, LossConfig, OptimizationConfig
+
+
+class LoraConfig(Config):
+    """Low-rank adapter on every linear layer but the head (Hu et al. 2021)."""
+
+    rank: int = Field(8, ge=1, le=256)
+    alpha: float = Field(16.0, gt=0)
+
+
+class ModelConfig(Config):
+    """The policy's starting point, which is also the reference (adapter off)."""
+
+    name: PathName = Field(
+        description="A full model's name or path: training does not start from an adapter."
+    )
+    lora: LoraConfig = LoraConfig()
+
+
+class DataConfig(Config):
+    """Prompts, inline or from a JSONL file with a field `prompt` below the configured roots."""
+
+    prompts: Strings | None = None
+    prompts_file: PathName | None = None
+    eval_prompts: Strings | None = None
+    eval_prompts_file: PathName | None = None
+
+    @model_validator(mode="after")
+    def _one_source_each(self) -> "DataConfig":
+        if (self.prompts is None) == (self.prompts_file is None):
+            raise ValueError("give exactly one of prompts and prompts_file")
+        if self.eval_prompts is not None and self.eval_prompts_file is not None:
+            raise ValueError("give at most one of eval_prompts and eval_prompts_file")
+        return self
+
+
+class RolloutConfig(Config):
+    """How completions are sampled: from the full softmax at one temperature."""
+
+    batch_size: int = Field(16, ge=1, le=4096, description="Completions per step.")
+    max_new_tokens: int = Field(16, ge=1, le=4096)
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="Divides the logits of policy and reference alike."
+    )
+
+
+class EvaluationConfig(Config):
+    """Held-out prompts, always the same, sampled with the same seed before, during and after."""
+
+    every_steps: int | None = Field(None, ge=1, description="Besides the first and the last.")
+
+
+class CheckpointConfig(Config):
+    """How often the whole training state is saved, and how many saves are kept besides the final."""
+
+    every_steps: int = Field(1, ge=1)
+    keep_last: int = Field(3, ge=1)
+
+
+class PPOConfig(Config):
+    """A PPO run."""
+
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    rollout: RolloutConfig = RolloutConfig()
+    kl: KLConfig = KLConfig()
+    advantages: AdvantagesConfig = AdvantagesConfig()
+    loss: LossConfig = LossConfig()
+    optimization: OptimizationConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "PPOConfig":
+        batch, parts = self.rollout.batch_size, self.optimization.minibatches
+        if batch % parts:
+            raise ValueError(
+                f"rollout.batch_size ({batch}) must be a multiple of optimization.minibatches ({parts})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _horizon_fits(self) -> "PPOConfig":
+        controller = self.kl.controller
+        if isinstance(controller, AdaptiveBeta) and self.rollout.batch_size > controller.horizon:
+            raise ValueError(
+                f"rollout.batch_size ({self.rollout.batch_size}) must not exceed "
+                f"kl.controller.horizon ({controller.horizon})"
+            )
+        return self
