@@ -37,9 +37,7 @@ class Saves:
 
     def tidy(self) -> None:
         """Remove what earlier attempts, and this one before it started again, left unfinished."""
-        for attempt in range(1, self._job.attempt + 1):
-            folder = self._folder.parent / str(attempt)
-            remove_leftovers(self._store, self._files, self._job.id, folder)
+        remove_leftovers(self._store, self._files, self._job.id, self._folder)
 
     def restore(self) -> Restored | None:
         """The job's last checkpoint that verifies, else the one it was asked to resume from, else None.

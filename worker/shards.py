@@ -23,8 +23,7 @@ class Shards:
 
     def tidy(self) -> None:
         """Remove what earlier attempts left unfinished."""
-        for attempt in range(1, self._job.attempt + 1):
-            remove_leftovers(self._store, self._files, self._job.id, self._folder.with_name(str(attempt)))
+        remove_leftovers(self._store, self._files, self._job.id, self._folder)
 
     def done(self) -> list[Shard]:
         """The first shards, up to the one whose results are not there as they were written."""
