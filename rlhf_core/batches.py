@@ -1,6 +1,6 @@
 """Which texts are run together: those that share a prompt, those that fill a row, or those alike in length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rlhf_core.tokenization import TokenizedText
@@ -17,6 +17,19 @@ class Capacity(NamedTuple):
     vocab_size: int
     packed_tokens: int = 0  # most tokens of texts packed into one row; 0: they must be padded
     reuses_prefixes: bool = False
+
+
+def in_batches(
+    texts: Sequence[TokenizedText], capacity: Capacity, *, max_batch_tokens: int, strict: bool = False
+) -> Iterator[list[int]]:
+    """Batches of indices, longest text first, until each text has been in one."""
+    waiting = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+    while waiting:
+        left = [texts[index] for index in waiting]
+        places = next_batch(left, capacity, max_batch_tokens=max_batch_tokens, strict=strict)
+        yield [waiting[place] for place in places]
+        taken = set(places)
+        waiting = [index for place, index in enumerate(waiting) if place not in taken]
 
 
 def next_batch(

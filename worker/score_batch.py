@@ -17,7 +17,7 @@ from jobs.ports import Store
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
-from rlhf_core.batches import Capacity, next_batch
+from rlhf_core.batches import Capacity, in_batches
 from rlhf_core.errors import UnusableInput
 from rlhf_core.models import ModelPair, load_pair
 from rlhf_core.scoring import ScoredText, capacity, score_batch
@@ -115,19 +115,13 @@ class ScoreRun:
     def _scores(
         self, texts: dict[int, TokenizedText], pair: ModelPair, room: Capacity
     ) -> Iterator[tuple[int, ScoredText]]:
-        """As rlhf_core.scoring.score_texts, longest first, and a sign of life between batches."""
-        config = self.config
-        waiting = sorted(texts, key=lambda place: -len(texts[place].ids))
-        while waiting:
-            left = [texts[place] for place in waiting]
-            chosen = next_batch(
-                left, room, max_batch_tokens=self._max_batch_tokens, strict=config.numerics == "strict"
-            )
-            batch, together = [waiting[index] for index in chosen], [left[index] for index in chosen]
+        """As rlhf_core.scoring.score_texts, and a sign of life between batches; keys are places in the window."""
+        config, places = self.config, list(texts)
+        waiting, strict = list(texts.values()), config.numerics == "strict"
+        for batch in in_batches(waiting, room, max_batch_tokens=self._max_batch_tokens, strict=strict):
+            together = [waiting[index] for index in batch]
             scores = score_batch(pair, together, temperature=config.temperature, top_k=config.top_k)
-            yield from zip(batch, scores, strict=True)
-            taken = set(batch)
-            waiting = [place for place in waiting if place not in taken]
+            yield from zip((places[index] for index in batch), scores, strict=True)
             if time.monotonic() - self._alive_at > ALIVE_EVERY_S:
                 self._phase("scoring")
 
