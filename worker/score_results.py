@@ -23,6 +23,11 @@ class Result(NamedTuple):
     scored: int
     sums: dict[str, float]
 
+    @property
+    def failed(self) -> bool:
+        """True if it could not be scored."""
+        return not self.scored
+
 
 def scored_result(
     index: int, item: BulkItem, scored: ScoredText, config: ScoreConfig, *, truncated: bool = False
