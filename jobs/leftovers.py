@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from jobs.ports import Files, Store
+from jobs.ports import Files
+from jobs.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ import threading
 from jobs.errors import JobNotFound, StoreUnavailable
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Files, Reaped, Store
+from jobs.ports import Files
 from jobs.settings import Settings
 from jobs.states import Status
+from jobs.store import Reaped, Store
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Files, Store
+from jobs.ports import Files
 from jobs.spec import Checkpoint, Job, NewEvent
+from jobs.store import Store
 from rlhf_core.checkpoint import other_environment, read_checkpoint, verify_checkpoint, write_checkpoint
 from rlhf_core.controllers import make_controller
 from rlhf_core.errors import CheckpointError

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from jobs.bulk import BulkItem
-from jobs.ports import Store
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
+from jobs.store import Store
 from rlhf_core.batches import Capacity, in_batches
 from rlhf_core.errors import UnusableInput
 from rlhf_core.models import ModelPair, load_pair

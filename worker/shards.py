@@ -8,8 +8,9 @@ from typing import Any
 from jobs.bulk import RESULTS
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Files, Store
+from jobs.ports import Files
 from jobs.spec import Job, NewEvent, NewShard, Shard
+from jobs.store import Store
 from worker.failures import storage_error
 
 

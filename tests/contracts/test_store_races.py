@@ -1,4 +1,4 @@
-"""jobs.ports.Store, on SQLite and on PostgreSQL: many at once, and a writer that hangs."""
+"""jobs.store.Store, on SQLite and on PostgreSQL: many at once, and a writer that hangs."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""jobs.ports.Store, on SQLite and on PostgreSQL: what is written is read, in order and by whom it belongs to."""
+"""jobs.store.Store, on SQLite and on PostgreSQL: what is written is read, in order and by whom it belongs to."""
 
 import time
 from dataclasses import replace

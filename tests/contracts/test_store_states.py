@@ -1,4 +1,4 @@
-"""jobs.ports.Store, on SQLite and on PostgreSQL: the state table, the fence, the reaper."""
+"""jobs.store.Store, on SQLite and on PostgreSQL: the state table, the fence, the reaper."""
 
 from dataclasses import replace
 from typing import Any
