@@ -30,8 +30,8 @@ EXIT_STOPPED = 75  # saved, may go on elsewhere
 
 HINTS = {
     "nan_loss": "Lower optimization.learning_rate, or check the reward for extreme values.",
-    "cuda_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or raise optimization.minibatches; for a "
-    "score job the deployment's KLEASH_MAX_BATCH_TOKENS.",
+    "cuda_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or raise optimization.minibatches; a "
+    "score job needs a GPU with room for both models.",
     "host_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
     "oom_killed": "Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
     "disk_full": "Free space below the data folder, then create a job with resume_from the last checkpoint.",

@@ -9,9 +9,9 @@ from typing import Any
 import structlog
 import torch
 
-from jobs.ports import Store
 from jobs.spec import Checkpoint, Event, Job, NewEvent, Sample
 from jobs.states import Status
+from jobs.store import Store
 from rlhf_core.checkpoint import Generators, seed_generators
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise

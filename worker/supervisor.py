@@ -16,10 +16,11 @@ from jobs.errors import LeaseLost, StoreUnavailable
 from jobs.faults import point
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Clock, Files, Store
+from jobs.ports import Clock, Files
 from jobs.settings import Settings
 from jobs.spec import Job, JobFailure
 from jobs.states import Desired, Status
+from jobs.store import Store
 from jobs.system import SystemClock
 from worker.child import Child
 from worker.failures import EXIT_DISK, EXIT_FAILED, EXIT_STOPPED, EXIT_UNREACHABLE, FULL, HINTS

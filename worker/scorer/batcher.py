@@ -21,7 +21,7 @@ from jobs.scoring_wire import ItemError, ScoreRequest
 from rlhf_core.batches import next_batch
 from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText
-from worker.scorer.answers import item_scores, tokenized, top_pieces
+from worker.scorer.answers import item_scores, timed_reply, tokenized
 from worker.scorer.failures import failure_of
 from worker.scorer.memory import device_is_lost, score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
@@ -257,16 +257,7 @@ class Batcher:
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
         queue_s = self._clock() - ticket.submitted - ticket.tokenize_s - ticket.compute_s
-        reply = TimedReply(
-            items=[ticket.answers[item] for item in range(len(ticket.request.items))],
-            tokenizer_sha256=pair.models.tokenizer_sha256,
-            vocab_size=pair.capacity.vocab_size,
-            weights_dtype=pair.models.weights_dtype,
-            pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),
-            queue_s=queue_s,
-            tokenize_s=ticket.tokenize_s,
-            compute_s=ticket.compute_s,
-        )
+        reply = timed_reply(ticket, pair, queue_s=queue_s)
         with self._changed:  # only now: an error above must still find whom it fails
             self._queue.remove(lambda other: other is ticket)
             self._totals.queue_s += queue_s
