@@ -1,4 +1,4 @@
-"""While a job trains on its GPU the scorer takes no requests and holds no models, until it is woken or time is up."""
+"""While a job trains on its GPU the scorer takes no requests and holds no models, until woken or time is up."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""Sleep while a job trains on the same GPU: no models, no requests, and awake again whatever happens to the worker."""
+"""Sleep while a job trains on the same GPU: no models, no requests, and awake whatever happens to the worker."""
 
 import gc
 import os
@@ -64,14 +64,17 @@ def shared(tmp_path, tiny, running):
     """Settings of a worker on the scorer's GPU, and the scorer over HTTP."""
     settings = settings_for(tmp_path, tiny)
     with serving(running, settings, tmp_path) as (client, path):
-        yield Settings(
-            data=tmp_path,
-            scorer_url=f"unix:{path}",
-            scorer_shares_gpu=True,
-            heartbeat_s=0.05,
-            lease_s=LONG_S,
-            stop_grace_s=LONG_S,
-        ), client
+        yield (
+            Settings(
+                data=tmp_path,
+                scorer_url=f"unix:{path}",
+                scorer_shares_gpu=True,
+                heartbeat_s=0.05,
+                lease_s=LONG_S,
+                stop_grace_s=LONG_S,
+            ),
+            client,
+        )
 
 
 def test_it_sleeps_while_a_job_runs_and_only_then(tmp_path, shared, running, monkeypatch):
