@@ -38,7 +38,16 @@ class PIBeta(Config):
         return self
 
 
-BetaController = Annotated[FixedBeta | AdaptiveBeta | PIBeta, Field(discriminator="kind")]
+class ScheduledBeta(Config):
+    """β goes from kl.beta to an end value over a number of steps, whatever the drift, and stays there."""
+
+    kind: Literal["schedule"] = "schedule"
+    shape: Literal["linear", "cosine"] = "linear"
+    final_beta: float = Field(ge=0)
+    steps: int = Field(ge=1, description="Step number steps + 1 is the first with final_beta.")
+
+
+BetaController = Annotated[FixedBeta | ScheduledBeta | AdaptiveBeta | PIBeta, Field(discriminator="kind")]
 
 
 class KLConfig(Config):
