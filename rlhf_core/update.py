@@ -15,6 +15,7 @@ from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation
 from rlhf_core.experience import Experience, TrainablePolicy, response_hidden
 from rlhf_core.objective import Tokens, objective
+from rlhf_core.schedules import learning_rate_factor
 from rlhf_core.targets import Targets
 
 Report = dict[str, float]
@@ -183,8 +184,13 @@ def in_micro_batches(
 def set_learning_rates(state: TrainState, config: PPOConfig) -> None:
     """The schedule, as a function of the step alone."""
     options = config.optimization
-    decay = 1.0 - state.step / options.steps if options.learning_rate_schedule == "linear" else 1.0
+    factor = learning_rate_factor(
+        state.step,
+        shape=options.learning_rate_schedule,
+        warmup_steps=options.warmup_steps,
+        steps=options.steps,
+    )
     for group, rate in zip(
         state.optimizer.param_groups, (options.learning_rate, options.value_learning_rate), strict=True
     ):
-        group["lr"] = rate * decay
+        group["lr"] = rate * factor

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Config
 
@@ -30,5 +30,17 @@ class OptimizationConfig(Config):
     minibatches: int = Field(2, ge=1, le=1024)
     learning_rate: float = Field(1e-4, gt=0)
     value_learning_rate: float = Field(1e-3, gt=0)
-    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="After the warm-up, over the steps that are left."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear rise of both learning rates.")
     max_grad_norm: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "OptimizationConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps}): "
+                "no step would have the configured learning rate"
+            )
+        return self
