@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -60,15 +61,21 @@ def update_policy(
     *,
     micro_batch: int | None = None,
 ) -> Report:
-    """All epochs of minibatches; returns the means of what the losses reported."""
+    """All epochs of minibatches, or up to the first that `is_too_far`; returns the means of what was reported.
+
+    `update/minibatches` counts the optimizer's steps; the minibatch that was refused one is in the means.
+    """
     set_learning_rates(state, config)
-    reports = [
-        update_minibatch(policy, state, experience, targets, rows, config, micro_batch=micro_batch)
-        for epoch in plan
-        for rows in epoch
-    ]
+    reports: list[Report] = []
+    for rows in chain.from_iterable(plan):
+        reports.append(
+            update_minibatch(policy, state, experience, targets, rows, config, micro_batch=micro_batch)
+        )
+        if is_too_far(reports[-1], config):
+            break
     means = {name: math.fsum(r[name] for r in reports) / len(reports) for name in reports[0]}
     means["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
+    means["update/minibatches"] = float(len(reports) - is_too_far(reports[-1], config))
     return means | {"lr": float(state.optimizer.param_groups[0]["lr"])}
 
 
@@ -82,7 +89,9 @@ def update_minibatch(
     *,
     micro_batch: int | None = None,
 ) -> Report:
-    """One optimizer step, its gradient summed over micro-batches of at most `micro_batch` sequences.
+    """One optimizer step, unless the whole minibatch `is_too_far` by now.
+
+    The gradient is summed over micro-batches of at most `micro_batch` sequences.
 
     Raises:
         NonFiniteLoss: before the optimizer is stepped.
@@ -94,10 +103,17 @@ def update_minibatch(
         for part in in_micro_batches([rows], micro_batch)
     ]
     norm = clip_gradients(policy, state, config.optimization.max_grad_norm)
-    state.optimizer.step()
     total = {name: math.fsum(r[name] for r in reports) for name in reports[0]}
     total["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
+    if not is_too_far(total, config):
+        state.optimizer.step()
     return total | {"grad/norm": norm}
+
+
+def is_too_far(minibatch: Report, config: PPOConfig) -> bool:
+    """True if the policy has left that of the rollout by more than `target_kl`, in the mean over the tokens."""
+    limit = config.optimization.target_kl
+    return limit is not None and minibatch["policy/approx_kl"] > limit
 
 
 def add_gradient(

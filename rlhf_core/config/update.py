@@ -35,6 +35,12 @@ class OptimizationConfig(Config):
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear rise of both learning rates.")
     max_grad_norm: float = Field(1.0, gt=0)
+    target_kl: float | None = Field(
+        None,
+        gt=0,
+        description="Nats per token from the rollout's policy: a minibatch above it is not stepped on, and the "
+        "rest of the update is skipped.",
+    )
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> "OptimizationConfig":
