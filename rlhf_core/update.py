@@ -30,6 +30,7 @@ class TrainState:
     controller: Controller
     value_head: nn.Linear
     optimizer: torch.optim.Adam
+    steps_above_limit: int = 0  # of kl.limit, in a row, up to the last step
     baseline: Evaluation | None = None  # on the held-out prompts, before the first step
     latest: Evaluation | None = None  # on the same prompts, most recently
     intact: bool = False  # True while the step under way has not changed policy or state yet

@@ -50,6 +50,13 @@ class ScheduledBeta(Config):
 BetaController = Annotated[FixedBeta | ScheduledBeta | AdaptiveBeta | PIBeta, Field(discriminator="kind")]
 
 
+class KLLimit(Config):
+    """The job ends as `kl_diverged` once the exact KL has been above this for some steps in a row."""
+
+    max_nats_per_sequence: float = Field(gt=0)
+    patience_steps: int = Field(3, ge=1, description="1: the first step above it is the last.")
+
+
 class KLConfig(Config):
     """The leash: what is charged for drifting from the reference, and how much."""
 
@@ -57,10 +64,21 @@ class KLConfig(Config):
     penalty: Literal["k1", "none"] = Field("k1", description="Charged per token in the reward.")
     loss: Literal["none", "k2"] = Field("none", description="Charged per token in the loss.")
     controller: BetaController = FixedBeta()
+    limit: KLLimit | None = None
 
     @model_validator(mode="after")
     def _beta_within_bounds(self) -> "KLConfig":
         bounds = self.controller
         if isinstance(bounds, PIBeta) and not bounds.beta_min <= self.beta <= bounds.beta_max:
             raise ValueError(f"beta ({self.beta}) must be within [{bounds.beta_min}, {bounds.beta_max}]")
+        return self
+
+    @model_validator(mode="after")
+    def _limit_above_target(self) -> "KLConfig":
+        target = getattr(self.controller, "target_nats_per_sequence", None)
+        if self.limit is not None and target is not None and self.limit.max_nats_per_sequence <= target:
+            raise ValueError(
+                f"limit.max_nats_per_sequence ({self.limit.max_nats_per_sequence}) must be above "
+                f"controller.target_nats_per_sequence ({target}): a job on its target would end"
+            )
         return self
