@@ -19,7 +19,7 @@ from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction, checked_scores
 from rlhf_core.rollout import Rollout, response_ids
 from rlhf_core.targets import make_targets
-from rlhf_core.update import TrainState, in_micro_batches, require_finite, update_policy
+from rlhf_core.update import TrainState, in_micro_batches, require_finite, trains_value_only, update_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,9 @@ def train(
         update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
         clock.append(time.monotonic())
 
-        # 4. The controller looks at the exact KL of the policy that made the rollout.
-        state.controller = state.controller.update(kl, len(texts))
+        # 4. The controller looks at the exact KL of the policy that made the rollout, once that policy can move.
+        if not trains_value_only(state, config):
+            state.controller = state.controller.update(kl, len(texts))
         state.step, state.steps_above_limit = step, above
 
         metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)

@@ -111,6 +111,11 @@ def update_minibatch(
     return total | {"grad/norm": norm}
 
 
+def trains_value_only(state: TrainState, config: PPOConfig) -> bool:
+    """True in the critic's warm-up: no gradient reaches the policy, whose weights and moments keep every bit."""
+    return state.step < config.optimization.value_only_steps
+
+
 def is_too_far(minibatch: Report, config: PPOConfig) -> bool:
     """True if the policy has left that of the rollout by more than `target_kl`, in the mean over the tokens."""
     limit = config.optimization.target_kl
@@ -155,6 +160,8 @@ def add_gradient(
     )
     for name, tensor in {"logprob": found.logprob, **terms}.items():
         require_finite(state.step + 1, name, tensor)
+    if trains_value_only(state, config):
+        terms = {"value/loss": terms["value/loss"]}
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     return report
 

@@ -34,6 +34,9 @@ class OptimizationConfig(Config):
         "constant", description="After the warm-up, over the steps that are left."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear rise of both learning rates.")
+    value_only_steps: int = Field(
+        0, ge=0, description="First steps that train the value head alone; policy and β stay as they are."
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     target_kl: float | None = Field(
         None,
@@ -43,10 +46,15 @@ class OptimizationConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> "OptimizationConfig":
+    def _warmups_end(self) -> "OptimizationConfig":
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps}): "
                 "no step would have the configured learning rate"
+            )
+        if self.value_only_steps >= self.steps:
+            raise ValueError(
+                f"value_only_steps ({self.value_only_steps}) must be below steps ({self.steps}): "
+                "no step would train the policy"
             )
         return self
