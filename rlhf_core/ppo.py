@@ -107,6 +107,7 @@ def train(
         state.step, state.steps_above_limit = step, above
 
         metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)
+        metrics["rollout/truncated"] = float(config.rollout.truncates)
         evaluation = None
         if is_due(config, step, eval_prompts):
             state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)
