@@ -49,6 +49,7 @@ EXPECTED: dict[str, tuple[str | None, int, str, str]] = {
     "gpu-holds-none": ("cuda_oom", 1, "CUDA out of memory", "job.micro_batch_halved"),
     "drifts-away": ("kl_diverged", 1, "step 2: exact sequence KL is", "job.failed"),
     "gradient-is-nan": ("nan_loss", 1, "step 2: the gradient of base_model", "job.rolled_back"),
+    "dropout-is-on": ("audit_failed", 1, "dropout is", "job.audited"),
 }
 LIMITED = {  # step 1 still is at its reference, step 2 is not
     "drifts-away": {
