@@ -38,8 +38,6 @@ def describe(
     charged = sequence_kl(charge, mask)
     target = getattr(config.kl.controller, "target_nats_per_sequence", None)
     metrics = {
-        "reward/mean": scores.mean(),
-        "reward/std": scores.std() if len(scores) > 1 else torch.tensor(0.0),
         "reward/adjusted_mean": (scores.to(charged.device) - charged).mean(),
         "kl/sequence": sequence_kl(experience.kl, mask).mean(),
         "kl/k1_sequence": k1_sequence.mean(),

@@ -14,6 +14,7 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
+from rlhf_core.judgement import describe_rewards, judge
 from rlhf_core.metrics import RolloutSample, describe, durations, samples_of
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction, checked_scores
@@ -74,8 +75,7 @@ def train(
         clock.append(time.monotonic())
         completions = [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths = rollout.response_mask.sum(dim=1).tolist()
-        scores = torch.tensor(checked_scores(reward, texts, completions, lengths), dtype=torch.float64)
-        require_finite(step, "reward", scores)
+        judged = judge(reward, texts, completions, lengths, step=step)
 
         # 2. Both models score the policy's tokens, packed as in the first epoch: ratio exactly 1.
         plan = minibatch_plan(
@@ -93,7 +93,7 @@ def train(
 
         # 3. The leash: β × k1 is taken from the reward of each token. Then advantages, then the update.
         beta = state.controller.beta
-        targets = make_targets(experience, scores, beta, config)
+        targets = make_targets(experience, judged.scores, beta, config)
         state.intact = False
         update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
         clock.append(time.monotonic())
@@ -102,7 +102,8 @@ def train(
         state.controller = state.controller.update(experience.kl.sum(dim=1).mean().item(), len(texts))
         state.step = step
 
-        metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)
+        metrics = update | describe_rewards(judged)
+        metrics |= describe(experience, targets.returns, judged.scores, targets.beta_in_loss, beta, config)
         evaluation = None
         if is_due(config, step, eval_prompts):
             state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)
@@ -111,7 +112,7 @@ def train(
             step=step,
             metrics=metrics,
             timings=durations(clock, sum(lengths)),
-            samples=samples_of(texts, completions, scores, experience),
+            samples=samples_of(texts, completions, judged.scores, experience),
             evaluation=evaluation,
         )
 

@@ -3,9 +3,11 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, Strict, field_validator
 
 from rlhf_core.config.base import Config, Strings
+
+OWN_METRICS = frozenset({"adjusted", "gold", "shaped"})  # reward/<name>_mean of these is ours
 
 
 class SentimentReward(Config):
@@ -45,6 +47,38 @@ class RegexReward(Config):
         return pattern
 
 
-RewardConfig = Annotated[
-    SentimentReward | LengthReward | KeywordReward | RegexReward, Field(discriminator="kind")
-]
+SingleReward = SentimentReward | LengthReward | KeywordReward | RegexReward
+
+
+class RewardPart(Config):
+    """One term of a weighted sum."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40, description="Of its metric.")
+    weight: float = Field(description="Below 0 it is a cost.")
+    reward: SingleReward = Field(discriminator="kind")
+
+    @field_validator("name")
+    @classmethod
+    def _is_not_ours(cls, name: str) -> str:
+        if name in OWN_METRICS:
+            raise ValueError(
+                f"must not be one of {', '.join(sorted(OWN_METRICS))}: these metrics exist already"
+            )
+        return name
+
+
+class WeightedReward(Config):
+    """Σ weight · reward over its parts; the mean of each before its weight is `reward/<name>_mean`."""
+
+    kind: Literal["weighted"] = "weighted"
+    parts: Annotated[tuple[RewardPart, ...], Strict(False)] = Field(min_length=1, max_length=12)
+
+    @field_validator("parts")
+    @classmethod
+    def _names_differ(cls, parts: tuple[RewardPart, ...]) -> tuple[RewardPart, ...]:
+        if len({part.name for part in parts}) < len(parts):
+            raise ValueError("every part needs a name of its own: two share one, and so would their metrics")
+        return parts
+
+
+RewardConfig = Annotated[SingleReward | WeightedReward, Field(discriminator="kind")]
