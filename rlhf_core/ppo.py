@@ -14,11 +14,12 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
-from rlhf_core.judgement import describe_rewards, judge
+from rlhf_core.judgement import Judges, describe_rewards, judge
 from rlhf_core.metrics import RolloutSample, describe, durations, samples_of
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
-from rlhf_core.rewards import RewardFunction, checked_scores
+from rlhf_core.rewards import RewardFunction
 from rlhf_core.rollout import Rollout, response_ids
+from rlhf_core.score_shaping import describe_shaping, shape_scores
 from rlhf_core.targets import make_targets
 from rlhf_core.update import TrainState, in_micro_batches, require_finite, update_policy
 
@@ -45,21 +46,23 @@ def train(
     prompts: Sequence[str],
     eval_prompts: Sequence[str],
     reward: RewardFunction,
+    gold: RewardFunction | None = None,
     micro_batch: int | None = None,
 ) -> Iterator[StepResult]:
     """Run the steps that are left. `policy` and `state` change in place; both are consistent at each yield, and
     still are while `state.intact`.
 
     `micro_batch` sequences at most are scored and differentiated at a time; the gradient stays the minibatch's.
+    What `gold` says is reported and reaches no update.
 
     Raises:
         RewardError: the reward raised or did not return one number per completion.
         NonFiniteLoss: NaN or infinity in a reward, log-probability, loss or gradient; no optimizer step followed.
         InputTooLong: a prompt with its completion exceeds the model's context.
     """
-    device = device_of(policy)
+    device, judges = device_of(policy), Judges(reward, gold)
     if state.step == 0 and state.baseline is None and eval_prompts:
-        state.baseline = state.latest = evaluate(policy, eval_prompts, reward, config, step=0)
+        state.baseline = state.latest = evaluate(policy, eval_prompts, judges, config, step=0)
         yield StepResult(step=0, evaluation=state.baseline)
 
     while state.step < config.optimization.steps:
@@ -75,7 +78,11 @@ def train(
         clock.append(time.monotonic())
         completions = [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths = rollout.response_mask.sum(dim=1).tolist()
-        judged = judge(reward, texts, completions, lengths, step=step)
+        judged = judge(judges, texts, completions, lengths, step=step)
+        shaped = shape_scores(judged.scores, rollout.ended.cpu(), **config.scores.model_dump())
+        require_finite(
+            step, "shaped reward", shaped.scores * shaped.std
+        )  # σ may overflow where scores do not
 
         # 2. Both models score the policy's tokens, packed as in the first epoch: ratio exactly 1.
         plan = minibatch_plan(
@@ -91,9 +98,9 @@ def train(
         require_finite_experience(step, experience)
         clock.append(time.monotonic())
 
-        # 3. The leash: β × k1 is taken from the reward of each token. Then advantages, then the update.
+        # 3. The leash: β × k1 is taken from the shaped reward of each token. Then advantages, then the update.
         beta = state.controller.beta
-        targets = make_targets(experience, judged.scores, beta, config)
+        targets = make_targets(experience, shaped.scores, beta, config)
         state.intact = False
         update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
         clock.append(time.monotonic())
@@ -102,12 +109,13 @@ def train(
         state.controller = state.controller.update(experience.kl.sum(dim=1).mean().item(), len(texts))
         state.step = step
 
-        metrics = update | describe_rewards(judged)
-        metrics |= describe(experience, targets.returns, judged.scores, targets.beta_in_loss, beta, config)
+        metrics = update | describe_rewards(judged, texts) | describe_shaping(shaped, config.scores)
+        metrics |= describe(experience, targets.returns, shaped.scores, targets.beta_in_loss, beta, config)
         evaluation = None
         if is_due(config, step, eval_prompts):
-            state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)
-            metrics["eval/reward_mean"] = summarise(evaluation)["reward_mean"]
+            state.latest = evaluation = evaluate(policy, eval_prompts, judges, config, step=step)
+            found = summarise(evaluation)
+            metrics |= {f"eval/{name}": found[name] for name in ("reward_mean", "gold_mean") if name in found}
         yield StepResult(
             step=step,
             metrics=metrics,
@@ -134,7 +142,7 @@ def require_finite_experience(step: int, experience: Experience) -> None:
 
 
 def evaluate(
-    policy: TrainablePolicy, prompts: Sequence[str], reward: RewardFunction, config: PPOConfig, *, step: int
+    policy: TrainablePolicy, prompts: Sequence[str], judges: Judges, config: PPOConfig, *, step: int
 ) -> Evaluation:
     """One completion per held-out prompt, always with the same random numbers: differences are paired."""
     completions: list[str] = []
@@ -145,9 +153,11 @@ def evaluate(
         rollout = roll_out(policy, texts, config, random, step=step)
         completions += [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths += rollout.response_mask.sum(dim=1).tolist()
-    scores = checked_scores(reward, list(prompts), completions, lengths)
-    require_finite(step, "reward of the evaluation", torch.tensor(scores, dtype=torch.float64))
-    return Evaluation(tuple(prompts), tuple(completions), tuple(scores), tuple(lengths))
+    judged = judge(judges, list(prompts), completions, lengths, step=step, during=" of the evaluation")
+    gold = () if judged.gold is None else judged.gold.tolist()
+    return Evaluation(
+        tuple(prompts), tuple(completions), tuple(judged.scores.tolist()), tuple(lengths), tuple(gold)
+    )
 
 
 def is_due(config: PPOConfig, step: int, eval_prompts: Sequence[str]) -> bool:

@@ -84,6 +84,7 @@ class TrainingRun:
         prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
         eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
         forget_other_prompts(state, eval_prompts)
+        gold = self.config.evaluation.gold_reward
         steps = train(
             policy,
             state,
@@ -91,6 +92,7 @@ class TrainingRun:
             prompts=prompts,
             eval_prompts=eval_prompts,
             reward=make_reward(self.config.reward),
+            gold=None if gold is None else make_reward(gold),
             micro_batch=self._micro_batch(),
         )
         self._phase("evaluation" if state.step == 0 and eval_prompts else "training")
@@ -153,6 +155,8 @@ class TrainingRun:
                 "after": summarise(after),
                 "reward_difference": paired_difference(before, after),
             }
+            if before.gold and after.gold:  # a checkpoint of another job may have been judged without
+                result["evaluation"]["gold_difference"] = paired_difference(before, after, of="gold")
         self.store.finish(self.job.id, self.job.attempt, Status.SUCCEEDED, result=result)
 
     def roll_back(self, error: NonFiniteLoss) -> bool:
@@ -202,6 +206,7 @@ def forget_other_prompts(state: TrainState, eval_prompts: list[str]) -> None:
 
 def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
     """The held-out completions as rows."""
+    *columns, gold = evaluation
     return [
         Sample(
             step=step,
@@ -209,9 +214,9 @@ def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
             index=i,
             prompt=prompt,
             completion=completion,
-            data={"reward": score, "length": float(length)},
+            data={"reward": score, "length": float(length)} | ({"gold": gold[i]} if gold else {}),
         )
-        for i, (prompt, completion, score, length) in enumerate(zip(*evaluation, strict=True))
+        for i, (prompt, completion, score, length) in enumerate(zip(*columns, strict=True))
     ]
 
 
