@@ -80,9 +80,7 @@ def train(
         lengths = rollout.response_mask.sum(dim=1).tolist()
         judged = judge(judges, texts, completions, lengths, step=step)
         shaped = shape_scores(judged.scores, rollout.ended.cpu(), **config.scores.model_dump())
-        require_finite(
-            step, "shaped reward", shaped.scores * shaped.std
-        )  # σ may overflow where scores do not
+        require_finite(step, "shaped reward", torch.cat([shaped.scores, shaped.std.view(1)]))
 
         # 2. Both models score the policy's tokens, packed as in the first epoch: ratio exactly 1.
         plan = minibatch_plan(

@@ -7,7 +7,9 @@ from typing import Any
 import regex
 from textblob.en.sentiments import PatternAnalyzer
 
+from rlhf_core.classifier import Classifiers
 from rlhf_core.config.rewards import (
+    ClassifierReward,
     KeywordReward,
     LengthReward,
     RegexReward,
@@ -52,10 +54,19 @@ class WeightedSum:
         return [sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in columns]
 
 
-def make_reward(config: RewardConfig) -> RewardFunction:
-    """The reward function that a config names."""
+def make_reward(config: RewardConfig, classifiers: Classifiers | None = None) -> RewardFunction:
+    """The reward function that a config names; rewards that share `classifiers` load each once.
+
+    Raises:
+        ModelLoadError: a classifier cannot be loaded or has no such label.
+    """
+    classifiers = classifiers or Classifiers()
     if isinstance(config, WeightedReward):
-        return WeightedSum({part.name: (part.weight, make_reward(part.reward)) for part in config.parts})
+        return WeightedSum(
+            {part.name: (part.weight, make_reward(part.reward, classifiers)) for part in config.parts}
+        )
+    if isinstance(config, ClassifierReward):
+        return _classifier(config, classifiers)
     return _REWARDS[type(config)](config)
 
 
@@ -128,6 +139,15 @@ def _regex(config: RegexReward) -> RewardFunction:
 
     def reward(_: Sequence[str], completions: Sequence[str], __: Sequence[int]) -> list[float]:
         return [found(text) for text in completions]
+
+    return reward
+
+
+def _classifier(config: ClassifierReward, classifiers: Classifiers) -> RewardFunction:
+    scores = classifiers.label_scores(config)
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], _: Sequence[int]) -> list[float]:
+        return scores([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
     return reward
 

@@ -13,6 +13,7 @@ from jobs.ports import Store
 from jobs.spec import Checkpoint, Event, Job, NewEvent, Sample
 from jobs.states import Status
 from rlhf_core.checkpoint import Generators, seed_generators
+from rlhf_core.classifier import Classifiers
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
 from rlhf_core.models import LoraPolicy, new_lora_policy
@@ -84,6 +85,7 @@ class TrainingRun:
         prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
         eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
         forget_other_prompts(state, eval_prompts)
+        classifiers = Classifiers(resolved.get("classifiers"), device=self.device)
         gold = self.config.evaluation.gold_reward
         steps = train(
             policy,
@@ -91,8 +93,8 @@ class TrainingRun:
             self.config,
             prompts=prompts,
             eval_prompts=eval_prompts,
-            reward=make_reward(self.config.reward),
-            gold=None if gold is None else make_reward(gold),
+            reward=make_reward(self.config.reward, classifiers),
+            gold=None if gold is None else make_reward(gold, classifiers),
             micro_batch=self._micro_batch(),
         )
         self._phase("evaluation" if state.step == 0 and eval_prompts else "training")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, field_validator
 
-from rlhf_core.config.base import Config, Strings
+from rlhf_core.config.base import Config, PathName, Strings
 
 OWN_METRICS = frozenset({"adjusted", "gold", "shaped"})  # reward/<name>_mean of these is ours
 
@@ -47,7 +47,18 @@ class RegexReward(Config):
         return pattern
 
 
-SingleReward = SentimentReward | LengthReward | KeywordReward | RegexReward
+class ClassifierReward(Config):
+    """Logit of one label of a sequence classifier that reads prompt + completion, of a long text the end."""
+
+    kind: Literal["classifier"] = "classifier"
+    model: PathName = Field(description="A name or path, as of any model; weights in safetensors.")
+    label: Annotated[str, Field(min_length=1, max_length=200)] | Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Name or index; a reward model, which has one output, needs none."
+    )
+    batch_size: int = Field(16, ge=1, le=1024, description="Texts that are read at a time.")
+
+
+SingleReward = SentimentReward | LengthReward | KeywordReward | RegexReward | ClassifierReward
 
 
 class RewardPart(Config):
@@ -82,3 +93,9 @@ class WeightedReward(Config):
 
 
 RewardConfig = Annotated[SingleReward | WeightedReward, Field(discriminator="kind")]
+
+
+def classifiers_of(reward: RewardConfig) -> tuple[ClassifierReward, ...]:
+    """The classifiers that a reward asks."""
+    rewards = [part.reward for part in reward.parts] if isinstance(reward, WeightedReward) else [reward]
+    return tuple(single for single in rewards if isinstance(single, ClassifierReward))

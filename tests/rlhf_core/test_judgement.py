@@ -209,5 +209,5 @@ def test_a_scale_is_a_weight_of_the_reward(tiny_model: Path) -> None:
 def test_a_spread_that_no_float_holds_is_refused(tiny_model: Path) -> None:
     """Whitening would divide by infinity, and call all scores equal."""
     huge = {"kind": "weighted", "parts": [{"name": "short", "weight": 1e200, "reward": LENGTH}]}
-    with pytest.raises(NonFiniteLoss, match="shaped reward is"):
+    with pytest.raises(NonFiniteLoss, match="shaped reward is infinite"):
         trained(tiny_model, config(reward=huge, scores={"whiten": True}))
