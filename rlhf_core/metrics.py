@@ -31,7 +31,7 @@ def describe(
     beta: float,
     config: PPOConfig,
 ) -> dict[str, float]:
-    """What the rollout looked like, in the units of docs/algorithms.md."""
+    """What the rollout looked like, in the units of docs/algorithms.md; `scores` are the shaped ones."""
     mask: Bool[Tensor, "batch response"] = experience.rollout.response_mask
     k1_sequence = sequence_kl(experience.k1, mask)
     charge = beta * experience.k1 if config.kl.penalty == "k1" else torch.zeros_like(experience.k1)

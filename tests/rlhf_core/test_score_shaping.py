@@ -1,6 +1,8 @@
 """Shaping a batch of scores, derived by hand."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,3 +85,8 @@ def test_one_completion_a_step_cannot_be_whitened() -> None:
                 "optimization": {"steps": 1, "minibatches": 1},
             }
         )
+
+
+def test_the_demo_asks_for_none_of_it() -> None:
+    job = json.loads((Path(__file__).parents[2] / "examples" / "demo_job.json").read_text())
+    assert PPOConfig.model_validate(job["config"]).scores == ScoresConfig()
