@@ -5,6 +5,7 @@ from pydantic import Field, model_validator
 from rlhf_core.config.base import Config, PathName, Strings
 from rlhf_core.config.kl import AdaptiveBeta, KLConfig
 from rlhf_core.config.rewards import RewardConfig
+from rlhf_core.config.scores import ScoresConfig
 from rlhf_core.config.update import AdvantagesConfig, LossConfig, OptimizationConfig
 
 
@@ -80,6 +81,9 @@ class EvaluationConfig(Config):
     """Held-out prompts, always the same, sampled with the same seed before, during and after."""
 
     every_steps: int | None = Field(None, ge=1, description="Besides the first and the last.")
+    gold_reward: RewardConfig | None = Field(
+        None, description="A second judge, of rollouts and held-out completions, that no update sees."
+    )
 
 
 class CheckpointConfig(Config):
@@ -95,6 +99,7 @@ class PPOConfig(Config):
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
+    scores: ScoresConfig = ScoresConfig()
     rollout: RolloutConfig = RolloutConfig()
     kl: KLConfig = KLConfig()
     advantages: AdvantagesConfig = AdvantagesConfig()
@@ -111,6 +116,12 @@ class PPOConfig(Config):
             raise ValueError(
                 f"rollout.batch_size ({batch}) must be a multiple of optimization.minibatches ({parts})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_differ(self) -> "PPOConfig":
+        if self.scores.whiten and self.rollout.batch_size == 1:
+            raise ValueError("scores.whiten needs rollout.batch_size ≥ 2: a single score is whitened to 0")
         return self
 
     @model_validator(mode="after")

@@ -199,8 +199,8 @@ def apply(fault: str) -> None:
 
     make, act = worker.run.make_reward, REWARDS[fault]
 
-    def faulty(config: Any) -> Any:
-        configured, calls = make(config), 0
+    def faulty(*config: Any) -> Any:
+        configured, calls = make(*config), 0
 
         def score(*args: Any) -> Any:
             nonlocal calls

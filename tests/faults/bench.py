@@ -141,8 +141,8 @@ class Bench:
         }
 
 
-def _fickle_rewards(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda config: fickle(make(config))
+def _fickle_rewards(make: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *config: fickle(make(*config))
 
 
 class Closing:
