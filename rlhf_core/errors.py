@@ -11,7 +11,9 @@ RLHFError
 │   ├── ChatTemplateFailed  the template raises on these messages, or runs too long
 │   └── ChatTemplateMismatch  it renders a conversation that does not go on from the prompt's
 ├── RewardError         a reward function raised or did not return one number per completion
+├── AuditFailed         what PPO takes for granted does not hold for this model on this machine
 ├── NonFiniteLoss       NaN or infinity in a reward, log-probability, loss or gradient
+├── KLDiverged          the policy stayed further from its reference than the run allows
 └── CheckpointError     a checkpoint is missing, incomplete or damaged
 
 Each class carries `code`, the stable name that a job's error or a problem document shows. All are picklable:
@@ -83,6 +85,19 @@ class RewardError(RLHFError):
     code = "reward_error"
 
 
+class AuditFailed(RLHFError):
+    """What PPO takes for granted does not hold for this model on this machine; nothing was trained."""
+
+    code = "audit_failed"
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__(findings)
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "; ".join(self.findings)
+
+
 class NonFiniteLoss(RLHFError):
     """NaN or infinity in a reward, log-probability, loss or gradient; the optimizer was not stepped."""
 
@@ -94,6 +109,22 @@ class NonFiniteLoss(RLHFError):
 
     def __str__(self) -> str:
         return f"step {self.step}: {self.tensor} is {self.value}"
+
+
+class KLDiverged(RLHFError):
+    """The exact sequence KL was above its limit for too many steps in a row; the last of them changed nothing."""
+
+    code = "kl_diverged"
+
+    def __init__(self, step: int, kl: float, limit: float, steps: int) -> None:
+        super().__init__(step, kl, limit, steps)
+        self.step, self.kl, self.limit, self.steps = step, kl, limit, steps
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: exact sequence KL is {self.kl:.4g} nats, above the limit of {self.limit:g} nats "
+            f"for {self.steps} {'step' if self.steps == 1 else 'steps'} in a row"
+        )
 
 
 class CheckpointError(RLHFError):

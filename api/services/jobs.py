@@ -12,10 +12,11 @@ from api.services.classifiers import classifier_paths
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.bulk import RESULTS
 from jobs.errors import JobNotFound
-from jobs.ports import Created, Rng, Store
+from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, PPOSpec, Sample, ScoreSpec
 from jobs.states import Action, Status
+from jobs.store import Created, Store
 
 READ_BYTES = 1 << 20
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
