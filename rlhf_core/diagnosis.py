@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlhf_core import symptoms
-from rlhf_core.frontier import Row
-from rlhf_core.history import History
+from rlhf_core.history import History, Row
 
 
 @dataclass(frozen=True)

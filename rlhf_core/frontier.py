@@ -6,27 +6,16 @@ The coefficients belong to one set-up. numpy in float64, without torch.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_core.history import Row
 from rlhf_core.student_t import t_quantile
 
 LEVEL = 0.95
 FEWEST_POINTS = 8  # three coefficients and five degrees of freedom
-
-
-class Row(Protocol):
-    """The metrics of one step."""
-
-    @property
-    def step(self) -> int:
-        """Counts from 1."""
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """By the names of docs/algorithms.md."""
 
 
 class Point(NamedTuple):

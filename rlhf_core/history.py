@@ -1,11 +1,16 @@
 """A run's metrics as rules look at them: the first rows, the last ones, means with errors. Standard library only."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from statistics import fmean, variance
 from typing import NamedTuple
 
-from rlhf_core.frontier import Row
+
+class Row(NamedTuple):
+    """The metrics of one step, by the names of docs/algorithms.md."""
+
+    step: int
+    metrics: Mapping[str, float]
 
 
 class Window(NamedTuple):
@@ -35,7 +40,7 @@ class History:
     """Rows by step. A row that lacks a metric is not there for that metric."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.rows: Sequence[Row] = sorted(rows, key=lambda row: row.step)
+        self.rows = sorted(rows, key=lambda row: row.step)
 
     def all(self, *names: str) -> list[Window]:
         """A window per name over the steps that report all of these names, as finite numbers."""

@@ -18,8 +18,9 @@ TREND_SPANS = (20, 40, 80)
 RISING = 1.1  # the later half over the earlier
 KL_TO_SHARE_OUT = 0.5  # nats per sequence: shares of less say nothing
 RUNAWAY_GROWTH, RUNAWAY_TARGETS, RUNAWAY_NATS = 1.5, 3.0, 20.0
-WARM_UP = 100  # steps of the value head
+WARM_UP, WORSE_THAN_A_CONSTANT = 100, -0.05  # steps of the value head, and its explained variance
 SURE = 2.0  # standard errors
+SURE_OF_A_FALL = 3.0  # where many spans and steps are tried
 BESIDE_PEAK = 0.15
 
 
@@ -121,15 +122,15 @@ def kl_running_away(history: History) -> Symptom | None:
 
 
 def gold_reward_falling(history: History) -> Symptom | None:
-    """The later half of a span against the earlier: training reward up, gold reward down, each beyond 2 SE."""
+    """The later half of a span against the earlier: training reward up, gold reward down, each beyond 3 SE."""
     for span in TREND_SPANS:
         recent = history.last(span, "reward/mean", "reward/gold_mean")
         if recent is None:
             return None
         (proxy, proxy_se), (gold, gold_se) = (_change(*window.halves()) for window in recent)
-        if proxy > SURE * proxy_se and gold < -SURE * gold_se:
+        if proxy > SURE_OF_A_FALL * proxy_se and gold < -SURE_OF_A_FALL * gold_se:
             numbers = {"change of reward/mean": proxy, "change of reward/gold_mean": gold}
-            return over(recent[1], gold, -SURE * gold_se, numbers)
+            return over(recent[1], gold, -SURE_OF_A_FALL * gold_se, numbers)
     return None
 
 
@@ -184,12 +185,12 @@ def repetition(history: History) -> Symptom | None:
 
 
 def value_useless(history: History) -> Symptom | None:
-    """After its warm-up the value head explains less than a constant would."""
+    """After its warm-up the value head does worse than a constant, whose explained variance is 0."""
     name = "value/explained_variance"
     recent = history.last(LEASHED, name)
-    if recent is None or len(history.all(name)[0].steps) < WARM_UP or recent[0].mean >= 0:
+    if recent is None or len(history.all(name)[0].steps) < WARM_UP or recent[0].mean >= WORSE_THAN_A_CONSTANT:
         return None
-    return over(recent[0], recent[0].mean, 0.0, {f"mean {name}": recent[0].mean})
+    return over(recent[0], recent[0].mean, WORSE_THAN_A_CONSTANT, {f"mean {name}": recent[0].mean})
 
 
 def reward_constant(history: History) -> Symptom | None:
@@ -201,7 +202,7 @@ def reward_constant(history: History) -> Symptom | None:
 
 
 def past_the_peak(history: History) -> Symptom | None:
-    """d = √KL beyond the whole interval of the fitted peak, and the reward lower than it was around the peak."""
+    """d = √KL beyond the whole interval of the fitted peak, and the reward lower than around the peak beyond 3 SE."""
     points = points_of(history.rows, "gold") or points_of(history.rows, "held_out")
     fit = fit_gao(points)
     if fit is None or fit.peak is None:
@@ -212,7 +213,7 @@ def past_the_peak(history: History) -> Symptom | None:
     if d <= peak.high or len(around) < 2 or len(now) < 2:
         return None
     change, se = _change(_rewards(around), _rewards(now))
-    if change >= -SURE * se:
+    if change >= -SURE_OF_A_FALL * se:
         return None
     numbers = {"fitted peak of √KL": peak.d, "its 95 % limit": peak.high, "change of the reward since": change}
     return Symptom(d, peak.high, now[0].step, now[-1].step, numbers)
