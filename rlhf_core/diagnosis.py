@@ -37,7 +37,7 @@ class Finding:
 RULES = (
     Rule(
         "negative_kl",
-        "The estimated KL is negative beyond its error: the texts were not sampled from the policy as it is scored.",
+        "The estimated KL is negative beyond its error: texts are not sampled from the policy as it is scored.",
         "Compare sampling with scoring: temperature, truncation (top-k, top-p), padding and end token, dropout.",
         symptoms.negative_kl,
     ),
@@ -51,13 +51,13 @@ RULES = (
     Rule(
         "kl_running_away",
         "The KL per sequence is far out and still grows.",
-        "Stop and go on from an earlier checkpoint with a higher β or a lower learning rate; hold β with a target.",
+        "Go on from an earlier checkpoint with a higher β or a lower learning rate, or with a controller of β.",
         symptoms.kl_running_away,
     ),
     Rule(
         "gold_reward_falling",
         "The training reward rises while the gold reward falls: the reward is being exploited.",
-        "Go back to the checkpoint where the gold reward was highest; a higher β only slows this. Mend the reward.",
+        "Go back to the checkpoint of the highest gold reward, and mend the reward: a higher β only delays this.",
         symptoms.gold_reward_falling,
     ),
     Rule(
@@ -75,13 +75,13 @@ RULES = (
     Rule(
         "length_drift",
         "Completions have changed their length by half or more since the start.",
-        "Read samples: does the reward pay for length? Then divide it by length or judge a fixed number of tokens.",
+        "Read samples: does the reward pay for length? Divide it by length, or judge a fixed number of tokens.",
         symptoms.length_drift,
     ),
     Rule(
         "repetition",
         "Completions repeat themselves.",
-        "Read samples: the reward pays for a phrase. Raise β, or subtract a penalty for repetition from the reward.",
+        "Read samples: the reward pays for a phrase. Raise β, or take repetition off the reward.",
         symptoms.repetition,
     ),
     Rule(

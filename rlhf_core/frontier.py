@@ -80,7 +80,7 @@ def gao_gain(d: float, a: float, b: float) -> float:
 
 
 def gao_peak(a: float, b: float) -> float:
-    """The d where `gao_gain` is highest, for b > 0: a − b ln d − b = 0, hence e^{a/b − 1}; the gain there is b·d."""
+    """The d where `gao_gain` is highest, for b > 0: a − b ln d − b = 0 there, and the gain is b·d."""
     return math.exp(a / b - 1)
 
 
@@ -121,5 +121,5 @@ def best_of_n_gain(d: float, a: float, b: float) -> float:
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL(best of n ‖ reference) = ln n − (n−1)/n in nats per sequence; with ties between rewards a bound from above."""
+    """KL(best of n ‖ reference) = ln n − (n−1)/n in nats per sequence; it is less where rewards are equal."""
     return math.log(n) - (n - 1) / n

@@ -1,4 +1,4 @@
-"""A run's metrics as rules look at them: the first rows, the last ones, means with errors. Standard library only."""
+"""A run's metrics as rules look at them: the first rows, the last ones, means with errors."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -61,7 +61,9 @@ def median_above(name: str, bound: float) -> Check:
         recent = history.last(RECENT, name)
         if recent is None or (middle := median(recent[0].values)) <= bound:
             return None
-        return over(recent[0], middle, bound, {f"median {name}": middle, f"max {name}": max(recent[0].values)})
+        return over(
+            recent[0], middle, bound, {f"median {name}": middle, f"max {name}": max(recent[0].values)}
+        )
 
     return check
 
@@ -161,7 +163,9 @@ def length_drift(history: History) -> Symptom | None:
     start, end, sure = found
     ratio = end.mean / start.mean
     bound = 1.5 if ratio > 1 else 1 / 1.5
-    return _since_start("length/mean", start, end, ratio, bound) if sure and not 1 / 1.5 < ratio < 1.5 else None
+    return (
+        _since_start("length/mean", start, end, ratio, bound) if sure and not 1 / 1.5 < ratio < 1.5 else None
+    )
 
 
 def entropy_collapse(history: History) -> Symptom | None:
@@ -202,7 +206,7 @@ def reward_constant(history: History) -> Symptom | None:
 
 
 def past_the_peak(history: History) -> Symptom | None:
-    """d = √KL beyond the whole interval of the fitted peak, and the reward lower than around the peak beyond 3 SE."""
+    """d = √KL beyond the fitted peak's interval, and the reward lower than around the peak beyond 3 SE."""
     points = points_of(history.rows, "gold") or points_of(history.rows, "held_out")
     fit = fit_gao(points)
     if fit is None or fit.peak is None:
@@ -215,7 +219,11 @@ def past_the_peak(history: History) -> Symptom | None:
     change, se = _change(_rewards(around), _rewards(now))
     if change >= -SURE_OF_A_FALL * se:
         return None
-    numbers = {"fitted peak of √KL": peak.d, "its 95 % limit": peak.high, "change of the reward since": change}
+    numbers = {
+        "fitted peak of √KL": peak.d,
+        "its 95 % limit": peak.high,
+        "change of the reward since": change,
+    }
     return Symptom(d, peak.high, now[0].step, now[-1].step, numbers)
 
 
@@ -227,7 +235,11 @@ def _change(early: Window, late: Window) -> tuple[float, float]:
 def _up_to(window: Window, step: int) -> Window | None:
     """The last ENDS steps that are not after `step`; None where there are fewer."""
     count = sum(at <= step for at in window.steps)
-    return Window(window.steps[count - ENDS : count], window.values[count - ENDS : count]) if count >= ENDS else None
+    return (
+        Window(window.steps[count - ENDS : count], window.values[count - ENDS : count])
+        if count >= ENDS
+        else None
+    )
 
 
 def _start_and_end(history: History, name: str) -> tuple[Window, Window, bool] | None:

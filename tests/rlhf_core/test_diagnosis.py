@@ -15,8 +15,7 @@ from tests.rlhf_core.test_fixed_points import BETA, REFERENCE, SCORES, TabularPo
 
 STEPS = 120
 DEMO = [
-    Row(row.pop("step"), row)
-    for row in json.loads((Path(__file__).parent / "demo_metrics.json").read_text())
+    Row(row.pop("step"), row) for row in json.loads((Path(__file__).parent / "demo_metrics.json").read_text())
 ]  # of `make demo`: SmolLM2-135M, LoRA, 14 steps of 24 completions
 
 
@@ -30,14 +29,11 @@ def sick(change, *, steps=STEPS, seed=0):
 
 def wobbling(rows, name, size):
     """The same rows, `name` alternating by ± `size` around what it is."""
-    return [
-        Row(row.step, row.metrics | {name: row.metrics[name] + size * (-1) ** row.step})
-        for row in rows
-    ]
+    return [Row(row.step, row.metrics | {name: row.metrics[name] + size * (-1) ** row.step}) for row in rows]
 
 
 def gold_along_gao(x, metrics):
-    """√KL grows to 6 while gold follows d(.5 − .3 ln d), highest at e^{2/3} = 1.95, without any trend at the end."""
+    """√KL grows to 6 while gold follows d(.5 − .3 ln d), highest at e^{2/3} = 1.95."""
     d = 6 * x
     rewards = {"reward/gold_mean": gao_gain(d, 0.5, 0.3), "reward/mean": 0.3}
     kls = {"kl/sequence": d * d, "kl/k1_sequence": d * d, "kl/target": max(d * d, 0.1)}
@@ -56,8 +52,10 @@ SICK = {
         }
     ),
     "held_out_reward_falling": sick(
-        lambda x, m: {"reward/mean": x + 0.1 * m["reward/mean"], "reward/gold_mean": 0.1}
-        | ({"eval/reward_mean": 0.3 * math.sin(math.pi * x)} if "eval/reward_mean" in m else {})
+        lambda x, m: (
+            {"reward/mean": x + 0.1 * m["reward/mean"], "reward/gold_mean": 0.1}
+            | ({"eval/reward_mean": 0.3 * math.sin(math.pi * x)} if "eval/reward_mean" in m else {})
+        )
     ),
     "past_the_peak": wobbling(sick(gold_along_gao), "reward/gold_mean", 0.02),
     "length_drift": sick(lambda x, m: {"length/mean": (1 + x) * m["length/mean"]}),
@@ -138,7 +136,9 @@ def test_a_run_to_a_known_optimum_is_healthy():
     assert rules([Row(result.step, result.metrics) for result in results]) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 400}, {"arrives": 110}, {"target": 0.5}, {"evaluated_every": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"steps": 400}, {"arrives": 110}, {"target": 0.5}, {"evaluated_every": 1}]
+)
 def test_healthy_runs_fire_nothing(options):
     """20 draws each, looked at every tenth step; negative_kl may err by chance, as a test at 2 SE must."""
     fired = Counter()

@@ -39,7 +39,11 @@ def test_t24_the_peak_of_the_law_and_of_best_of_n():
 
 
 @given(
-    a=st.floats(0.05, 3), b=st.floats(0.01, 1), r0=st.floats(-5, 5), reach=st.floats(1.5, 9), n=st.integers(8, 40)
+    a=st.floats(0.05, 3),
+    b=st.floats(0.01, 1),
+    r0=st.floats(-5, 5),
+    reach=st.floats(1.5, 9),
+    n=st.integers(8, 40),
 )
 def test_t24_points_on_the_law_give_back_its_coefficients(a, b, r0, reach, n):
     fit = fit_gao(law(np.linspace(0, reach, n), a=a, b=b, r0=r0))
