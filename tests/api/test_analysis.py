@@ -6,8 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.services import analysis
-from api.services.analysis import FIRST, RunAnalysis
-from jobs.spec import Job
+from api.services.analysis import FIRST
 from jobs.sql_store import SqlStore
 from rlhf_core.frontier import gao_gain
 
@@ -57,22 +56,17 @@ def test_a_job_says_what_its_metrics_warn_of(client: TestClient, store: SqlStore
     assert asked["diagnosis"] == [finding]
 
 
-def test_rows_beyond_the_step_that_a_job_goes_on_from_are_no_part_of_it(
+def test_rows_of_steps_that_were_lost_are_no_part_of_it(
     client: TestClient, store: SqlStore, job_id: str
 ) -> None:
-    """An attempt that crashed at step 11 after a checkpoint at 5: the job is at 5 again, and says so."""
+    """Lost at step 11, it goes on from a checkpoint at 5: the rows of 7 to 11 are there and do not count."""
     attempt = claimed(store, job_id)
     for step in range(1, 12):
         record(store, job_id, attempt, step, **MISMATCH)
-    assert client.get(f"/v1/jobs/{job_id}").json()["diagnosis"]
-    runs = RunAnalysis(store)
-    assert runs.findings(at_step(store, job_id, 5)) == ()
-    assert runs.findings(at_step(store, job_id, 11)) != ()
-
-
-def at_step(store: SqlStore, job_id: str, step: int) -> Job:
-    job = store.get_job(job_id)
-    return Job(**(vars(job) | {"step": step}))
+    store.hand_back(job_id, attempt, reason="lost", crashed=True)
+    record(store, job_id, claimed(store, job_id), 6, **MISMATCH)
+    assert client.get(f"/v1/jobs/{job_id}").json()["diagnosis"] == []
+    assert len(client.get(f"/v1/jobs/{job_id}/metrics").json()["rows"]) == 11
 
 
 def test_polls_read_the_rows_once_per_step(
@@ -144,7 +138,7 @@ def test_the_frontier_has_points_the_law_and_its_peak(
     assert peak["low"] <= peak["d"] <= peak["high"]
     assert found["proxy"]["fit"]["a"] == pytest.approx(1)  # a straight line
     assert {"n": 4, "kl": pytest.approx(0.6362943611), "d": pytest.approx(0.7976806)} in found["best_of_n"]
-    assert [finding["rule"] for finding in job["diagnosis"]] == ["past_the_peak"]
+    assert [f["rule"] for f in job["diagnosis"]] == ["gold_reward_falling", "past_the_peak"]
 
 
 def test_a_score_job_has_neither(client: TestClient) -> None:
