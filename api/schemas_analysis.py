@@ -96,7 +96,7 @@ class BestOfNDocument(Document):
 
 
 class FrontierDocument(Document):
-    """What drift has bought: the training reward (`proxy`), the gold reward, and the held-out evaluation's."""
+    """What drift has bought: the training reward (`proxy`), the gold reward, and both on held-out prompts."""
 
     object: Literal["frontier"] = "frontier"
     job_id: str
@@ -104,6 +104,7 @@ class FrontierDocument(Document):
     proxy: CurveDocument
     gold: CurveDocument
     held_out: CurveDocument
+    held_out_gold: CurveDocument
     best_of_n: list[BestOfNDocument]
 
     @classmethod

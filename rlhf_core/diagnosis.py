@@ -74,7 +74,7 @@ RULES = (
     ),
     Rule(
         "length_drift",
-        "Completions have changed their length by half or more since the start.",
+        "Completions have become much longer or much shorter since the start.",
         "Read samples: does the reward pay for length? Divide it by length, or judge a fixed number of tokens.",
         symptoms.length_drift,
     ),
@@ -98,9 +98,9 @@ RULES = (
     ),
     Rule(
         "kl_on_few_tokens",
-        "Nearly all of the KL lies on a tenth of the tokens.",
+        "More than four fifths of the KL lie on a tenth of the tokens.",
         "Score a sample and look at its tokens: the policy has learnt a word or a phrase, not a manner.",
-        symptoms.share_above("kl/top_decile_share", 0.9),
+        symptoms.share_above("kl/top_decile_share", 0.8),
     ),
     Rule(
         "kl_on_eos",

@@ -15,6 +15,7 @@ from rlhf_core.history import Row
 from rlhf_core.student_t import t_quantile
 
 LEVEL = 0.95
+FARTHEST_PEAK = 300.0  # of ln d*: whatever is farther is no number to show
 FEWEST_POINTS = 8  # three coefficients and five degrees of freedom
 
 
@@ -60,6 +61,7 @@ SERIES = {
     "proxy": ("reward/mean", "kl/sequence"),
     "gold": ("reward/gold_mean", "kl/sequence"),
     "held_out": ("eval/reward_mean", "eval/kl_sequence"),
+    "held_out_gold": ("eval/gold_mean", "eval/kl_sequence"),
 }
 
 
@@ -106,13 +108,13 @@ def fit_gao(points: Sequence[Point]) -> Fit | None:
     _, a_se, b_se = (math.sqrt(max(float(value), 0.0)) for value in covariance.diagonal())
     fit = Fit(r0, a, b, a_se, b_se, None)
     t = t_quantile(LEVEL, degrees)
-    if not b > t * b_se or a / b > math.log(np.finfo(float).max):
+    if not b > t * b_se or abs(a / b) > FARTHEST_PEAK:
         return fit
-    slope = np.array([0.0, 1.0, -a / b]) / b  # of a/b − 1
+    slope = np.array([0.0, 1.0, -a / b]) / b  # of ln d* = a/b − 1
     reach = t * math.sqrt(max(float(slope @ covariance @ slope), 0.0))
     at = gao_peak(a, b)
-    peak = Peak(d=at, low=at * math.exp(-reach), high=at * math.exp(min(reach, 100.0)), reward=fit.reward(at))
-    return fit._replace(peak=peak)
+    low, high = (at * math.exp(side * min(reach, FARTHEST_PEAK)) for side in (-1, 1))
+    return fit._replace(peak=Peak(at, low, high, reward=fit.reward(at)))
 
 
 def best_of_n_gain(d: float, a: float, b: float) -> float:

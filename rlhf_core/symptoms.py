@@ -207,7 +207,8 @@ def reward_constant(history: History) -> Symptom | None:
 
 def past_the_peak(history: History) -> Symptom | None:
     """d = √KL beyond the fitted peak's interval, and the reward lower than around the peak beyond 3 SE."""
-    points = points_of(history.rows, "gold") or points_of(history.rows, "held_out")
+    series = (points_of(history.rows, name) for name in ("gold", "held_out_gold", "held_out"))
+    points = next(filter(None, series), [])
     fit = fit_gao(points)
     if fit is None or fit.peak is None:
         return None

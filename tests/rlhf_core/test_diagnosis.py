@@ -62,7 +62,7 @@ SICK = {
     "repetition": sick(lambda x, m: {"text/repeated_bigrams": 0.05 + 0.6 * x**2}),
     "entropy_collapse": sick(lambda x, m: {"policy/entropy": m["policy/entropy"] * math.exp(-3 * x)}),
     "eos_lost": sick(lambda x, m: {"length/eos_rate": max(0.5 - x, 0.0)}),
-    "kl_on_few_tokens": sick(lambda x, m: {"kl/top_decile_share": 0.95}),
+    "kl_on_few_tokens": sick(lambda x, m: {"kl/top_decile_share": 0.85}),
     "kl_on_eos": sick(lambda x, m: {"kl/eos_share": x}),
     "clip_fraction_high": sick(lambda x, m: {"policy/clip_fraction": 0.6}),
     "ratio_high": sick(lambda x, m: {"policy/ratio_max": 10 * m["policy/ratio_max"]}),
