@@ -65,6 +65,7 @@ class FitDocument(Document):
     b: float
     a_se: float
     b_se: float
+    noise: float = Field(description="Standard deviation of a point around the law.")
     peak: PeakDocument | None = Field(description="null unless b is positive with 95 % confidence.")
 
     @classmethod

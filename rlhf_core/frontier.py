@@ -49,6 +49,7 @@ class Fit(NamedTuple):
     b: float
     a_se: float
     b_se: float
+    noise: float  # standard deviation of a point around the law
     peak: Peak | None
 
     def reward(self, d: float) -> float:
@@ -102,11 +103,11 @@ def fit_gao(points: Sequence[Point]) -> Fit | None:
     if rank < columns.shape[1]:
         return None
     degrees = len(points) - columns.shape[1]
-    noise = float(np.sum((rewards - columns @ solution) ** 2)) / degrees
-    covariance = noise * np.linalg.inv(columns.T @ columns)
+    noise = float(np.linalg.norm(rewards - columns @ solution)) / math.sqrt(degrees)
+    covariance = noise**2 * np.linalg.inv(columns.T @ columns)
     r0, a, b = (float(value) for value in solution)
     _, a_se, b_se = (math.sqrt(max(float(value), 0.0)) for value in covariance.diagonal())
-    fit = Fit(r0, a, b, a_se, b_se, None)
+    fit = Fit(r0, a, b, a_se, b_se, noise, None)
     t = t_quantile(LEVEL, degrees)
     if not b > t * b_se or abs(a / b) > FARTHEST_PEAK:
         return fit

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from statistics import fmean, median
 from typing import NamedTuple
 
-from rlhf_core.frontier import Point, fit_gao, points_of
+from rlhf_core.frontier import fit_gao, points_of
 from rlhf_core.history import History, Window
 
 ENDS = 5  # steps at a run's start, and at its end
@@ -21,7 +21,7 @@ RUNAWAY_GROWTH, RUNAWAY_TARGETS, RUNAWAY_NATS = 1.5, 3.0, 20.0
 WARM_UP, WORSE_THAN_A_CONSTANT = 100, -0.05  # steps of the value head, and its explained variance
 SURE = 2.0  # standard errors
 SURE_OF_A_FALL = 3.0  # where many spans and steps are tried
-BESIDE_PEAK = 0.15
+BESIDE_PEAK, FEWEST_BESIDE = 0.15, 3  # of ln d, and points
 
 
 class Symptom(NamedTuple):
@@ -212,13 +212,14 @@ def past_the_peak(history: History) -> Symptom | None:
     fit = fit_gao(points)
     if fit is None or fit.peak is None:
         return None
-    now, peak = points[-min(RECENT, len(points) // 4) :], fit.peak
+    peak = fit.peak
+    now = points[-min(RECENT, len(points) // 4) :]
     d = fmean(point.d for point in now)
     around = [point for point in points if abs(math.log(max(point.d, 1e-9) / peak.d)) < BESIDE_PEAK]
-    if d <= peak.high or len(around) < 2 or len(now) < 2:
+    if d <= peak.high or min(len(now), len(around)) < FEWEST_BESIDE:
         return None
-    change, se = _change(_rewards(around), _rewards(now))
-    if change >= -SURE_OF_A_FALL * se:
+    change = fmean(point.reward for point in now) - fmean(point.reward for point in around)
+    if change >= -SURE_OF_A_FALL * fit.noise * math.sqrt(1 / len(now) + 1 / len(around)):
         return None
     numbers = {
         "fitted peak of √KL": peak.d,
@@ -265,7 +266,3 @@ def _fallen_below(history: History, name: str, *, share: float, start_at_least: 
 def _since_start(name: str, start: Window, end: Window, value: float, threshold: float) -> Symptom:
     numbers = {f"{name} at the start": start.mean, f"{name} now": end.mean}
     return Symptom(value, threshold, start.steps[0], end.steps[-1], numbers)
-
-
-def _rewards(points: list[Point]) -> Window:
-    return Window(tuple(point.step for point in points), tuple(point.reward for point in points))
