@@ -3,8 +3,8 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from jobs.ports import Store
 from jobs.spec import Job, PPOSpec
+from jobs.store import Store
 from rlhf_core.diagnosis import Finding, diagnose
 from rlhf_core.frontier import SERIES, Fit, Point, fit_gao, points_of
 from rlhf_core.history import Row
