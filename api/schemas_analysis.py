@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from api.schemas import Document
+from api.schemas import Document, Number
 from api.services.analysis import Curve, Frontier
 from rlhf_core.diagnosis import Finding
 from rlhf_core.frontier import Fit, best_of_n_kl
@@ -17,7 +17,7 @@ class Evidence(Document):
 
     first_step: int
     last_step: int
-    numbers: dict[str, float]
+    numbers: dict[str, Number]
 
 
 class FindingDocument(Document):
@@ -50,22 +50,22 @@ class PointDocument(Document):
 class PeakDocument(Document):
     """The highest point of the law, with a 95 % interval of its d."""
 
-    d: float
-    low: float
-    high: float
-    kl: float
-    reward: float
+    d: Number
+    low: Number
+    high: Number
+    kl: Number
+    reward: Number
 
 
 class FitDocument(Document):
     """R(d) = r0 + d(a − b ln d) by least squares, with standard errors."""
 
-    r0: float
-    a: float
-    b: float
-    a_se: float
-    b_se: float
-    noise: float = Field(description="Standard deviation of a point around the law.")
+    r0: Number
+    a: Number
+    b: Number
+    a_se: Number
+    b_se: Number
+    noise: Number = Field(description="Standard deviation of a point around the law.")
     peak: PeakDocument | None = Field(description="null unless b is positive with 95 % confidence.")
 
     @classmethod

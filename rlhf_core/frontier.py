@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_core.history import Row
+from rlhf_core.history import Row, usable
 from rlhf_core.student_t import t_quantile
 
 LEVEL = 0.95
@@ -72,7 +72,7 @@ def points_of(rows: Iterable[Row], series: str) -> list[Point]:
     found = [
         Point(row.step, row.metrics[kl], row.metrics[reward])
         for row in rows
-        if row.metrics.get(kl, -1.0) >= 0 and reward in row.metrics
+        if usable(row, kl, reward) and row.metrics[kl] >= 0
     ]
     return sorted(found)
 
@@ -104,7 +104,8 @@ def fit_gao(points: Sequence[Point]) -> Fit | None:
         return None
     degrees = len(points) - columns.shape[1]
     noise = float(np.linalg.norm(rewards - columns @ solution)) / math.sqrt(degrees)
-    covariance = noise**2 * np.linalg.inv(columns.T @ columns)
+    inverse = np.linalg.pinv(columns)
+    covariance = noise**2 * inverse @ inverse.T
     r0, a, b = (float(value) for value in solution)
     _, a_se, b_se = (math.sqrt(max(float(value), 0.0)) for value in covariance.diagonal())
     fit = Fit(r0, a, b, a_se, b_se, noise, None)

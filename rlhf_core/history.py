@@ -5,12 +5,19 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean, variance
 from typing import NamedTuple
 
+LARGEST = 1e100
+
 
 class Row(NamedTuple):
     """The metrics of one step, by the names of docs/algorithms.md."""
 
     step: int
     metrics: Mapping[str, float]
+
+
+def usable(row: Row, *names: str) -> bool:
+    """True if the row has all of these metrics, as numbers whose squares are numbers too."""
+    return all(abs(row.metrics.get(name, math.nan)) < LARGEST for name in names)
 
 
 class Window(NamedTuple):
@@ -43,8 +50,8 @@ class History:
         self.rows = sorted(rows, key=lambda row: row.step)
 
     def all(self, *names: str) -> list[Window]:
-        """A window per name over the steps that report all of these names, as finite numbers."""
-        rows = [row for row in self.rows if all(math.isfinite(row.metrics.get(n, math.nan)) for n in names)]
+        """A window per name over the steps that report all of these names, as usable numbers."""
+        rows = [row for row in self.rows if usable(row, *names)]
         steps = tuple(row.step for row in rows)
         return [Window(steps, tuple(row.metrics[name] for row in rows)) for name in names]
 

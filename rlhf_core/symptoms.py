@@ -163,9 +163,9 @@ def length_drift(history: History) -> Symptom | None:
     start, end, sure = found
     ratio = end.mean / start.mean
     bound = 1.5 if ratio > 1 else 1 / 1.5
-    return (
-        _since_start("length/mean", start, end, ratio, bound) if sure and not 1 / 1.5 < ratio < 1.5 else None
-    )
+    if not sure or 1 / 1.5 < ratio < 1.5:
+        return None
+    return _since_start("length/mean", start, end, ratio, bound)
 
 
 def entropy_collapse(history: History) -> Symptom | None:
@@ -237,11 +237,9 @@ def _change(early: Window, late: Window) -> tuple[float, float]:
 def _up_to(window: Window, step: int) -> Window | None:
     """The last ENDS steps that are not after `step`; None where there are fewer."""
     count = sum(at <= step for at in window.steps)
-    return (
-        Window(window.steps[count - ENDS : count], window.values[count - ENDS : count])
-        if count >= ENDS
-        else None
-    )
+    if count < ENDS:
+        return None
+    return Window(window.steps[count - ENDS : count], window.values[count - ENDS : count])
 
 
 def _start_and_end(history: History, name: str) -> tuple[Window, Window, bool] | None:

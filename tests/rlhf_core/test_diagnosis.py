@@ -184,4 +184,8 @@ def test_a_plateau_is_no_peak():
 def test_no_rows_and_no_metrics():
     assert diagnose([]) == []
     assert diagnose([Row(step, {}) for step in range(200)]) == []
-    assert diagnose([Row(step, dict.fromkeys(DEMO[0].metrics, math.nan)) for step in range(200)]) == []
+    for wrong in (math.nan, math.inf, 1e300):
+        assert (
+            diagnose([Row(step, dict.fromkeys(SICK["eos_lost"][9].metrics, wrong)) for step in range(200)])
+            == []
+        )
