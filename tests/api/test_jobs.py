@@ -63,6 +63,7 @@ def test_what_the_worker_needs_is_resolved_at_creation(
     resolved = store.get_job(create(client, spec)["id"]).resolved
     assert resolved == {
         "model": {"path": "org/base", "base": None},
+        "classifiers": {},
         "prompts_file": str((roots / "prompts.jsonl").resolve()),
         "eval_prompts_file": None,
         "resume_from": None,

@@ -50,7 +50,7 @@ def installed(world: World, disk: Disk, settings: Settings, store_of: Any) -> It
             "new_lora_policy": training.new_lora_policy,
             "fresh_state": training.fresh_state,
             "train": training.train,
-            "make_reward": lambda _: None,
+            "make_reward": lambda *_: None,
             "seed_generators": lambda _: None,
             "Generators": mock.Mock(),
             "log": mock.Mock(),
