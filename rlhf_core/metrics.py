@@ -1,9 +1,11 @@
 """What a step reports. Units stand in docs/algorithms.md."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -12,6 +14,7 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import Experience
 from rlhf_core.kl import sequence_kl
 from rlhf_core.masking import explained_variance, masked_mean
+from rlhf_core.statistics import ratio_estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,44 @@ def describe(
     }
     numbers = {name: float(value) for name, value in metrics.items()} | {"kl/beta": beta}
     return numbers | ({"kl/target": target} if target is not None else {})
+
+
+def standard_errors(
+    experience: Experience, scores: Float[Tensor, " batch"], prompts: Sequence[str]
+) -> dict[str, float]:
+    """Of the step's means per sequence; the completions of one prompt are one cluster, and one has no error."""
+    mask = experience.rollout.response_mask
+    columns = {
+        "reward/se": scores,
+        "kl/sequence_se": sequence_kl(experience.kl, mask),
+        "kl/k1_sequence_se": sequence_kl(experience.k1, mask),
+    }
+    one_each = np.ones(len(prompts))
+    found = {
+        name: ratio_estimate(column.double().cpu().numpy(), one_each, prompts).se
+        for name, column in columns.items()
+    }
+    return {name: se for name, se in found.items() if se is not None}
+
+
+def kl_shares(experience: Experience) -> dict[str, float]:
+    """Shares of the step's Σ KL: on stop tokens, on the tenth of all tokens with most KL, on first quarters.
+
+    The first quarter of a completion of T tokens is its first ⌈T/4⌉. Nothing is reported where Σ KL is 0.
+    """
+    rollout = experience.rollout
+    mask = rollout.response_mask
+    kl = torch.where(mask, experience.kl, 0.0).double()
+    total, lengths = kl.sum(), mask.sum(dim=1, keepdim=True)
+    if total == 0:
+        return {}
+    place = torch.arange(mask.shape[1], device=mask.device)
+    parts = {
+        "kl/eos_share": kl[rollout.ended[:, None] & (place == lengths - 1)],
+        "kl/top_decile_share": kl.flatten().topk(math.ceil(int(lengths.sum()) / 10)).values,
+        "kl/first_quarter_share": kl[4 * place < lengths],
+    }
+    return {name: float(part.sum() / total) for name, part in parts.items()}
 
 
 def samples_of(

@@ -7,14 +7,15 @@ goes on from a checkpoint draws exactly what an undisturbed one draws.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
-from rlhf_core.evaluation import Evaluation, summarise
+from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
-from rlhf_core.metrics import RolloutSample, describe, durations, samples_of
+from rlhf_core.metrics import RolloutSample, describe, durations, kl_shares, samples_of, standard_errors
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction, checked_scores
 from rlhf_core.rollout import Rollout, response_ids
@@ -103,6 +104,8 @@ def train(
         state.step = step
 
         metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)
+        metrics |= standard_errors(experience, scores, texts) | kl_shares(experience)
+        metrics["text/repeated_bigrams"] = fmean(repeated_bigrams(text) for text in completions)
         evaluation = None
         if is_due(config, step, eval_prompts):
             state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)

@@ -1,0 +1,75 @@
+"""What a step reports of its rollouts: errors by arithmetic, shares of the KL, nothing from under the mask."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_core.experience import Experience
+from rlhf_core.metrics import kl_shares, standard_errors
+from rlhf_core.rollout import Rollout
+
+
+def rollout_of(lengths: list[int], ended: list[bool], *, columns: int = 0) -> Rollout:
+    """Prompts of one token; `columns` of padding are appended to the longest response."""
+    batch, width = len(lengths), max(lengths) + columns
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    attention = torch.cat([torch.ones(batch, 1, dtype=torch.bool), mask], dim=1).long()
+    return Rollout(
+        input_ids=torch.ones(batch, 1 + width, dtype=torch.long),
+        attention_mask=attention,
+        position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
+        response_mask=mask,
+        sampled_logprob=torch.zeros(batch, width, dtype=torch.float64),
+        ended=torch.tensor(ended),
+        prompt_width=1,
+    )
+
+
+def experience_of(rollout: Rollout, *, kl: list[list[float]], k1: list[list[float]] | None = None) -> Experience:
+    """Rows of the real tokens' values; the rest of the experience is 0."""
+
+    def padded(rows: list[list[float]]) -> Tensor:
+        width = rollout.response_mask.shape[1]
+        return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=torch.float64)
+
+    zeros = torch.zeros_like(padded(kl))
+    return Experience(rollout, zeros, padded(k1 or kl), padded(kl), zeros, zeros)
+
+
+def test_standard_errors_are_over_sequences_and_by_prompt_where_prompts_repeat() -> None:
+    rollout = rollout_of([2, 1, 1, 2], [True] * 4)
+    found = experience_of(
+        rollout, kl=[[0.5, 0.5], [3.0], [2.0], [1.0, 1.0]], k1=[[1.0, -2.0], [0.0], [1.0], [4.0, 0.0]]
+    )
+    scores = torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64)
+    # Four prompts. ΣKL 1, 3, 2, 2: mean 2, sd² = 2/3, SE = sqrt(2/3/4). Σk1 −1, 0, 1, 4: mean 1, sd² = 14/3.
+    assert standard_errors(found, scores, ["a", "b", "c", "d"]) == {
+        "reward/se": pytest.approx(math.sqrt(1 / 6)),
+        "kl/sequence_se": pytest.approx(math.sqrt(1 / 6)),
+        "kl/k1_sequence_se": pytest.approx(math.sqrt(14 / 12)),
+    }
+    # Two prompts, means (1 + 3)/2 = (2 + 2)/2 = 2: no error at all. Of Σk1: −.5 and 2.5, sd² = 4.5, SE = sqrt(4.5/2).
+    assert standard_errors(found, scores, ["a", "a", "b", "b"]) == {
+        "reward/se": 0.0,
+        "kl/sequence_se": 0.0,
+        "kl/k1_sequence_se": pytest.approx(1.5),
+    }
+    assert standard_errors(found, scores, ["a"] * 4) == {}  # one cluster says nothing of its error
+
+
+def test_shares_of_the_kl() -> None:
+    # Ten tokens, ΣKL = 10. Stop tokens: the last of the first row (1), not that of the second, cut by length.
+    rollout = rollout_of([5, 4, 1], [True, False, True])
+    found = experience_of(rollout, kl=[[2.0, 1.0, 0.0, 0.0, 1.0], [0.5, 0.0, 0.5, 1.0], [4.0]])
+    assert kl_shares(found) == {
+        "kl/eos_share": pytest.approx((1 + 4) / 10),
+        "kl/top_decile_share": pytest.approx(4 / 10),  # one token of ten
+        # ⌈5/4⌉ = 2 tokens of the first row, one of the second, one of the third
+        "kl/first_quarter_share": pytest.approx((3 + 0.5 + 4) / 10),
+    }
+
+
+def test_a_policy_that_is_its_reference_has_no_kl_to_share_out() -> None:
+    assert kl_shares(experience_of(rollout_of([2], [True]), kl=[[0.0, 0.0]])) == {}
