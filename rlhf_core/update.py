@@ -59,16 +59,28 @@ def update_policy(
     *,
     micro_batch: int | None = None,
 ) -> Report:
-    """All epochs of minibatches; returns the means of what the losses reported."""
+    """All epochs of minibatches; returns the means of what the losses reported, over tokens."""
     set_learning_rates(state, config)
     reports = [
         update_minibatch(policy, state, experience, targets, rows, config, micro_batch=micro_batch)
         for epoch in plan
         for rows in epoch
     ]
-    means = {name: math.fsum(r[name] for r in reports) / len(reports) for name in reports[0]}
+    mask = experience.rollout.response_mask
+    means = token_means(reports, [int(mask[rows].sum()) for epoch in plan for rows in epoch])
     means["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
     return means | {"lr": float(state.optimizer.param_groups[0]["lr"])}
+
+
+def token_means(reports: Sequence[Report], counts: Sequence[int]) -> Report:
+    """Means over all minibatches' tokens, from the means over each one's; a gradient's norm counts once each."""
+
+    def mean(name: str) -> float:
+        weights = [1 if name == "grad/norm" else count for _, count in zip(reports, counts, strict=False)]
+        total = math.fsum(weight * r[name] for weight, r in zip(weights, reports, strict=True))
+        return total / sum(weights)
+
+    return {name: mean(name) for name in reports[0]}
 
 
 def update_minibatch(
