@@ -7,24 +7,28 @@ from typing import NamedTuple
 
 
 class Evaluation(NamedTuple):
-    """One completion per held-out prompt, with its score and its length in tokens."""
+    """One completion per held-out prompt, with its score, its length in tokens and its exact KL."""
 
     prompts: tuple[str, ...]
     completions: tuple[str, ...]
     scores: tuple[float, ...]
     lengths: tuple[int, ...]
+    kl: tuple[float, ...] = ()  # Σ_t KL_t, nats; empty in an evaluation that was saved without
 
 
 def summarise(evaluation: Evaluation) -> dict[str, float]:
-    """Mean score with its standard error over prompts, mean length, and how repetitive the text is."""
+    """Means over prompts, those of score and KL with their standard errors, and how repetitive the text is."""
     mean, se = mean_and_se(evaluation.scores)
-    return {
+    summary = {
         "reward_mean": mean,
         "reward_se": se,
         "length_mean": mean_and_se(evaluation.lengths)[0],
         "repeated_bigrams": mean_and_se([repeated_bigrams(text) for text in evaluation.completions])[0],
         "n": float(len(evaluation.scores)),
     }
+    if evaluation.kl:
+        summary["kl_sequence"], summary["kl_sequence_se"] = mean_and_se(evaluation.kl)
+    return summary
 
 
 def paired_difference(before: Evaluation, after: Evaluation) -> dict[str, float]:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
+from torch import nn
 
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
+from rlhf_core.kl import sequence_kl
 from rlhf_core.metrics import RolloutSample, describe, durations, kl_shares, samples_of, standard_errors
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction, checked_scores
@@ -59,7 +61,9 @@ def train(
     """
     device = device_of(policy)
     if state.step == 0 and state.baseline is None and eval_prompts:
-        state.baseline = state.latest = evaluate(policy, eval_prompts, reward, config, step=0)
+        state.baseline = state.latest = evaluate(
+            policy, state.value_head, eval_prompts, reward, config, step=0, micro_batch=micro_batch
+        )
         yield StepResult(step=0, evaluation=state.baseline)
 
     while state.step < config.optimization.steps:
@@ -108,8 +112,12 @@ def train(
         metrics["text/repeated_bigrams"] = fmean(repeated_bigrams(text) for text in completions)
         evaluation = None
         if is_due(config, step, eval_prompts):
-            state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)
-            metrics["eval/reward_mean"] = summarise(evaluation)["reward_mean"]
+            state.latest = evaluation = evaluate(
+                policy, state.value_head, eval_prompts, reward, config, step=step, micro_batch=micro_batch
+            )
+            metrics |= {
+                f"eval/{name}": number for name, number in summarise(evaluation).items() if name != "n"
+            }
         yield StepResult(
             step=step,
             metrics=metrics,
@@ -136,20 +144,37 @@ def require_finite_experience(step: int, experience: Experience) -> None:
 
 
 def evaluate(
-    policy: TrainablePolicy, prompts: Sequence[str], reward: RewardFunction, config: PPOConfig, *, step: int
+    policy: TrainablePolicy,
+    value_head: nn.Linear,
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    config: PPOConfig,
+    *,
+    step: int,
+    micro_batch: int | None = None,
 ) -> Evaluation:
-    """One completion per held-out prompt, always with the same random numbers: differences are paired."""
+    """One completion per held-out prompt, always with the same random numbers: differences are paired.
+
+    Both models score them, no more at a time than in a step, for the exact KL.
+    """
+    batch, device = config.rollout.batch_size, device_of(policy)
+    at_once = micro_batch or batch // config.optimization.minibatches
     completions: list[str] = []
     lengths: list[int] = []
-    for start in range(0, len(prompts), config.rollout.batch_size):
-        random = generator("evaluation", step=start, seed=config.seed, device=device_of(policy))
-        texts = prompts[start : start + config.rollout.batch_size]
+    kl: list[float] = []
+    for start in range(0, len(prompts), batch):
+        random = generator("evaluation", step=start, seed=config.seed, device=device)
+        texts = prompts[start : start + batch]
         rollout = roll_out(policy, texts, config, random, step=step)
         completions += [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths += rollout.response_mask.sum(dim=1).tolist()
+        packed = in_micro_batches([torch.arange(len(texts), device=device)], at_once)
+        seen = assess(policy, value_head, rollout, packed, config.rollout.temperature)
+        require_finite(step, "kl of the evaluation", seen.kl)
+        kl += sequence_kl(seen.kl, rollout.response_mask).tolist()
     scores = checked_scores(reward, list(prompts), completions, lengths)
     require_finite(step, "reward of the evaluation", torch.tensor(scores, dtype=torch.float64))
-    return Evaluation(tuple(prompts), tuple(completions), tuple(scores), tuple(lengths))
+    return Evaluation(tuple(prompts), tuple(completions), tuple(scores), tuple(lengths), kl=tuple(kl))
 
 
 def is_due(config: PPOConfig, step: int, eval_prompts: Sequence[str]) -> bool:

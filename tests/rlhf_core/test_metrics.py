@@ -27,7 +27,9 @@ def rollout_of(lengths: list[int], ended: list[bool], *, columns: int = 0) -> Ro
     )
 
 
-def experience_of(rollout: Rollout, *, kl: list[list[float]], k1: list[list[float]] | None = None) -> Experience:
+def experience_of(
+    rollout: Rollout, *, kl: list[list[float]], k1: list[list[float]] | None = None
+) -> Experience:
     """Rows of the real tokens' values; the rest of the experience is 0."""
 
     def padded(rows: list[list[float]]) -> Tensor:
