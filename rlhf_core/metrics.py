@@ -1,9 +1,11 @@
 """What a step reports. Units stand in docs/algorithms.md."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.experience import Experience
+from rlhf_core.experience import Codec, Experience
 from rlhf_core.kl import sequence_kl
 from rlhf_core.masking import explained_variance, masked_mean
+from rlhf_core.rollout import response_ids
 from rlhf_core.statistics import ratio_estimate
+
+TOKENS_KEPT = 16_384  # one by one, of a step's samples: 64 completions of 256 tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,7 @@ class RolloutSample:
 
     prompt: str
     completion: str
-    data: dict[str, float]
+    data: dict[str, Any]
 
 
 def describe(
@@ -99,21 +104,51 @@ def kl_shares(experience: Experience) -> dict[str, float]:
 
 
 def samples_of(
-    texts: Sequence[str], completions: Sequence[str], scores: Float[Tensor, " batch"], experience: Experience
+    texts: Sequence[str],
+    completions: Sequence[str],
+    scores: Float[Tensor, " batch"],
+    experience: Experience,
+    codec: Codec,
 ) -> tuple[RolloutSample, ...]:
-    """Every completion of the step with its score and both KLs, in nats per sequence."""
-    mask = experience.rollout.response_mask
-    columns = (scores, sequence_kl(experience.kl, mask), sequence_kl(experience.k1, mask), mask.sum(dim=1))
+    """Every completion of the step: score, both KLs in nats per sequence, whether it ended, its tokens."""
+    rollout = experience.rollout
+    mask = rollout.response_mask
+    columns = {
+        "reward": scores,
+        "kl": sequence_kl(experience.kl, mask),
+        "k1": sequence_kl(experience.k1, mask),
+        "length": mask.sum(dim=1),
+        "ended": rollout.ended,
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return tuple(
         RolloutSample(
-            prompt=prompt,
-            completion=completion,
-            data={"reward": score, "kl": kl, "k1": d, "length": length},
+            prompt=prompt, completion=completion, data=dict(zip(columns, row, strict=True)) | tokens
         )
-        for prompt, completion, score, kl, d, length in zip(
-            texts, completions, *(column.tolist() for column in columns), strict=True
+        for prompt, completion, row, tokens in zip(
+            texts, completions, rows, token_columns(experience, codec), strict=True
         )
     )
+
+
+def token_columns(experience: Experience, codec: Codec) -> Iterator[dict[str, list[Any]]]:
+    """Ids, texts and exact KL of each completion's tokens; nothing once a step has given TOKENS_KEPT of them.
+
+    A text is the token's own: U+FFFD for a part of a character, empty for a stop token.
+    """
+    text = cache(lambda token: codec.decode([token]))
+    left = TOKENS_KEPT
+    for ids, kl in zip(response_ids(experience.rollout), experience.kl.tolist(), strict=True):
+        left -= len(ids)
+        yield (
+            {
+                "token_ids": ids,
+                "token_texts": [text(token) for token in ids],
+                "token_kl": [float(f"{value:.7g}") for value in kl[: len(ids)]],  # float32 has no more digits
+            }
+            if left >= 0
+            else {}
+        )
 
 
 def durations(clock: Sequence[float], tokens: int) -> dict[str, float]:

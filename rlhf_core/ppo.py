@@ -122,7 +122,7 @@ def train(
             step=step,
             metrics=metrics,
             timings=durations(clock, sum(lengths)),
-            samples=samples_of(texts, completions, scores, experience),
+            samples=samples_of(texts, completions, scores, experience, policy.codec),
             evaluation=evaluation,
         )
 

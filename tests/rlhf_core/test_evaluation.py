@@ -70,7 +70,7 @@ def moved_policy(tiny_model: Path) -> LoraPolicy:
 
 @pytest.mark.parametrize("micro_batch", [None, 1])
 def test_the_kl_of_an_evaluation_is_the_plain_one(tiny_model: Path, micro_batch: Any) -> None:
-    """Each text alone, whole logits in float64, up to and including the stop token: no other code of the trainer."""
+    """Each text alone, whole logits in float64, up to and including the stop token."""
     policy, options = moved_policy(tiny_model), config()
     head = fresh_state(policy, options).value_head
     found = ppo.evaluate(

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_core import metrics
 from rlhf_core.experience import Experience
-from rlhf_core.metrics import kl_shares, standard_errors
+from rlhf_core.metrics import kl_shares, samples_of, standard_errors
 from rlhf_core.rollout import Rollout
 
 
@@ -52,7 +53,7 @@ def test_standard_errors_are_over_sequences_and_by_prompt_where_prompts_repeat()
         "kl/sequence_se": pytest.approx(math.sqrt(1 / 6)),
         "kl/k1_sequence_se": pytest.approx(math.sqrt(14 / 12)),
     }
-    # Two prompts, means (1 + 3)/2 = (2 + 2)/2 = 2: no error at all. Of Σk1: −.5 and 2.5, sd² = 4.5, SE = sqrt(4.5/2).
+    # Two prompts, means (1 + 3)/2 = (2 + 2)/2 = 2: no error. Of Σk1: −.5 and 2.5, sd² = 4.5, SE = sqrt(4.5/2).
     assert standard_errors(found, scores, ["a", "a", "b", "b"]) == {
         "reward/se": 0.0,
         "kl/sequence_se": 0.0,
@@ -75,3 +76,43 @@ def test_shares_of_the_kl() -> None:
 
 def test_a_policy_that_is_its_reference_has_no_kl_to_share_out() -> None:
     assert kl_shares(experience_of(rollout_of([2], [True]), kl=[[0.0, 0.0]])) == {}
+
+
+class Letters:
+    """1 is a, 2 is b, 0 ends the text."""
+
+    eos_ids, pad_id = frozenset({0}), 0
+
+    def encode(self, text: str) -> list[int]:
+        return [" ab".index(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(" ab"[token] for token in ids).replace(" ", "")
+
+
+def test_a_sample_has_its_tokens_with_their_kl_while_the_step_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rollout = rollout_of([3, 2, 1], [True, False, True])
+    rollout.input_ids[:, 1:] = torch.tensor([[1, 2, 0], [2, 2, 0], [0, 0, 0]])
+    found = experience_of(
+        rollout,
+        kl=[[1 / 3, 0.25, 1.0], [0.5, 0.5], [2.0]],
+        k1=[[1.0, -2.0, 0.5], [1.0, 1.0], [3.0]],
+    )
+    scores = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    monkeypatch.setattr(metrics, "TOKENS_KEPT", 4)
+    first, second, third = samples_of(["p", "q", "r"], ["ab", "bb", ""], scores, found, Letters())
+    assert (first.prompt, first.completion) == ("p", "ab")
+    assert first.data == {
+        "reward": 1.0,
+        "kl": pytest.approx(1 / 3 + 0.25 + 1.0),
+        "k1": pytest.approx(-0.5),
+        "length": 3,
+        "ended": True,
+        "token_ids": [1, 2, 0],
+        "token_texts": ["a", "b", ""],
+        "token_kl": [0.3333333, 0.25, 1.0],
+    }
+    assert second.data == {"reward": 2.0, "kl": 1.0, "k1": 2.0, "length": 2, "ended": False}  # 3 + 2 > 4
+    assert "token_kl" not in third.data  # nor is a shorter one taken out of turn
