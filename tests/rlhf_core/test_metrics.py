@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_core import metrics
+from rlhf_core import metrics, ppo
+from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import Experience
-from rlhf_core.metrics import kl_shares, samples_of, standard_errors
+from rlhf_core.metrics import RolloutSample, describe, kl_shares, samples_of, standard_errors
 from rlhf_core.rollout import Rollout
+from rlhf_core.update import fresh_state
+from tests.rlhf_core.test_fixed_points import TabularPolicy
 
 
 def rollout_of(lengths: list[int], ended: list[bool], *, columns: int = 0) -> Rollout:
@@ -116,3 +119,109 @@ def test_a_sample_has_its_tokens_with_their_kl_while_the_step_has_room(
     }
     assert second.data == {"reward": 2.0, "kl": 1.0, "k1": 2.0, "length": 2, "ended": False}  # 3 + 2 > 4
     assert "token_kl" not in third.data  # nor is a shorter one taken out of turn
+
+
+CONFIG = PPOConfig.model_validate(
+    {
+        "model": {"name": "tabular"},
+        "data": {"prompts": ["."]},
+        "reward": {"kind": "sentiment"},
+        "rollout": {"batch_size": 64, "max_new_tokens": 3},
+        "kl": {"controller": {"kind": "pi"}},
+        "optimization": {"steps": 1},
+    }
+)
+
+
+def everything(experience: Experience, returns: Tensor) -> tuple[dict[str, float], tuple[RolloutSample, ...]]:
+    """All that a step reports of a rollout of three sequences."""
+    scores, texts = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), ["p", "q", "r"]
+    told = describe(experience, returns, scores, 0.2, 0.1, CONFIG)
+    told |= standard_errors(experience, scores, texts) | kl_shares(experience)
+    return told, samples_of(texts, texts, scores, experience, Letters())
+
+
+def random_experience(rollout: Rollout) -> tuple[Experience, Tensor]:
+    """As `assess` leaves it: 0 where masked. And returns."""
+    draw = torch.Generator().manual_seed(0)
+    columns = (
+        torch.zeros_like(rollout.sampled_logprob).masked_scatter(
+            rollout.response_mask,
+            torch.rand(int(rollout.response_mask.sum()), generator=draw, dtype=torch.float64),
+        )
+        for _ in range(6)
+    )
+    *found, returns = columns
+    return Experience(rollout, *found), returns
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -1e10])
+def test_t19_garbage_under_the_mask_reaches_no_metric_and_no_sample(garbage: float) -> None:
+    rollout = rollout_of([1, 3, 2], [True, False, True])
+    clean, returns = random_experience(rollout)
+    mask = rollout.response_mask
+
+    def dirty(column: Tensor) -> Tensor:
+        return torch.where(mask, column, garbage)
+
+    soiled = Experience(
+        rollout._replace(sampled_logprob=dirty(rollout.sampled_logprob)),
+        *(dirty(column) for column in clean[1:6]),
+    )
+    assert everything(soiled, dirty(returns)) == everything(clean, returns)
+
+
+def test_t22_columns_of_padding_change_no_metric_and_no_sample() -> None:
+    lengths, ended = [1, 3, 2], [True, False, True]
+    narrow, wide = (random_experience(rollout_of(lengths, ended, columns=n)) for n in (0, 5))
+    told, samples = everything(*wide)
+    assert told == pytest.approx(everything(*narrow)[0], rel=1e-14)
+    assert samples == everything(*narrow)[1]
+
+
+def test_t20_the_trainers_kl_includes_the_stop_token_and_nothing_after_it() -> None:
+    """Token 0 ends a completion, and pads it. What would follow it has by far the largest KL."""
+    reference = [
+        [0.2, 0.4, 0.4],
+        [0.5, 0.3, 0.2],
+        [0.6, 0.2, 0.2],
+        [0.1, 0.8, 0.1],
+    ]  # at first; after 0, 1, 2
+    present = [[0.3, 0.3, 0.4], [1e-6, 1e-6, 1 - 2e-6], [0.5, 0.3, 0.2], [0.4, 0.2, 0.4]]
+    policy = TabularPolicy(reference)
+    policy.eos_ids = frozenset({0})
+    with torch.no_grad():
+        policy.trainable_parameters()["table"].copy_(torch.tensor(present, dtype=torch.float64).log().T)
+    before, step = ppo.train(
+        policy,
+        fresh_state(policy, CONFIG),
+        CONFIG,
+        prompts=["."],
+        eval_prompts=["."] * 40,
+        reward=lambda prompts, *_: [0.0] * len(prompts),
+    )
+
+    def terms(ids: list[int]) -> list[tuple[float, float]]:
+        """Exact KL and k1 of each token: state 0, then 1 + the token before."""
+        states = [0, *(1 + token for token in ids[:-1])]
+        return [
+            (
+                sum(p * math.log(p / q) for p, q in zip(present[s], reference[s], strict=True)),
+                math.log(present[s][token] / reference[s][token]),
+            )
+            for s, token in zip(states, ids, strict=True)
+        ]
+
+    spoken = [sample.data["token_ids"] for sample in step.samples]
+    assert {len(ids) for ids in spoken} == {1, 2, 3}
+    assert all(0 not in ids[:-1] for ids in spoken)
+    expected = [terms(ids) for ids in spoken]
+    kl, k1 = (math.fsum(pair[i] for row in expected for pair in row) for i in (0, 1))
+    assert step.metrics["kl/sequence"] == pytest.approx(kl / 64, rel=1e-9)
+    assert step.metrics["kl/k1_sequence"] == pytest.approx(k1 / 64, rel=1e-9)
+    last = math.fsum(row[-1][0] for row, ids in zip(expected, spoken, strict=True) if ids[-1] == 0)
+    assert step.metrics["kl/eos_share"] == pytest.approx(last / kl, rel=1e-9)
+    assert before.evaluation is not None
+    held_out = [[int(token) for token in text.split()] for text in before.evaluation.completions]
+    sums = [math.fsum(pair[0] for pair in terms(ids)) for ids in held_out]
+    assert before.evaluation.kl == pytest.approx(sums, rel=1e-9)
