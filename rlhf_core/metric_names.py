@@ -31,6 +31,7 @@ MEANINGS = {
     "value/clip_fraction": "share of the tokens whose value the value loss clipped",
     "value/explained_variance": "1 − Var(return − value)/Var(return) before the update",
     "grad/norm": "norm of the policy's gradient before clipping, mean over minibatches",
+    "grad/snr": "signal to noise of one minibatch's gradient, from those of the first epoch",
     "lr": "learning rate of the policy",
     "length/mean": "tokens per completion, the stop token included",
     "length/eos_rate": "share of the completions that ended by themselves",

@@ -16,6 +16,7 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
+from rlhf_core.gradient_noise import signal_to_noise, watched_gradients
 from rlhf_core.kl import sequence_kl
 from rlhf_core.metrics import RolloutSample, describe, durations, kl_shares, samples_of, standard_errors
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
@@ -100,7 +101,9 @@ def train(
         beta = state.controller.beta
         targets = make_targets(experience, scores, beta, config)
         state.intact = False
-        update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
+        trained = list(policy.trainable_parameters().values())
+        with watched_gradients(state.optimizer, trained, first=len(plan[0])) as gradients:
+            update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
         clock.append(time.monotonic())
 
         # 4. The controller looks at the exact KL of the policy that made the rollout.
@@ -109,6 +112,8 @@ def train(
 
         metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)
         metrics |= standard_errors(experience, scores, texts) | kl_shares(experience)
+        if (ratio := signal_to_noise(gradients)) is not None:
+            metrics["grad/snr"] = ratio
         metrics["text/repeated_bigrams"] = fmean(repeated_bigrams(text) for text in completions)
         evaluation = None
         if is_due(config, step, eval_prompts):
