@@ -33,6 +33,8 @@ MEANINGS = {
     "grad/norm": "norm of the policy's gradient before clipping, mean over minibatches",
     "grad/snr": "signal to noise of one minibatch's gradient, from those of the first epoch",
     "lr": "learning rate of the policy",
+    "update/minibatches": "optimizer steps taken; a stop by `target_kl` leaves the rest out",
+    "rollout/truncated": "1 if not the whole softmax was sampled from, else 0",
     "length/mean": "tokens per completion, the stop token included",
     "length/eos_rate": "share of the completions that ended by themselves",
     "text/repeated_bigrams": "mean share of a completion's word pairs that occurred before in it",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.errors import NonFiniteLoss
+from rlhf_core.errors import KLDiverged, NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
 from rlhf_core.gradient_noise import signal_to_noise, watched_gradients
@@ -23,7 +23,7 @@ from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction, checked_scores
 from rlhf_core.rollout import Rollout, response_ids
 from rlhf_core.targets import make_targets
-from rlhf_core.update import TrainState, in_micro_batches, require_finite, update_policy
+from rlhf_core.update import TrainState, in_micro_batches, require_finite, trains_value_only, update_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ def train(
     Raises:
         RewardError: the reward raised or did not return one number per completion.
         NonFiniteLoss: NaN or infinity in a reward, log-probability, loss or gradient; no optimizer step followed.
+        KLDiverged: the exact sequence KL stayed above `kl.limit`; the step under way has changed nothing.
         InputTooLong: a prompt with its completion exceeds the model's context.
     """
     device = device_of(policy)
@@ -95,6 +96,8 @@ def train(
         packed = in_micro_batches(plan[0], micro_batch)
         experience = assess(policy, state.value_head, rollout, packed, config.rollout.temperature)
         require_finite_experience(step, experience)
+        kl = experience.kl.sum(dim=1).mean().item()
+        above = steps_above_limit(state, kl, config)
         clock.append(time.monotonic())
 
         # 3. The leash: β × k1 is taken from the reward of each token. Then advantages, then the update.
@@ -106,15 +109,17 @@ def train(
             update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
         clock.append(time.monotonic())
 
-        # 4. The controller looks at the exact KL of the policy that made the rollout.
-        state.controller = state.controller.update(experience.kl.sum(dim=1).mean().item(), len(texts))
-        state.step = step
+        # 4. The controller looks at the exact KL of the policy that made the rollout, once that policy can move.
+        if not trains_value_only(state, config):
+            state.controller = state.controller.update(kl, len(texts))
+        state.step, state.steps_above_limit = step, above
 
         metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)
         metrics |= standard_errors(experience, scores, texts) | kl_shares(experience)
         if (ratio := signal_to_noise(gradients)) is not None:
             metrics["grad/snr"] = ratio
         metrics["text/repeated_bigrams"] = fmean(repeated_bigrams(text) for text in completions)
+        metrics["rollout/truncated"] = float(config.rollout.truncates)
         evaluation = None
         if is_due(config, step, eval_prompts):
             state.latest = evaluation = evaluate(
@@ -146,6 +151,17 @@ def require_finite_experience(step: int, experience: Experience) -> None:
     """Raise NonFiniteLoss unless every number that the update will use is finite."""
     for name in ("logprob", "k1", "kl", "entropy", "value"):
         require_finite(step, name, getattr(experience, name))
+
+
+def steps_above_limit(state: TrainState, kl: float, config: PPOConfig) -> int:
+    """How many steps in a row, this one included, had an exact sequence KL above the limit. Raises KLDiverged."""
+    limit = config.kl.limit
+    if limit is None or kl <= limit.max_nats_per_sequence:
+        return 0
+    above = state.steps_above_limit + 1
+    if above >= limit.patience_steps:
+        raise KLDiverged(state.step + 1, kl, limit.max_nats_per_sequence, above)
+    return above
 
 
 def evaluate(

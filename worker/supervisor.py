@@ -24,6 +24,7 @@ from jobs.store import Store
 from jobs.system import SystemClock
 from worker.child import Child
 from worker.failures import EXIT_DISK, EXIT_FAILED, EXIT_STOPPED, EXIT_UNREACHABLE, FULL, HINTS
+from worker.shared_gpu import scorers_asleep
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,8 @@ class Supervisor:
             return None
         heart = Heartbeat(self._store, job, asked_at=asked_at, settings=self._settings, clock=self._clock)
         try:
-            return self._run(job, heart)
+            with scorers_asleep(self._settings):
+                return self._run(job, heart)
         finally:
             heart.stop()
 

@@ -42,13 +42,38 @@ class DataConfig(Config):
 
 
 class RolloutConfig(Config):
-    """How completions are sampled: from the full softmax at one temperature."""
+    """How completions are sampled: from the full softmax at one temperature, unless truncation is allowed."""
 
     batch_size: int = Field(16, ge=1, le=4096, description="Completions per step.")
     max_new_tokens: int = Field(16, ge=1, le=4096)
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits of policy and reference alike."
     )
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, lt=1)
+    min_p: float | None = Field(None, gt=0, lt=1)
+    allow_truncated_sampling: bool = Field(
+        False,
+        description="With top_k, top_p or min_p the KL penalty and PPO's ratio are no longer what they say.",
+    )
+
+    @property
+    def truncates(self) -> bool:
+        """True if some tokens cannot be sampled."""
+        return bool(self._truncations())
+
+    def _truncations(self) -> list[str]:
+        return [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _from_the_full_softmax(self) -> "RolloutConfig":
+        if self.truncates and not self.allow_truncated_sampling:
+            raise ValueError(
+                f"{', '.join(self._truncations())}: truncated sampling does not sample from the policy. k1 and k3 "
+                "are then no estimates of KL, and PPO's ratio is wrong: log-probabilities are those of the full "
+                "softmax. allow_truncated_sampling: true samples so all the same, and the metrics say so"
+            )
+        return self
 
 
 class EvaluationConfig(Config):

@@ -66,7 +66,12 @@ def digest(policy: LoraPolicy, state: TrainState, folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "controller",
-    [{"kind": "fixed"}, {"kind": "adaptive", "target_nats_per_sequence": 0.5, "horizon": 40}, {"kind": "pi"}],
+    [
+        {"kind": "fixed"},
+        {"kind": "schedule", "final_beta": 0.3, "steps": 3, "shape": "cosine"},
+        {"kind": "adaptive", "target_nats_per_sequence": 0.5, "horizon": 40},
+        {"kind": "pi"},
+    ],
     ids=lambda controller: controller["kind"],
 )
 def test_t26_resume_is_bit_identical_at_every_step_boundary(
