@@ -274,8 +274,15 @@ class CheckpointList(Page):
         )
 
 
+SampleValue = bool | Number | list[int] | list[str] | list[Number]
+
+
 class SampleDocument(Document):
-    """A completion: `kind` is `rollout`, or `eval` for held-out prompts."""
+    """A completion: `kind` is `rollout`, or `eval` for held-out prompts.
+
+    `data` holds its `reward`, `length` in tokens and exact `kl`; of a rollout also `k1`, whether it `ended` by
+    itself, and of every token `token_ids`, `token_texts` and `token_kl` (of the first 16384 tokens of a step).
+    """
 
     object: Literal["sample"] = "sample"
     step: int
@@ -283,7 +290,7 @@ class SampleDocument(Document):
     index: int
     prompt: str
     completion: str
-    data: dict[str, Number]
+    data: dict[str, SampleValue]
 
 
 class SampleList(Page):

@@ -211,7 +211,7 @@ class Sample:
     index: int
     prompt: str
     completion: str
-    data: dict[str, float]  # reward, kl, k1, length, …
+    data: dict[str, Any]  # numbers (reward, kl, k1, length, …), flags (ended), a list of each (token_kl, …)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,18 @@ from typing import Literal, NamedTuple
 
 
 class Evaluation(NamedTuple):
-    """One completion per held-out prompt, with its score, its length in tokens and what the gold reward says."""
+    """One completion per held-out prompt: its score, length in tokens, what the gold reward says, and exact KL."""
 
     prompts: tuple[str, ...]
     completions: tuple[str, ...]
     scores: tuple[float, ...]
     lengths: tuple[int, ...]
     gold: tuple[float, ...] = ()  # empty without a gold reward
+    kl: tuple[float, ...] = ()  # Σ_t KL_t, nats; empty in an evaluation that was saved without
 
 
 def summarise(evaluation: Evaluation) -> dict[str, float]:
-    """Mean score with its standard error over prompts, mean length, and how repetitive the text is."""
+    """Means over prompts, those of score and KL with their standard errors, and how repetitive the text is."""
     mean, se = mean_and_se(evaluation.scores)
     summary = {
         "reward_mean": mean,
@@ -28,6 +29,8 @@ def summarise(evaluation: Evaluation) -> dict[str, float]:
     }
     if evaluation.gold:
         summary["gold_mean"], summary["gold_se"] = mean_and_se(evaluation.gold)
+    if evaluation.kl:
+        summary["kl_sequence"], summary["kl_sequence_se"] = mean_and_se(evaluation.kl)
     return summary
 
 

@@ -7,15 +7,19 @@ goes on from a checkpoint draws exactly what an undisturbed one draws.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
+from torch import nn
 
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import KLDiverged, NonFiniteLoss
-from rlhf_core.evaluation import Evaluation, summarise
+from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
+from rlhf_core.gradient_noise import signal_to_noise, watched_gradients
 from rlhf_core.judgement import Judges, describe_rewards, judge
-from rlhf_core.metrics import RolloutSample, describe, durations, samples_of
+from rlhf_core.kl import sequence_kl
+from rlhf_core.metrics import RolloutSample, describe, durations, kl_shares, samples_of, standard_errors
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction
 from rlhf_core.rollout import Rollout, response_ids
@@ -63,7 +67,9 @@ def train(
     """
     device, judges = device_of(policy), Judges(reward, gold)
     if state.step == 0 and state.baseline is None and eval_prompts:
-        state.baseline = state.latest = evaluate(policy, eval_prompts, judges, config, step=0)
+        state.baseline = state.latest = evaluate(
+            policy, state.value_head, eval_prompts, judges, config, step=0, micro_batch=micro_batch
+        )
         yield StepResult(step=0, evaluation=state.baseline)
 
     while state.step < config.optimization.steps:
@@ -103,7 +109,9 @@ def train(
         beta = state.controller.beta
         targets = make_targets(experience, shaped.scores, beta, config)
         state.intact = False
-        update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
+        trained = list(policy.trainable_parameters().values())
+        with watched_gradients(state.optimizer, trained, first=len(plan[0])) as gradients:
+            update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
         clock.append(time.monotonic())
 
         # 4. The controller looks at the exact KL of the policy that made the rollout, once that policy can move.
@@ -113,17 +121,24 @@ def train(
 
         metrics = update | describe_rewards(judged, texts) | describe_shaping(shaped, config.scores)
         metrics |= describe(experience, targets.returns, shaped.scores, targets.beta_in_loss, beta, config)
+        metrics |= standard_errors(experience, judged.scores, texts) | kl_shares(experience)
+        if (ratio := signal_to_noise(gradients)) is not None:
+            metrics["grad/snr"] = ratio
+        metrics["text/repeated_bigrams"] = fmean(repeated_bigrams(text) for text in completions)
         metrics["rollout/truncated"] = float(config.rollout.truncates)
         evaluation = None
         if is_due(config, step, eval_prompts):
-            state.latest = evaluation = evaluate(policy, eval_prompts, judges, config, step=step)
-            found = summarise(evaluation)
-            metrics |= {f"eval/{name}": found[name] for name in ("reward_mean", "gold_mean") if name in found}
+            state.latest = evaluation = evaluate(
+                policy, state.value_head, eval_prompts, judges, config, step=step, micro_batch=micro_batch
+            )
+            metrics |= {
+                f"eval/{name}": number for name, number in summarise(evaluation).items() if name != "n"
+            }
         yield StepResult(
             step=step,
             metrics=metrics,
             timings=durations(clock, sum(lengths)),
-            samples=samples_of(texts, completions, judged.scores, experience),
+            samples=samples_of(texts, completions, judged.scores, experience, policy.codec),
             evaluation=evaluation,
         )
 
@@ -156,21 +171,42 @@ def steps_above_limit(state: TrainState, kl: float, config: PPOConfig) -> int:
 
 
 def evaluate(
-    policy: TrainablePolicy, prompts: Sequence[str], judges: Judges, config: PPOConfig, *, step: int
+    policy: TrainablePolicy,
+    value_head: nn.Linear,
+    prompts: Sequence[str],
+    judges: Judges,
+    config: PPOConfig,
+    *,
+    step: int,
+    micro_batch: int | None = None,
 ) -> Evaluation:
-    """One completion per held-out prompt, always with the same random numbers: differences are paired."""
+    """One completion per held-out prompt, always with the same random numbers: differences are paired.
+
+    Both models score them, no more at a time than in a step, for the exact KL.
+    """
+    batch, device = config.rollout.batch_size, device_of(policy)
+    at_once = micro_batch or batch // config.optimization.minibatches
     completions: list[str] = []
     lengths: list[int] = []
-    for start in range(0, len(prompts), config.rollout.batch_size):
-        random = generator("evaluation", step=start, seed=config.seed, device=device_of(policy))
-        texts = prompts[start : start + config.rollout.batch_size]
+    kl: list[float] = []
+    for start in range(0, len(prompts), batch):
+        random = generator("evaluation", step=start, seed=config.seed, device=device)
+        texts = prompts[start : start + batch]
         rollout = roll_out(policy, texts, config, random, step=step)
         completions += [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths += rollout.response_mask.sum(dim=1).tolist()
+        packed = in_micro_batches([torch.arange(len(texts), device=device)], at_once)
+        seen = assess(policy, value_head, rollout, packed, config.rollout.temperature)
+        require_finite(step, "kl of the evaluation", seen.kl)
+        kl += sequence_kl(seen.kl, rollout.response_mask).tolist()
     judged = judge(judges, list(prompts), completions, lengths, step=step, during=" of the evaluation")
-    gold = () if judged.gold is None else judged.gold.tolist()
     return Evaluation(
-        tuple(prompts), tuple(completions), tuple(judged.scores.tolist()), tuple(lengths), tuple(gold)
+        prompts=tuple(prompts),
+        completions=tuple(completions),
+        scores=tuple(judged.scores.tolist()),
+        lengths=tuple(lengths),
+        gold=() if judged.gold is None else tuple(judged.gold.tolist()),
+        kl=tuple(kl),
     )
 
 

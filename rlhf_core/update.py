@@ -62,7 +62,7 @@ def update_policy(
     *,
     micro_batch: int | None = None,
 ) -> Report:
-    """All epochs of minibatches, or up to the first that `is_too_far`; returns the means of what was reported.
+    """All epochs of minibatches, or up to the first that `is_too_far`; returns the means over tokens.
 
     `update/minibatches` counts the optimizer's steps; the minibatch that was refused one is in the means.
     """
@@ -74,10 +74,22 @@ def update_policy(
         )
         if is_too_far(reports[-1], config):
             break
-    means = {name: math.fsum(r[name] for r in reports) / len(reports) for name in reports[0]}
+    mask = experience.rollout.response_mask
+    means = token_means(reports, [int(mask[rows].sum()) for rows in chain.from_iterable(plan)])
     means["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
     means["update/minibatches"] = float(len(reports) - is_too_far(reports[-1], config))
     return means | {"lr": float(state.optimizer.param_groups[0]["lr"])}
+
+
+def token_means(reports: Sequence[Report], counts: Sequence[int]) -> Report:
+    """Means over all minibatches' tokens, from the means over each one's; a gradient's norm counts once each."""
+
+    def mean(name: str) -> float:
+        weights = [1 if name == "grad/norm" else count for _, count in zip(reports, counts, strict=False)]
+        total = math.fsum(weight * r[name] for weight, r in zip(weights, reports, strict=True))
+        return total / sum(weights)
+
+    return {name: mean(name) for name in reports[0]}
 
 
 def update_minibatch(

@@ -227,7 +227,12 @@ def forget_other_prompts(state: TrainState, eval_prompts: list[str]) -> None:
 
 def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
     """The held-out completions as rows."""
-    *columns, gold = evaluation
+    columns = {
+        "reward": evaluation.scores,
+        "length": evaluation.lengths,
+        "gold": evaluation.gold,
+        "kl": evaluation.kl,
+    }
     return [
         Sample(
             step=step,
@@ -235,9 +240,9 @@ def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
             index=i,
             prompt=prompt,
             completion=completion,
-            data={"reward": score, "length": float(length)} | ({"gold": gold[i]} if gold else {}),
+            data={name: float(column[i]) for name, column in columns.items() if column},
         )
-        for i, (prompt, completion, score, length) in enumerate(zip(*columns, strict=True))
+        for i, (prompt, completion) in enumerate(zip(evaluation.prompts, evaluation.completions, strict=True))
     ]
 
 

@@ -289,6 +289,7 @@ def test_a_run_is_reported_with_metrics_samples_events_and_checkpoints(
 ) -> None:
     job_id = create(client, spec)["id"]
     attempt = claimed(store, job_id).attempt
+    told = {"k1": 1.0, "ended": True, "token_ids": [3, 0], "token_texts": ["b", ""], "token_kl": [0.0, 1.0]}
     for step in (1, 2):
         store.record_step(
             job_id,
@@ -296,9 +297,7 @@ def test_a_run_is_reported_with_metrics_samples_events_and_checkpoints(
             step=step,
             metrics={"kl/sequence": step / 4},
             timings={"rollout_s": 0.5},
-            samples=[
-                Sample(step=step, kind="rollout", index=0, prompt="a", completion="b", data={"k1": 1.0})
-            ],
+            samples=[Sample(step=step, kind="rollout", index=0, prompt="a", completion="b", data=told)],
             events=[NewEvent(type="note", message=f"step {step}")],
         )
     store.record_checkpoint(
@@ -327,7 +326,8 @@ def test_a_run_is_reported_with_metrics_samples_events_and_checkpoints(
     assert (save["model"], save["bytes"], save["step"]) == (f"{job_id}@step-2", 7, 2)
 
     found = client.get(job["links"]["samples"], params={"step": 1, "kind": "rollout"}).json()
-    assert [(s["step"], s["completion"], s["data"]) for s in found["data"]] == [(1, "b", {"k1": 1.0})]
+    assert [(s["step"], s["completion"], s["data"]) for s in found["data"]] == [(1, "b", told)]
+    assert found["data"][0]["data"]["ended"] is True  # which equals 1.0 in Python only
     assert client.get(job["links"]["samples"], params={"limit": 1}).json()["has_more"] is True
 
 

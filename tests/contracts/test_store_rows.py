@@ -33,7 +33,8 @@ def test_everything_written_is_read_back_equal(store: SqlStore, clock: Any) -> N
     assert created.spec == SPEC
     assert created.resolved == {"model": {"path": "/m", "base": None}}
     attempt = claim(store).attempt
-    samples = [replace(SAMPLE, index=i, completion="é\x00" * i, data={"kl": 0.1 + 0.2}) for i in range(3)]
+    data = {"kl": 0.1 + 0.2, "ended": True, "token_kl": [0.1 + 0.2], "token_texts": ["é\x00"]}
+    samples = [replace(SAMPLE, index=i, completion="é\x00" * i, data=data) for i in range(3)]
     clock.time += 1
     metrics = {"kl": 0.1 + 0.2, "tiny": 5e-324, "undefined": float("nan"), "huge": float("inf")}
     event = NewEvent(type="eval.completed", message="m\x00", level="warning", data={"x": [1, None]})

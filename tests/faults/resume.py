@@ -54,11 +54,11 @@ def places(every_steps: int) -> Iterator[Place]:
         yield Place("jobs.sql_store:SqlStore.record_step", nth, False)
     # 6 tokens a rollout; the audit's, then one evaluation before, one after step 2, one after the last.
     yield from (Place("rlhf_core.rollout:_sample", nth, True) for nth in (3, 9, 15, 21, 29))
-    # The audit: four sequences together, then each alone. Then two minibatches a step.
-    yield from (Place("rlhf_core.experience:chunked_scores", nth, True) for nth in (3, 7, 9, 11))
+    # The audit: four sequences together, then each alone. An evaluation is one call, a step two minibatches.
+    yield from (Place("rlhf_core.experience:chunked_scores", nth, True) for nth in (3, 6, 8, 10, 11, 13))
     yield Place("worker.run:audit", 1, False)
     # Between the reference's pass and the policy's: the adapter is off. The audit's first seven.
-    for nth in (5, 10, 13):
+    for nth in (5, 8, 11, 15):
         yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, True)
         yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, False)
     # Two epochs of two minibatches a step: after the first, in the middle, before the last.
@@ -84,7 +84,7 @@ def places(every_steps: int) -> Iterator[Place]:
 QUICK = {  # the steps before are unsaved: what SIGTERM does there differs most from what kill -9 does
     "after:SqlStore.record_step:2",
     "before:_sample:15",
-    "before:BaseTuner.enable_adapter_layers:10",
+    "before:BaseTuner.enable_adapter_layers:11",
     "after:update_minibatch:6",
     "after:save_file:1",
 }

@@ -127,7 +127,9 @@ def test_a_gold_reward_is_watched_and_changes_no_weight(tiny_model: Path) -> Non
     alone, same = trained(tiny_model, config(evaluation={"every_steps": 1}))
     assert weights == same
     for seen, unseen in zip(watched, alone, strict=True):
-        gold = {"reward/gold_mean", "reward/gold_se", "eval/gold_mean"} if seen.step else set()
+        gold = (
+            {"reward/gold_mean", "reward/gold_se", "eval/gold_mean", "eval/gold_se"} if seen.step else set()
+        )
         assert seen.metrics.keys() - unseen.metrics.keys() == gold
         assert seen.metrics | unseen.metrics == seen.metrics
         assert seen.evaluation is not None

@@ -16,7 +16,7 @@ from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.experience import Experience
 from rlhf_core.models import LoraPolicy, new_lora_policy
 from rlhf_core.rewards import make_reward
-from rlhf_core.update import TrainState, fresh_state, in_micro_batches
+from rlhf_core.update import TrainState, fresh_state, in_micro_batches, token_means
 
 PROMPTS = ["The cat", "A lovely", "The quick brown", "Naïve", "東京", "The dog"]
 
@@ -47,6 +47,12 @@ def steps(policy: LoraPolicy, state: TrainState, options: PPOConfig, **more: Any
 def moved(policy: LoraPolicy, state: TrainState) -> Tensor:
     parameters = [*policy.trainable_parameters().values(), *state.value_head.parameters()]
     return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def test_reported_means_are_over_tokens_and_those_of_gradients_over_minibatches() -> None:
+    reports = [{"loss": 1.0, "grad/norm": 2.0}, {"loss": 4.0, "grad/norm": 4.0}]
+    # (1 token · 1 + 3 tokens · 4) / 4; a third minibatch that an early stop spared counts nothing.
+    assert token_means(reports, [1, 3, 5]) == {"loss": 13 / 4, "grad/norm": 3.0}
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
