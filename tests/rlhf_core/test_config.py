@@ -11,12 +11,14 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 import rlhf_core.config.base
+from rlhf_core.classifier import Classifiers
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.models import new_lora_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
 from tests.rlhf_core.config_branches import Branch, Values, branches_of, sections_of, with_values
+from tests.tiny_classifiers import save_decoder, save_encoder
 
 PROMPTS = ("The cat", "A lovely", "The quick brown")
 SMALLEST: dict[str, Any] = {
@@ -27,6 +29,22 @@ SMALLEST: dict[str, Any] = {
     "optimization": {"steps": 2, "minibatches": 2, "epochs": 1},
 }
 
+PART = {"name": "size", "weight": 0.5, "reward": {"kind": "length", "target_tokens": 4}}
+
+
+def of_a_reward(path: str) -> dict[str, Values]:
+    """A classifier with one output needs no label; one with three does."""
+    return {
+        f"{path}=length": {f"{path}.target_tokens": 4},
+        f"{path}=keyword": {f"{path}.keywords": ["the"]},
+        f"{path}=regex": {f"{path}.pattern": "a"},
+        f"{path}=classifier": {f"{path}.model": "decoder"},
+        f"{path}.label=str": {f"{path}.model": "encoder", f"{path}.label": "good"},
+        f"{path}.label=int": {f"{path}.model": "encoder", f"{path}.label": 2},
+        f"{path}=weighted": {f"{path}.parts": [PART]},
+    }
+
+
 # What a branch needs beside itself to be a valid job.
 COMPANIONS: dict[str, Values] = {
     "kl.loss=k2": {"kl.penalty": "none"},
@@ -34,9 +52,9 @@ COMPANIONS: dict[str, Values] = {
     "kl.loss=ratio_k1": {"kl.penalty": "none"},
     "kl.controller=schedule": {"kl.controller.final_beta": 0.2, "kl.controller.steps": 2},
     "kl.limit=KLLimit": {"kl.limit.max_nats_per_sequence": 100.0},
-    "reward=length": {"reward.target_tokens": 4},
-    "reward=keyword": {"reward.keywords": ["the"]},
-    "reward=regex": {"reward.pattern": "a"},
+    **of_a_reward("reward"),
+    **of_a_reward("evaluation.gold_reward"),
+    "scores.clip=float": {"scores.clip": 0.5},
     "rollout.top_k=int": {"rollout.top_k": 20, "rollout.allow_truncated_sampling": True},
     "rollout.top_p=float": {"rollout.top_p": 0.9, "rollout.allow_truncated_sampling": True},
     "rollout.min_p=float": {"rollout.min_p": 0.1, "rollout.allow_truncated_sampling": True},
@@ -52,27 +70,40 @@ BRANCHES = [b for b in branches_of(PPOConfig) if not b.name.startswith(tuple(ELS
 def config_of(branch: Branch) -> PPOConfig:
     values: Values = dict(branch.values)
     for name in (*branch.enclosing, branch.name):
-        values |= {
-            path: value for path, value in COMPANIONS.get(name, {}).items() if values.get(path, ...) is ...
-        }
+        for path, value in COMPANIONS.get(name, {}).items():
+            if branch.values.get(path, ...) is ...:
+                values[path] = value
     unknown = [path for path, value in values.items() if value is ...]
     assert not unknown, f"{branch.name} needs a value: add it to COMPANIONS"
     return PPOConfig.model_validate(with_values(SMALLEST, values))
 
 
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Classifiers:
+    folder = tmp_path_factory.mktemp("classifiers")
+    saved = {"encoder": save_encoder(folder / "encoder"), "decoder": save_decoder(folder / "decoder")}
+    return Classifiers({name: str(path) for name, path in saved.items()})
+
+
 @pytest.mark.parametrize("branch", BRANCHES, ids=lambda branch: branch.name)
-def test_trap_17_every_choice_is_run_by_steps_of_training(tiny_model: Path, branch: Branch) -> None:
+def test_trap_17_every_choice_is_run_by_steps_of_training(
+    tiny_model: Path, classifiers: Classifiers, branch: Branch
+) -> None:
     """engines.md §2.10.17: an option that nobody has ever run."""
     config = config_of(branch)
     policy = new_lora_policy(str(tiny_model), config.model.lora, seed=0)
     state = fresh_state(policy, config)
     before = {name: p.detach().clone() for name, p in policy.trainable_parameters().items()}
-    configured = make_reward(config.reward)
+    configured = make_reward(config.reward, classifiers)
+    watched = config.evaluation.gold_reward
+    gold = None if watched is None else make_reward(watched, classifiers)
 
     def reward(*asked: Any) -> list[float]:
         return [score + row for row, score in enumerate(configured(*asked))]  # never all alike
 
-    for step in train(policy, state, config, prompts=PROMPTS, eval_prompts=PROMPTS[:1], reward=reward):
+    for step in train(
+        policy, state, config, prompts=PROMPTS, eval_prompts=PROMPTS[:1], reward=reward, gold=gold
+    ):
         assert {name: value for name, value in step.metrics.items() if not math.isfinite(value)} == {}
     assert step.step == 2
     assert any(not torch.equal(p, before[name]) for name, p in policy.trainable_parameters().items())
@@ -118,6 +149,12 @@ REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that s
     ({"data.prompts": None}, "exactly one of prompts and prompts_file"),
     ({"data.eval_prompts": ["a"], "data.eval_prompts_file": "b"}, "at most one of eval_prompts"),
     ({"reward": {"kind": "regex", "pattern": "("}}, "not a regular expression"),
+    ({"reward": {"kind": "weighted", "parts": [{**PART, "name": "gold"}]}}, "must not be one of .*gold"),
+    ({"reward": {"kind": "weighted", "parts": [PART, PART]}}, "every part needs a name of its own"),
+    (
+        {"scores.whiten": True, "rollout.batch_size": 1, "optimization.minibatches": 1},
+        "scores.whiten needs rollout.batch_size ≥ 2: a single score is whitened to 0",
+    ),
     ({"rollout.batch_size": 5}, r"batch_size \(5\) must be a multiple of optimization.minibatches \(2\)"),
     ({"rollout.top_k": 3}, "top_k: truncated sampling does not sample from the policy.*k1 and k3.*ratio"),
     ({"rollout.top_p": 0.9, "rollout.min_p": 0.1}, "top_p, min_p: truncated sampling"),
@@ -154,9 +191,9 @@ def test_every_refusal_of_ours_is_among_these() -> None:
     """Each `raise` in rlhf_core/config is reached by a row of the table."""
     reached = set()
     for values, _ in REFUSED:
-        for error in refusal(values).errors():
-            frame = traceback.extract_tb(error["ctx"]["error"].__traceback__)[-1]
-            reached.add((Path(frame.filename).name, frame.lineno))
+        ours = [error["ctx"]["error"] for error in refusal(values).errors() if error["type"] == "value_error"]
+        frames = [traceback.extract_tb(error.__traceback__)[-1] for error in ours]
+        reached |= {(Path(frame.filename).name, frame.lineno) for frame in frames}
     raised = {
         (file.name, node.lineno)
         for file in Path(rlhf_core.config.base.__file__).parent.glob("*.py")
