@@ -24,6 +24,7 @@ STEPS = 4
 
 LORA: dict[str, Any] = {"lora": {"rank": 2}}
 FULL: dict[str, Any] = {"lora": None}
+BFLOAT16 = FULL | {"dtype": "bfloat16", "gradient_checkpointing": True}
 
 
 def config(controller: dict[str, Any], model: dict[str, Any] = LORA) -> PPOConfig:
@@ -74,8 +75,14 @@ ADAPTIVE: dict[str, Any] = {"kind": "adaptive", "target_nats_per_sequence": 0.5,
 
 @pytest.mark.parametrize(
     ("controller", "model"),
-    [({"kind": "fixed"}, LORA), (ADAPTIVE, LORA), ({"kind": "pi"}, LORA), ({"kind": "pi"}, FULL)],
-    ids=["lora-fixed", "lora-adaptive", "lora-pi", "full"],
+    [
+        ({"kind": "fixed"}, LORA),
+        (ADAPTIVE, LORA),
+        ({"kind": "pi"}, LORA),
+        ({"kind": "pi"}, FULL),
+        ({"kind": "pi"}, BFLOAT16),
+    ],
+    ids=["lora-fixed", "lora-adaptive", "lora-pi", "full", "full-bfloat16"],
 )
 def test_t26_resume_is_bit_identical_at_every_step_boundary(
     tiny_model: Path, tmp_path: Path, controller: dict[str, Any], model: dict[str, Any]
