@@ -21,11 +21,12 @@ from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
-from jobs.ports import Broker, Scorer, Store
+from jobs.ports import Broker, Scorer
 from jobs.queue import CeleryBroker
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.sql_store import open_store
+from jobs.store import Store
 from jobs.system import SystemRng
 
 STOP_TIMEOUT_S = 5.0

@@ -7,8 +7,9 @@ from fastapi import Depends, Request
 
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
-from jobs.ports import Broker, Scorer, Store
+from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
+from jobs.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ import logging
 import threading
 
 from jobs.errors import BrokerUnavailable, StoreUnavailable
-from jobs.ports import Broker, Store
+from jobs.ports import Broker
 from jobs.queue import DEFAULT_QUEUE
 from jobs.settings import Settings
+from jobs.store import Store
 
 log = logging.getLogger(__name__)
 

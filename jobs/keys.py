@@ -8,7 +8,8 @@ import hmac
 import re
 from typing import NamedTuple
 
-from jobs.ports import Rng, Store
+from jobs.ports import Rng
+from jobs.store import Store
 
 FORM = re.compile(r"kl_([0-9a-f]{8})_([A-Za-z0-9_-]{43})", re.ASCII)
 NOBODY = "0" * 64

@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from jobs.ports import Files, Store
+from jobs.ports import Files
+from jobs.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +19,15 @@ def remove_leftovers(store: Store, files: Files, job_id: str, attempt_folder: Pa
     Raises:
         StoreUnavailable: nothing was removed.
     """
-    if not attempt_folder.is_dir():
+    attempts = range(1, int(attempt_folder.name) + 1)
+    folders = [attempt_folder.with_name(str(attempt)) for attempt in attempts]
+    folders = [folder for folder in folders if folder.is_dir()]
+    if not folders:
         return
     artifacts = attempt_folder.parents[1]
     named = {artifacts / path for path in store.list_folders(job_id)}
-    try:
-        for attempt in range(1, int(attempt_folder.name) + 1):
-            if (folder := attempt_folder.with_name(str(attempt))).is_dir():
-                files.keep_only(folder, named)
-    except OSError as error:
-        log.warning("%s: leftovers stay in %s: %s", job_id, attempt_folder.parent, error)
+    for folder in folders:
+        try:
+            files.keep_only(folder, named)
+        except OSError as error:
+            log.warning("%s: leftovers stay in %s: %s", job_id, folder, error)

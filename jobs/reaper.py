@@ -9,9 +9,10 @@ import threading
 from jobs.errors import JobNotFound, StoreUnavailable
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Files, Reaped, Store
+from jobs.ports import Files
 from jobs.settings import Settings
 from jobs.states import Status
+from jobs.store import Reaped, Store
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +35,13 @@ class Reaper:
 
     def sweep(self) -> None:
         """Clear every ended attempt: whoever should have done it may have died. Raises StoreUnavailable."""
-        for folder in sorted(self._artifacts.glob("job_*/*")):
-            job_id, attempt = folder.parent.name, folder.name
+        for folder in sorted(self._artifacts.glob("job_*")):
             try:
-                job = self._store.get_job(job_id)
+                job = self._store.get_job(folder.name)
             except JobNotFound:
                 continue
-            if job.status is not Status.RUNNING or str(job.attempt) != attempt:
-                remove_leftovers(self._store, self._files, job_id, folder)
+            ended = job.attempt - 1 if job.status is Status.RUNNING else job.attempt
+            remove_leftovers(self._store, self._files, job.id, folder / str(ended))
 
     def run(self, stop: threading.Event) -> None:
         """Sweep once, then reap every `reap_every_s` until `stop` is set."""

@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     scorer_weights_bytes: int | None = Field(
         None, gt=0
     )  # for the models kept in memory; by default 0.6 of the share
+    scorer_shares_gpu: bool = False  # with the worker that reads this: it sleeps while a job runs
 
     @model_validator(mode="after")
     def _no_auth_stays_home(self) -> Self:

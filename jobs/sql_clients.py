@@ -6,7 +6,6 @@ from typing import Any
 from sqlalchemy import Connection, Select, insert, select, union_all, update
 
 from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, JobNotFound
-from jobs.ports import Created
 from jobs.schema import (
     api_keys,
     idempotency_keys,
@@ -21,6 +20,7 @@ from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, NewEvent, Samp
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import checkpoint_of, event_of, job_of, metrics_of, sample_of, shard_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
+from jobs.store import Created
 
 # the statuses a client can filter by that are stored as (running, desired)
 RUNNING_NAMES = {"running": Desired.RUN, "pausing": Desired.PAUSE, "cancelling": Desired.CANCEL}
@@ -30,7 +30,7 @@ NUL = "\x00"  # no id holds one, and PostgreSQL refuses to compare with it
 
 
 class ClientRows(SqlBase):
-    """The client's part of jobs.ports.Store."""
+    """The client's part of jobs.store.Store."""
 
     def create_job(
         self,
@@ -42,7 +42,7 @@ class ClientRows(SqlBase):
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
     ) -> Created:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.writing() as connection:
             if idempotency_key is not None:
                 first = connection.execute(
@@ -94,17 +94,17 @@ class ClientRows(SqlBase):
         }
 
     def find_replay(self, owner: str, idempotency_key: str, request_sha256: str) -> Job | None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.reading() as connection:
             return _replayed(connection, owner, idempotency_key, request_sha256)
 
     def get_job(self, job_id: str, owner: str | None = None) -> Job:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.reading() as connection:
             return job_of(_one(connection, job_id, owner))
 
     def get_version(self, job_id: str, owner: str | None = None) -> int:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.reading() as connection:
             version: int = _one(connection, job_id, owner, select(jobs.c.version)).version
             return version
@@ -117,7 +117,7 @@ class ClientRows(SqlBase):
         after: str | None = None,
         limit: int = 20,
     ) -> list[Job]:
-        """See jobs.ports.Store. Raises ValueError for a status that does not exist."""
+        """See jobs.store.Store. Raises ValueError for a status that does not exist."""
         query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
@@ -131,7 +131,7 @@ class ClientRows(SqlBase):
             return [job_of(row) for row in connection.execute(query)]
 
     def request(self, job_id: str, action: Action, owner: str | None = None) -> Job:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.writing() as connection:
             _one(connection, job_id, owner, select(jobs.c.id))
             seen = self.locked(connection, job_id)
@@ -157,7 +157,7 @@ class ClientRows(SqlBase):
         return values
 
     def list_events(self, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         query = (
             select(job_events)
             .where(job_events.c.job_id == job_id, job_events.c.seq > after)
@@ -168,7 +168,7 @@ class ClientRows(SqlBase):
             return [event_of(row) for row in connection.execute(query)]
 
     def list_metrics(self, job_id: str, *, from_step: int = 0, limit: int = 1000) -> list[MetricRow]:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         query = (
             select(job_metrics)
             .where(job_metrics.c.job_id == job_id, job_metrics.c.step >= from_step)
@@ -181,7 +181,7 @@ class ClientRows(SqlBase):
     def list_samples(
         self, job_id: str, *, step: int | None = None, kind: str | None = None, limit: int = 100
     ) -> list[Sample]:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         columns = job_samples.c
         query = select(job_samples).where(columns.job_id == job_id)
         if step is not None:
@@ -193,7 +193,7 @@ class ClientRows(SqlBase):
             return [sample_of(row) for row in connection.execute(query)]
 
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         columns = job_checkpoints.c
         query = (
             select(job_checkpoints)
@@ -204,7 +204,7 @@ class ClientRows(SqlBase):
             return [checkpoint_of(row) for row in connection.execute(query)]
 
     def get_checkpoint(self, job_id: str, name: str) -> Checkpoint | None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         if NUL in job_id or NUL in name:
             return None
         query = select(job_checkpoints).where(
@@ -215,14 +215,14 @@ class ClientRows(SqlBase):
             return None if row is None else checkpoint_of(row)
 
     def list_shards(self, job_id: str) -> list[Shard]:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         columns = job_shards.c
         query = select(job_shards).where(columns.job_id == job_id).order_by(columns["index"])
         with self.reading() as connection:
             return [shard_of(row) for row in connection.execute(query)]
 
     def list_folders(self, job_id: str) -> set[str]:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         named = [
             select(table.c.path).where(table.c.job_id == job_id) for table in (job_checkpoints, job_shards)
         ]
@@ -230,7 +230,7 @@ class ClientRows(SqlBase):
             return set(connection.execute(union_all(*named)).scalars())
 
     def create_key(self, key_id: str, secret_sha256: str, name: str) -> None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.writing() as connection:
             connection.execute(
                 insert(api_keys).values(
@@ -239,7 +239,7 @@ class ClientRows(SqlBase):
             )
 
     def key_secret_sha256(self, key_id: str) -> str | None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         query = select(api_keys.c.secret_sha256).where(
             api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)
         )

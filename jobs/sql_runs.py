@@ -15,10 +15,10 @@ from jobs.states import TERMINAL, Desired, Status, status_after_release
 
 
 class RunRows(SqlBase):
-    """The part of jobs.ports.Store that belongs to a run's owner."""
+    """The part of jobs.store.Store that belongs to a run's owner."""
 
     def claim(self, job_id: str, epoch: int, *, worker: str, lease_s: float) -> Job | None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         waiting = (jobs.c.status == Status.QUEUED) & (jobs.c.epoch == epoch)
         values = {
             "status": Status.RUNNING,
@@ -38,14 +38,14 @@ class RunRows(SqlBase):
             return _job(connection, job_id)
 
     def heartbeat(self, job_id: str, attempt: int, *, lease_s: float) -> Job:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         values = {"lease_until": self.now() + lease_s, "heartbeat_at": self.now()}
         with self.writing() as connection:
             self.change_run(connection, job_id, attempt, values)
             return _job(connection, job_id)
 
     def set_phase(self, job_id: str, attempt: int, phase: str) -> None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.writing() as connection:
             self.change_run(connection, job_id, attempt, {"phase": phase, "progress_at": self.now()})
 
@@ -60,7 +60,7 @@ class RunRows(SqlBase):
         samples: Sequence[Sample] = (),
         events: Sequence[NewEvent] = (),
     ) -> None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         values = {"step": step, "latest": finite(metrics), "progress_at": self.now()}
         with self.writing() as connection:
             self.change_run(connection, job_id, attempt, values, events)
@@ -76,7 +76,7 @@ class RunRows(SqlBase):
         metrics: Mapping[str, float],
         timings: Mapping[str, float],
     ) -> None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         step = shard.index + 1
         values = self._saved(step) | {"step": step, "latest": finite({**metrics, **timings})}
         row = asdict(shard) | {"attempt": attempt, "created_at": self.now()}
@@ -111,7 +111,7 @@ class RunRows(SqlBase):
         )
 
     def record_samples(self, job_id: str, attempt: int, samples: Sequence[Sample]) -> None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.writing() as connection:
             self.change_run(connection, job_id, attempt, {"progress_at": self.now()})
             self._upsert_samples(connection, job_id, samples)
@@ -129,7 +129,7 @@ class RunRows(SqlBase):
         )
 
     def add_event(self, job_id: str, attempt: int, event: NewEvent) -> None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.writing() as connection:
             self.change_run(connection, job_id, attempt, {}, [event])
 
@@ -144,7 +144,7 @@ class RunRows(SqlBase):
         sha256: str,
         size: int,
     ) -> Checkpoint:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         row = {
             "id": checkpoint_id(job_id, attempt, name, sha256),
             "step": step,
@@ -180,7 +180,7 @@ class RunRows(SqlBase):
     def drop_checkpoints(
         self, job_id: str, attempt: int, names: Sequence[str], *, also_pinned: bool = True
     ) -> list[str]:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         columns = job_checkpoints.c
         named = (columns.job_id == job_id) & columns.name.in_(names)
         dropped = named if also_pinned else named & columns.pinned.is_(False)
@@ -199,7 +199,7 @@ class RunRows(SqlBase):
         result: Mapping[str, object] | None = None,
         error: JobFailure | None = None,
     ) -> None:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         if status not in TERMINAL:
             raise ValueError(f"{status} is not a terminal status")
         values = self.ended(status) | {
@@ -210,7 +210,7 @@ class RunRows(SqlBase):
             self.change_run(connection, job_id, attempt, values, [ending_event(status, error)])
 
     def hand_back(self, job_id: str, attempt: int, *, reason: str, crashed: bool = False) -> Status:
-        """See jobs.ports.Store."""
+        """See jobs.store.Store."""
         with self.writing() as connection:
             seen = self.locked(connection, job_id)
             if seen is None:

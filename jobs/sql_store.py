@@ -1,11 +1,10 @@
-"""SqlStore: jobs.ports.Store on SQLite and PostgreSQL, one code path; and its dispatcher's and reaper's part.
+"""SqlStore: jobs.store.Store on SQLite and PostgreSQL, one code path; and its dispatcher's and reaper's part.
 
 Every move of a job is one compare-and-set with its event in the same transaction (sql_base.py).
 """
 
 from sqlalchemy import ColumnElement, and_, case, or_, select, update
 
-from jobs.ports import Reaped, Store
 from jobs.schema import jobs
 from jobs.settings import Settings
 from jobs.spec import Job
@@ -13,6 +12,7 @@ from jobs.sql_clients import ClientRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.states import Status
+from jobs.store import Reaped, Store
 
 MOST_RESEND_WAITS = 10
 
@@ -21,7 +21,7 @@ class SqlStore(ClientRows, RunRows):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:
-        """See jobs.ports.Store. After n messages the next waits n · resend_after_s (n ≤ 10)."""
+        """See jobs.store.Store. After n messages the next waits n · resend_after_s (n ≤ 10)."""
         waits = case((jobs.c.dispatches < MOST_RESEND_WAITS, jobs.c.dispatches), else_=MOST_RESEND_WAITS)
         unsent = jobs.c.dispatched_epoch < jobs.c.epoch
         unclaimed = jobs.c.dispatched_at < self.now() - waits * resend_after_s
@@ -35,7 +35,7 @@ class SqlStore(ClientRows, RunRows):
             return [job_of(row) for row in connection.execute(query)]
 
     def mark_dispatched(self, job_id: str, epoch: int) -> None:
-        """See jobs.ports.Store. Not visible to clients: the version stays."""
+        """See jobs.store.Store. Not visible to clients: the version stays."""
         again = jobs.c.dispatched_epoch == epoch
         with self.writing() as connection:
             connection.execute(
@@ -49,7 +49,7 @@ class SqlStore(ClientRows, RunRows):
             )
 
     def reap(self, *, limit: int = 100) -> list[Reaped]:
-        """See jobs.ports.Store. One transaction per job, so that none holds the write lock for long."""
+        """See jobs.store.Store. One transaction per job, so that none holds the write lock for long."""
         query = select(jobs.c.id, jobs.c.attempt).where(self._expired()).order_by(jobs.c.id).limit(limit)
         with self.reading() as connection:
             found = connection.execute(query).all()

@@ -1,6 +1,6 @@
 """Which texts are run together: those that share a prompt, those that fill a row, or those alike in length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rlhf_core.tokenization import TokenizedText
@@ -19,6 +19,19 @@ class Capacity(NamedTuple):
     reuses_prefixes: bool = False
 
 
+def in_batches(
+    texts: Sequence[TokenizedText], capacity: Capacity, *, max_batch_tokens: int, strict: bool = False
+) -> Iterator[list[int]]:
+    """Batches of indices, longest text first, until each text has been in one."""
+    waiting = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+    while waiting:
+        left = [texts[index] for index in waiting]
+        places = next_batch(left, capacity, max_batch_tokens=max_batch_tokens, strict=strict)
+        yield [waiting[place] for place in places]
+        taken = set(places)
+        waiting = [index for place, index in enumerate(waiting) if place not in taken]
+
+
 def next_batch(
     texts: Sequence[TokenizedText], capacity: Capacity, *, max_batch_tokens: int, strict: bool = False
 ) -> list[int]:
@@ -31,7 +44,7 @@ def next_batch(
         if shared_prefix([texts[n] for n in alike]):
             return alike
     lengths = [len(text.ids) for text in texts]
-    return fill_batch(lengths, 0, max_batch_tokens=max_batch_tokens, packed_tokens=capacity.packed_tokens)
+    return fill_batch(lengths, max_batch_tokens=max_batch_tokens, packed_tokens=capacity.packed_tokens)
 
 
 def shared_prefix(texts: Sequence[TokenizedText]) -> int:
@@ -62,28 +75,26 @@ def _within_budget(texts: Sequence[TokenizedText], alike: list[int], max_batch_t
     return batch
 
 
-def fill_batch(
-    lengths: Sequence[int], first: int, *, max_batch_tokens: int, packed_tokens: int = 0
-) -> list[int]:
-    """Indices of texts to run together: `first`, which always goes, and others.
+def fill_batch(lengths: Sequence[int], *, max_batch_tokens: int, packed_tokens: int = 0) -> list[int]:
+    """Indices of texts to run together: the first, which always goes, and others.
 
     Packed (`packed_tokens` > 0): those of its own length if they are enough, for they need no packing; else in
-    their order whatever fits `packed_tokens` and `max_batch_tokens`. Padded: those nearest to `first` in length,
+    their order whatever fits `packed_tokens` and `max_batch_tokens`. Padded: those nearest to the first in length,
     at most `max_batch_tokens` padded tokens and at most PADDING_WASTE times the real ones.
     """
+    first = lengths[0]
     if packed_tokens:
-        alike = [first, *(i for i, length in enumerate(lengths) if length == lengths[first] and i != first)]
-        if len(alike) * lengths[first] >= packed_tokens:
-            return alike[: max(1, max_batch_tokens // lengths[first])]
-        room, packed = min(packed_tokens, max_batch_tokens) - lengths[first], [first]
-        for index, length in enumerate(lengths):
-            if index != first and length <= room:
+        alike = [index for index, length in enumerate(lengths) if length == first]
+        if len(alike) * first >= packed_tokens:
+            return alike[: max(1, max_batch_tokens // first)]
+        room, packed = min(packed_tokens, max_batch_tokens) - first, [0]
+        for index, length in enumerate(lengths[1:], start=1):
+            if length <= room:
                 packed.append(index)
                 room -= length
         return packed
-    batch, longest, real = [first], lengths[first], lengths[first]
-    others = (index for index in range(len(lengths)) if index != first)
-    for index in sorted(others, key=lambda index: abs(lengths[index] - lengths[first])):
+    batch, longest, real = [0], first, first
+    for index in sorted(range(1, len(lengths)), key=lambda index: abs(lengths[index] - first)):
         padded = max(longest, lengths[index]) * (len(batch) + 1)
         if padded <= max_batch_tokens and padded <= PADDING_WASTE * (real + lengths[index]):
             batch.append(index)

@@ -11,6 +11,7 @@ RLHFError
 │   ├── ChatTemplateFailed  the template raises on these messages, or runs too long
 │   └── ChatTemplateMismatch  it renders a conversation that does not go on from the prompt's
 ├── RewardError         a reward function raised or did not return one number per completion
+├── AuditFailed         what PPO takes for granted does not hold for this model on this machine
 ├── NonFiniteLoss       NaN or infinity in a reward, log-probability, loss or gradient
 └── CheckpointError     a checkpoint is missing, incomplete or damaged
 
@@ -81,6 +82,19 @@ class RewardError(RLHFError):
     """A reward function raised, or did not return one number per completion."""
 
     code = "reward_error"
+
+
+class AuditFailed(RLHFError):
+    """What PPO takes for granted does not hold for this model on this machine; nothing was trained."""
+
+    code = "audit_failed"
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__(findings)
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "; ".join(self.findings)
 
 
 class NonFiniteLoss(RLHFError):

@@ -135,7 +135,8 @@ def new_policy(source: str, options: ModelConfig, *, seed: int, device: str = "c
     """A policy equal to its reference. Raises ModelLoadError."""
     if options.lora is not None:
         body = _load(source, options, device)
-        _add_adapter(body, options.lora, seed)
+        with as_load_error(source):
+            _add_adapter(body, options.lora, seed)
         return _lora_policy(body, source, options)
     reference = _load(source, options, device)
     with as_load_error(source):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_core.batches import Capacity, next_batch, shared_prefix
+from rlhf_core.batches import Capacity, in_batches, shared_prefix
 from rlhf_core.chunked import CHUNK_BYTES, chunked_scores
 from rlhf_core.errors import TokenizerMismatch
 from rlhf_core.kl import k1, k2, k3
@@ -80,21 +80,17 @@ def score_texts(
 ) -> list[ScoredText]:
     """Score any number of texts, longest first; the answers keep the order of `texts`. `strict`: one by one."""
     answers: dict[int, ScoredText] = {}
-    waiting = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
     limits = capacity(pair)._replace(reuses_prefixes=pair.caches and reuse_prefixes)
-    while waiting:
-        left = [texts[index] for index in waiting]
-        places = next_batch(left, limits, max_batch_tokens=max_batch_tokens, strict=strict)
+    for batch in in_batches(texts, limits, max_batch_tokens=max_batch_tokens, strict=strict):
         scores = score_batch(
             pair,
-            [left[place] for place in places],
+            [texts[index] for index in batch],
             temperature=temperature,
             top_k=top_k,
             reuse_prefixes=reuse_prefixes,
             chunk_bytes=chunk_bytes,
         )
-        answers.update(zip((waiting[place] for place in places), scores, strict=True))
-        waiting = [index for index in waiting if index not in answers]
+        answers.update(zip(batch, scores, strict=True))
     return [answers[index] for index in range(len(texts))]
 
 

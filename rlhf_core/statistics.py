@@ -5,8 +5,8 @@ set of sequences that are not independent (completions of one prompt); clusters 
 infinite entry leaves NaN or ±∞ in what depends on it; None stands for what one cluster cannot tell.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +79,41 @@ def t_interval(mean: float, se: float, n: int, *, level: float = LEVEL) -> Inter
     """mean ± t·se, with the quantile of Student's t for n − 1 degrees of freedom, n independent clusters."""
     reach = t_quantile(level, n - 1) * se
     return Interval(mean - reach, mean + reach)
+
+
+class Summary(NamedTuple):
+    """What several sequences say of each quantity: its mean per sequence, and per scored token."""
+
+    n_items: int
+    n_clusters: int
+    n_scored: int
+    sums: dict[str, Estimate]
+    means: dict[str, Estimate]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the estimates are dicts too."""
+        named = {
+            kind: {name: x._asdict() for name, x in getattr(self, kind).items()} for kind in ("sums", "means")
+        }
+        return self._asdict() | named
+
+
+def summarise(sums: Mapping[str, Array], n_scored: Array, clusters: Sequence[Hashable]) -> Summary:
+    """Means with their errors.
+
+    Args:
+        sums: of each quantity, over the scored tokens of each sequence.
+        n_scored: the number of those tokens.
+        clusters: a label for each sequence; equal labels are one cluster.
+    """
+    one_each = np.ones(len(n_scored))
+    return Summary(
+        n_items=len(n_scored),
+        n_clusters=len(set(clusters)),
+        n_scored=int(n_scored.sum()),
+        sums={name: ratio_estimate(x, one_each, clusters) for name, x in sums.items()},
+        means={name: ratio_estimate(x, n_scored, clusters) for name, x in sums.items()},
+    )
 
 
 class SequenceSums(NamedTuple):

@@ -8,7 +8,7 @@
 | `stalled`, `crashed` | no progress; a signal or an exit code without a word | a crash |
 | `store_unavailable` | the child could not reach the database, the supervisor could | a crash |
 | `disk_full`, `storage_failed` | a checkpoint could not be written | fails at once |
-| `timeout`, `reward_error`, `dataset_error`, `model_load_failed`, `path_not_allowed`, … | | fails at once |
+| `audit_failed`, `timeout`, `reward_error`, `dataset_error`, `model_load_failed`, … | | fails at once |
 
 A crash is tried again up to `limits.max_attempts` times without progress in between.
 """
@@ -30,8 +30,10 @@ EXIT_STOPPED = 75  # saved, may go on elsewhere
 
 HINTS = {
     "nan_loss": "Lower optimization.learning_rate, or check the reward for extreme values.",
-    "cuda_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or raise optimization.minibatches; for a "
-    "score job the deployment's KLEASH_MAX_BATCH_TOKENS.",
+    "audit_failed": "Nothing was trained. The event job.audited lists every number and its bound; a model whose "
+    "numbers depend on padding or dropout cannot be trained by PPO as it is.",
+    "cuda_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or raise optimization.minibatches; a "
+    "score job needs a GPU with room for both models.",
     "host_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
     "oom_killed": "Lower rollout.batch_size or rollout.max_new_tokens, or give the worker more memory.",
     "disk_full": "Free space below the data folder, then create a job with resume_from the last checkpoint.",

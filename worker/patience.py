@@ -6,7 +6,8 @@ from functools import wraps
 from typing import Any, cast
 
 from jobs.errors import StoreUnavailable
-from jobs.ports import Clock, Store
+from jobs.ports import Clock
+from jobs.store import Store
 
 log = logging.getLogger(__name__)
 

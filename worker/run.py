@@ -9,9 +9,10 @@ from typing import Any
 import structlog
 import torch
 
-from jobs.ports import Store
 from jobs.spec import Checkpoint, Event, Job, NewEvent, Sample
 from jobs.states import Status
+from jobs.store import Store
+from rlhf_core.audit import audit, require_passed
 from rlhf_core.checkpoint import Generators, seed_generators
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
@@ -84,6 +85,7 @@ class TrainingRun:
         prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
         eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
         forget_other_prompts(state, eval_prompts)
+        self._audit(policy, state, prompts)
         steps = train(
             policy,
             state,
@@ -115,6 +117,20 @@ class TrainingRun:
             return None
         stop.defer()
         return self.saves.save(policy, state, FINAL)
+
+    def _audit(self, policy: Policy, state: TrainState, prompts: list[str]) -> None:
+        """At the start of every attempt: it may be on another machine. The report is an event."""
+        self._phase("audit")
+        checks = audit(policy, state.value_head, self.config, prompts, is_reference=state.step == 0)
+        report = [check._asdict() | {"passed": check.passed} for check in checks]
+        failed = sum(not check.passed for check in checks)
+        self._event(
+            "job.audited",
+            f"{failed} of {len(checks)} checks failed." if failed else f"{len(checks)} checks passed.",
+            level="error" if failed else "info",
+            checks=report,
+        )
+        require_passed(checks)
 
     def _record(self, step: StepResult) -> None:
         samples = [
@@ -187,7 +203,10 @@ class TrainingRun:
             after = page[-1].seq
 
     def _warn(self, type_: str, message: str, **data: Any) -> None:
-        event = NewEvent(type=type_, message=message, level="warning", data=data)
+        self._event(type_, message, level="warning", **data)
+
+    def _event(self, type_: str, message: str, *, level: str, **data: Any) -> None:
+        event = NewEvent(type=type_, message=message, level=level, data=data)
         self.store.add_event(self.job.id, self.job.attempt, event)
 
     def _phase(self, phase: str) -> None:

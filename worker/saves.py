@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Files, Store
+from jobs.ports import Files
 from jobs.spec import Checkpoint, Job, NewEvent
+from jobs.store import Store
 from rlhf_core.checkpoint import other_environment, read_checkpoint, verify_checkpoint, write_checkpoint
 from rlhf_core.controllers import make_controller
 from rlhf_core.errors import CheckpointError
@@ -37,9 +38,7 @@ class Saves:
 
     def tidy(self) -> None:
         """Remove what earlier attempts, and this one before it started again, left unfinished."""
-        for attempt in range(1, self._job.attempt + 1):
-            folder = self._folder.parent / str(attempt)
-            remove_leftovers(self._store, self._files, self._job.id, folder)
+        remove_leftovers(self._store, self._files, self._job.id, self._folder)
 
     def restore(self) -> Restored | None:
         """The job's last checkpoint that verifies, else the one it was asked to resume from, else None.

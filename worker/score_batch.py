@@ -1,11 +1,12 @@
 """One attempt at a score job: from the first item without a recorded shard to the end, or to SIGTERM.
 
 Shards are windows of the input, fixed by item numbers, and batches never reach over a window's edge: a resumed
-job forms the batches of an undisturbed one, and its results are the same bytes.
+job forms the batches of an undisturbed one, and its results are the same bytes: unless memory was short, for then
+a batch goes in halves, and numbers move by rounding.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,18 +14,19 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from jobs.bulk import BulkItem
-from jobs.ports import Store
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
-from rlhf_core.batches import Capacity, next_batch
+from jobs.store import Store
+from rlhf_core.batches import Capacity, in_batches
 from rlhf_core.errors import UnusableInput
 from rlhf_core.models import ModelPair, load_pair
 from rlhf_core.scoring import ScoredText, capacity, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize_item
-from worker.bulk_input import BadLine, Cursor, Reader, Window, count_items, open_input
+from worker.bulk_input import BadLine, Cursor, Line, Reader, Window, count_items, open_input
 from worker.run import Stop
 from worker.score_results import Result, failed_result, scored_result, summarise
+from worker.scorer.memory import score_in_halves
 from worker.scorer.sources import AllowedSources
 from worker.shards import Shards
 
@@ -77,7 +79,7 @@ class ScoreRun:
             windows = reader.windows(len(done), self.config.checkpoint.every_items)
             self._phase("scoring")
             for prepared in ahead(prepare(window, pair, room) for window in windows):
-                counts = self._save(prepared, self._results(prepared, pair, room), counts, total)
+                counts = self._save(prepared.window, self._results(prepared, pair, room), counts, total)
         self._succeed(pair, counts)
         return 0
 
@@ -106,38 +108,47 @@ class ScoreRun:
             place: failed_result(first + place, items[place], why) for place, why in prepared.problems.items()
         }
         for place, scored in self._scores(prepared.texts, pair, room):
-            item = items[place]
-            assert isinstance(item, BulkItem)
-            truncated = prepared.texts[place].truncated
-            results[place] = scored_result(first + place, item, scored, self.config, truncated=truncated)
+            line, text = prepared.window.lines[place], prepared.texts[place]
+            results[place] = self._result(first + place, line, text, scored)
         return [results[place] for place in range(len(items))], time.monotonic() - began
+
+    def _result(self, index: int, line: Line, text: TokenizedText, scored: ScoredText | None) -> Result:
+        assert isinstance(line.item, BulkItem)
+        if scored is None:
+            detail = f"line {line.number}: memory is not enough for its {len(text.ids)} tokens"
+            return failed_result(index, line.item, BadLine("out_of_memory", detail))
+        return scored_result(index, line.item, scored, self.config, truncated=text.truncated)
 
     def _scores(
         self, texts: dict[int, TokenizedText], pair: ModelPair, room: Capacity
-    ) -> Iterator[tuple[int, ScoredText]]:
-        """As rlhf_core.scoring.score_texts, longest first, and a sign of life between batches."""
-        config = self.config
-        waiting = sorted(texts, key=lambda place: -len(texts[place].ids))
-        while waiting:
-            left = [texts[place] for place in waiting]
-            chosen = next_batch(
-                left, room, max_batch_tokens=self._max_batch_tokens, strict=config.numerics == "strict"
-            )
-            batch, together = [waiting[index] for index in chosen], [left[index] for index in chosen]
-            scores = score_batch(pair, together, temperature=config.temperature, top_k=config.top_k)
-            yield from zip(batch, scores, strict=True)
-            taken = set(batch)
-            waiting = [place for place in waiting if place not in taken]
+    ) -> Iterator[tuple[int, ScoredText | None]]:
+        """As rlhf_core.scoring.score_texts, by places in the window, and a sign of life between batches.
+
+        Where memory is short a batch goes in halves; None for a text that does not fit alone.
+        """
+        config, places = self.config, list(texts)
+        waiting, strict = list(texts.values()), config.numerics == "strict"
+
+        def score(part: Sequence[TokenizedText]) -> list[ScoredText]:
+            return score_batch(pair, part, temperature=config.temperature, top_k=config.top_k)
+
+        def short_of_memory() -> None:
+            log.warning("out of memory", step=self.step)
+
+        for batch in in_batches(waiting, room, max_batch_tokens=self._max_batch_tokens, strict=strict):
+            together = [waiting[index] for index in batch]
+            scores = score_in_halves(score, together, on_failure=short_of_memory)
+            yield from zip((places[index] for index in batch), scores, strict=True)
             if time.monotonic() - self._alive_at > ALIVE_EVERY_S:
                 self._phase("scoring")
 
     def _save(
-        self, prepared: Prepared, scored: tuple[list[Result], float], counts: dict[str, int], total: int
+        self, window: Window, scored: tuple[list[Result], float], counts: dict[str, int], total: int
     ) -> dict[str, int]:
         """Make the window's shard durable; the counts with it."""
-        (results, took_s), window = scored, prepared.window
+        results, took_s = scored
         tokens, n_scored = sum(r.tokens for r in results), sum(r.scored for r in results)
-        grown = (len(results), len(prepared.problems), tokens, n_scored)
+        grown = (len(results), sum(result.failed for result in results), tokens, n_scored)
         counts = {name: counts[name] + more for name, more in zip(COUNTED, grown, strict=True)}
         totals: dict[str, float] = {}
         for result in results:

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 
 from jobs.bulk import BulkItem, ScoreConfig
+from rlhf_core import statistics
 from rlhf_core.scoring import ScoredText
-from rlhf_core.statistics import Array, ratio_estimate
 from worker.bulk_input import BadLine
 
 
@@ -22,6 +22,11 @@ class Result(NamedTuple):
     tokens: int
     scored: int
     sums: dict[str, float]
+
+    @property
+    def failed(self) -> bool:
+        """True if it could not be scored."""
+        return not self.scored
 
 
 def scored_result(
@@ -81,18 +86,8 @@ def summarise(lines: Iterable[bytes]) -> dict[str, Any]:
         scored.append(row["n_scored"])
         for name, value in row["sums"].items():
             sums.setdefault(name, array("d")).append(math.nan if value is None else value)
-    tokens = np.array(scored)
-    return {
-        "n_items": len(scored),
-        "n_clusters": len(set(clusters)),
-        "n_scored": int(tokens.sum()),
-        "sums": {name: _estimate(values, np.ones(len(scored)), clusters) for name, values in sums.items()},
-        "means": {name: _estimate(values, tokens, clusters) for name, values in sums.items()},
-    }
-
-
-def _estimate(values: "array[float]", weights: Array, clusters: "array[int]") -> dict[str, float | None]:
-    return ratio_estimate(np.array(values), weights, clusters)._asdict()
+    totals = {name: np.asarray(values) for name, values in sums.items()}
+    return statistics.summarise(totals, np.asarray(scored), clusters).as_dict()
 
 
 def _repeated(item: BulkItem) -> dict[str, Any]:

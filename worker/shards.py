@@ -8,8 +8,9 @@ from typing import Any
 from jobs.bulk import RESULTS
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Files, Store
+from jobs.ports import Files
 from jobs.spec import Job, NewEvent, NewShard, Shard
+from jobs.store import Store
 from worker.failures import storage_error
 
 
@@ -23,8 +24,7 @@ class Shards:
 
     def tidy(self) -> None:
         """Remove what earlier attempts left unfinished."""
-        for attempt in range(1, self._job.attempt + 1):
-            remove_leftovers(self._store, self._files, self._job.id, self._folder.with_name(str(attempt)))
+        remove_leftovers(self._store, self._files, self._job.id, self._folder)
 
     def done(self) -> list[Shard]:
         """The first shards, up to the one whose results are not there as they were written."""

@@ -16,13 +16,15 @@ from jobs.errors import LeaseLost, StoreUnavailable
 from jobs.faults import point
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
-from jobs.ports import Clock, Files, Store
+from jobs.ports import Clock, Files
 from jobs.settings import Settings
 from jobs.spec import Job, JobFailure
 from jobs.states import Desired, Status
+from jobs.store import Store
 from jobs.system import SystemClock
 from worker.child import Child
 from worker.failures import EXIT_DISK, EXIT_FAILED, EXIT_STOPPED, EXIT_UNREACHABLE, FULL, HINTS
+from worker.shared_gpu import scorers_asleep
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +178,8 @@ class Supervisor:
             return None
         heart = Heartbeat(self._store, job, asked_at=asked_at, settings=self._settings, clock=self._clock)
         try:
-            return self._run(job, heart)
+            with scorers_asleep(self._settings):
+                return self._run(job, heart)
         finally:
             heart.stop()
 

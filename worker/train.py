@@ -22,10 +22,10 @@ die_with_parent()  # before the slow imports: an orphan must not keep the GPU
 import structlog  # noqa: E402
 
 from jobs.errors import LeaseLost, StoreUnavailable  # noqa: E402
-from jobs.ports import Store  # noqa: E402
 from jobs.settings import Settings  # noqa: E402
 from jobs.spec import Job  # noqa: E402
 from jobs.sql_store import open_store  # noqa: E402
+from jobs.store import Store  # noqa: E402
 from jobs.system import SystemClock  # noqa: E402
 from rlhf_core.errors import NonFiniteLoss  # noqa: E402
 from worker.failures import EXIT_STOPPED, EXIT_UNREACHABLE, failure_of  # noqa: E402

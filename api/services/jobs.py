@@ -11,10 +11,11 @@ from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor, N
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.bulk import RESULTS
 from jobs.errors import JobNotFound
-from jobs.ports import Created, Rng, Store
+from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, PPOSpec, Sample, ScoreSpec
 from jobs.states import Action, Status
+from jobs.store import Created, Store
 from rlhf_core.config.ppo import LoraConfig
 
 READ_BYTES = 1 << 20

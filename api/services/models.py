@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from api.errors import FileNotFound, PathNotAllowed, UnknownModel
 from jobs.errors import JobNotFound
-from jobs.ports import Store
 from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Settings
 from jobs.spec import CHECKPOINT_NAME, Checkpoint, Job
+from jobs.store import Store
 
 CHECKPOINT = re.compile(CHECKPOINT_NAME)
 ADAPTER_CONFIG = "adapter_config.json"

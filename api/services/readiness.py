@@ -3,7 +3,8 @@
 from typing import Literal
 
 from jobs.errors import StoreUnavailable
-from jobs.ports import Broker, Scorer, Store
+from jobs.ports import Broker, Scorer
+from jobs.store import Store
 
 Check = Literal["ok", "down"]
 

@@ -3,16 +3,9 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from api.schemas_statistics import SampledFrom
-from rlhf_core.statistics import (
-    Array,
-    SequenceSums,
-    effective_sample_size,
-    ratio_estimate,
-    sequence_kl,
-)
+from rlhf_core import statistics
+from rlhf_core.statistics import Array, SequenceSums, effective_sample_size, sequence_kl
 
 IF_WHOLE = "if every token was drawn from the whole softmax at this temperature"
 NOTES: dict[SampledFrom, str] = {
@@ -45,13 +38,7 @@ def summarise(
         clusters: a label for each text.
         sampled_from: the model that wrote the texts, as the caller claims.
     """
-    one_each = np.ones(len(n_scored))
-    return {
-        "n_items": len(n_scored),
-        "n_clusters": len(set(clusters)),
-        "n_scored": int(n_scored.sum()),
-        "sums": {name: ratio_estimate(x, one_each, clusters)._asdict() for name, x in sums.items()},
-        "means": {name: ratio_estimate(x, n_scored, clusters)._asdict() for name, x in sums.items()},
+    return statistics.summarise(sums, n_scored, clusters).as_dict() | {
         "sequence_kl": _sequence_kl(sequences, clusters, sampled_from),
         "ess": _ess(sequences, sampled_from),
     }

@@ -163,12 +163,29 @@ def gradient_is_nan() -> None:
     update.clip_gradients = clip_gradients
 
 
+def dropout_is_on() -> None:
+    """As if the layers had kept the probability of their training."""
+    from worker import run
+
+    real = run.fresh_state
+
+    def fresh_state(policy: Any, config: Any) -> Any:
+        with policy.policy() as model:
+            for module in model.trunk.train().modules():
+                if hasattr(module, "attention_dropout"):
+                    module.attention_dropout = 0.5
+        return real(policy, config)
+
+    run.fresh_state = fresh_state  # type: ignore[attr-defined]
+
+
 OTHERS: dict[str, Callable[[], None]] = {
     "nothing": lambda: None,
     "tensors-take-all-memory": tensors_take_all_memory,
     "gpu-holds-one": lambda: gpu_is_too_small_for(1),
     "gpu-holds-none": lambda: gpu_is_too_small_for(0),
     "gradient-is-nan": gradient_is_nan,
+    "dropout-is-on": dropout_is_on,
 }
 
 

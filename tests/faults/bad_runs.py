@@ -48,6 +48,7 @@ EXPECTED: dict[str, tuple[str | None, int, str, str]] = {
     "gpu-holds-one": (None, 1, "", "job.micro_batch_halved"),
     "gpu-holds-none": ("cuda_oom", 1, "CUDA out of memory", "job.micro_batch_halved"),
     "gradient-is-nan": ("nan_loss", 1, "step 2: the gradient of base_model", "job.rolled_back"),
+    "dropout-is-on": ("audit_failed", 1, "dropout is", "job.audited"),
 }
 STALL_AFTER_S = {"hangs": 2.0}
 

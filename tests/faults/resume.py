@@ -53,12 +53,13 @@ def places(training: str, every_steps: int) -> Iterator[Place]:
     for nth in range(1, STEPS + 1):
         yield Place("jobs.sql_store:SqlStore.record_step", nth, True)
         yield Place("jobs.sql_store:SqlStore.record_step", nth, False)
-    # 6 tokens a rollout; one evaluation before, one after step 2, one after the last: calls 1–6 evaluate.
-    yield from (Place("rlhf_core.rollout:_sample", nth, True) for nth in (3, 9, 15, 23))
-    # Two minibatches a step.
-    yield from (Place("rlhf_core.experience:chunked_scores", nth, True) for nth in (2, 4, 6))
-    # Between the reference's pass and the policy's: the adapter is off.
-    for nth in (3, 6) if training == "lora" else ():
+    # 6 tokens a rollout; the audit's, then one evaluation before, one after step 2, one after the last.
+    yield from (Place("rlhf_core.rollout:_sample", nth, True) for nth in (3, 9, 15, 21, 29))
+    # The audit: four sequences together, then each alone. Then two minibatches a step.
+    yield from (Place("rlhf_core.experience:chunked_scores", nth, True) for nth in (3, 7, 9, 11))
+    yield Place("worker.run:audit", 1, False)
+    # Between the reference's pass and the policy's: the adapter is off. The audit's first seven.
+    for nth in (5, 10, 13) if training == "lora" else ():
         yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, True)
         yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, False)
     # Two epochs of two minibatches a step: after the first, in the middle, before the last.
@@ -84,8 +85,8 @@ def places(training: str, every_steps: int) -> Iterator[Place]:
 QUICK = {  # the steps before are unsaved: what SIGTERM does there differs most from what kill -9 does
     "lora": {
         "after:SqlStore.record_step:2",
-        "before:_sample:9",
-        "before:BaseTuner.enable_adapter_layers:3",
+        "before:_sample:15",
+        "before:BaseTuner.enable_adapter_layers:10",
         "after:update_minibatch:6",
         "after:save_file:1",
     },

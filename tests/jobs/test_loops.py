@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from jobs.dispatcher import Dispatcher
 from jobs.errors import BrokerUnavailable
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
-from jobs.states import Status
+from jobs.states import Action, Status
 
 SETTINGS = Settings(dispatch_every_s=0.05, reap_every_s=0.05)
 SPEC = PPOSpec.model_validate_json(
@@ -143,3 +145,24 @@ def test_a_new_reaper_clears_what_one_that_died_did_not(store: SqlStore, tmp_pat
     with running(Reaper(store, Settings(data=tmp_path)).run):
         wait_until(lambda: names(attempt) == ["log", "step-1"])
     assert (tmp_path / "jobs" / "job_unknown" / "1" / "step-1").exists(), "not ours to judge"
+
+
+@pytest.mark.parametrize("tidied", [Reaper.run_once, Reaper.sweep])
+@pytest.mark.parametrize("it_wrote", [True, False], ids=["its own folder", "no folder"])
+def test_a_checkpoint_that_a_later_attempt_was_retiring_goes(
+    store: SqlStore, tmp_path: Path, tidied: Callable[[Reaper], object], *, it_wrote: bool
+) -> None:
+    """The second attempt drops the row of the first one's checkpoint and dies before the folder goes."""
+    attempt = unfinished(store, tmp_path)
+    store.hand_back("job_1", 1, reason="r")
+    store.claim("job_1", store.get_job("job_1").epoch, worker="w", lease_s=600)
+    if it_wrote:
+        attempt.with_name("2").mkdir()
+    assert store.drop_checkpoints("job_1", 2, ["step-1"]) == ["step-1"]
+    store.request("job_1", Action.CANCEL)
+    store.heartbeat("job_1", 2, lease_s=-1)
+    if tidied is Reaper.sweep:
+        store.reap()  # whoever did it died here
+    tidied(Reaper(store, Settings(data=tmp_path)))
+    assert store.get_job("job_1").status is Status.CANCELLED
+    assert names(attempt) == ["log"]

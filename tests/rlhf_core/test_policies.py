@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from rlhf_core.audit import audit, require_passed
 from rlhf_core.checkpoint import write_checkpoint
 from rlhf_core.config.ppo import ModelConfig, PPOConfig
 from rlhf_core.errors import ModelLoadError
@@ -268,11 +269,31 @@ def test_a_model_that_cannot_checkpoint_is_refused(
         begin(config(models["llama"], gradient_checkpointing=True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("training", TRAININGS)
+def test_the_audit_passes_a_fresh_policy(models: dict[str, Path], training: str, dtype: str) -> None:
+    """Company and generation have a bound of their own in bfloat16; SmolLM2-135M needs it, tiny models do not."""
+    policy, state = begin(options := config(models["llama"], lora=TRAININGS[training], dtype=dtype))
+    checks = audit(policy, state.value_head, options, PROMPTS, is_reference=True)
+    require_passed(checks)
+    found = {check.name: check.value for check in checks}
+    assert found["dropout"] == found["log_ratio"] == found["kl_reference"] == found["kl_initial"] == 0.0
+    bounds = {check.bound for check in checks if check.name in ("company", "generation")}
+    assert bounds == {2e-4 if dtype == "float32" else 0.25}
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("training", TRAININGS)
 def test_bfloat16_is_of_the_products_alone(models: dict[str, Path], name: str, training: str) -> None:
     """Weights, moments and logits are float32; the hidden states are off by bfloat16's rounding, 2⁻⁸ a product."""
     policy, state = begin(options := config(models[name], lora=TRAININGS[training], dtype="bfloat16"))
+    products: set[torch.dtype] = set()
+    with policy.policy() as model:
+        for layer in model.trunk.modules():
+            if type(layer).__name__ in ("OneDNNLinear", "Linear", "Conv1D"):
+                layer.register_forward_hook(lambda _module, _input, output: products.add(output.dtype))
+        of_policy(policy)
+    assert products == {torch.bfloat16}
     exact = logits(load_body(str(models[name])).causal_lm)
     half = of_policy(policy)
     assert half.dtype == torch.float32

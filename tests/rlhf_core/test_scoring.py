@@ -6,8 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -17,7 +15,6 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from rlhf_core.batches import PADDING_WASTE, fill_batch
 from rlhf_core.causal_lm import split
 from rlhf_core.errors import TokenizerMismatch
 from rlhf_core.models import WeightSource, load_pair
@@ -261,42 +258,3 @@ def test_models_that_would_mix_packed_texts_are_padded():
     for config, packs in ((bloom, False), (llama, True)):
         model = AutoModelForCausalLM.from_config(config).eval()
         assert split(model).packs is packs, config.model_type
-
-
-@given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
-    first=st.integers(0, 29),
-    budgets=st.tuples(st.integers(1, 200), st.integers(1, 200)),
-)
-def test_a_pack_is_filled_in_order_until_nothing_fits(lengths, first, budgets):
-    first %= len(lengths)
-    batch = fill_batch(lengths, first, max_batch_tokens=budgets[0], packed_tokens=budgets[1])
-    assert batch[0] == first
-    alike = [index for index, length in enumerate(lengths) if length == lengths[first]]
-    if len(alike) * lengths[first] >= budgets[1]:  # enough of one length
-        assert set(batch) <= set(alike)
-        assert len(batch) == max(1, min(len(alike), budgets[0] // lengths[first]))
-        return
-    assert batch[1:] == sorted(set(batch[1:]) - {first})
-    room = min(budgets) - sum(lengths[index] for index in batch)
-    assert len(batch) == 1 or room >= 0
-    assert all(lengths[index] > room for index in set(range(len(lengths))) - set(batch))
-
-
-@given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30),
-    first=st.integers(0, 29),
-    budget=st.integers(1, 200),
-)
-def test_a_batch_keeps_to_its_budget_and_wastes_little(lengths, first, budget):
-    first %= len(lengths)
-    batch = fill_batch(lengths, first, max_batch_tokens=budget)
-    assert batch[0] == first
-    assert len(set(batch)) == len(batch)
-    chosen = [lengths[index] for index in batch]
-    padded = max(chosen) * len(chosen)
-    assert len(batch) == 1 or padded <= budget
-    assert padded <= PADDING_WASTE * sum(chosen)
-    for index in set(range(len(lengths))) - set(batch):  # an equally long text is left only for the budget
-        if lengths[index] == lengths[first]:
-            assert padded + max(chosen) > budget

@@ -13,6 +13,7 @@ from rlhf_core.statistics import (
     ratio_estimate,
     sequence_kl,
     sequence_sums,
+    summarise,
     t_interval,
 )
 
@@ -40,6 +41,14 @@ def test_one_cluster_has_no_error():
     assert ratio_estimate(np.array([1.0, 2.0]), np.ones(2), ["p", "p"]) == (1.5, None, None, None)
     found = sequence_kl(SequenceSums(*np.ones((3, 2))), ["p", "p"])
     assert found.variance_ratio is None
+
+
+def test_a_summary_has_means_per_sequence_and_per_token():
+    found = summarise({"kl": np.array([1.0, 3.0, 5.0])}, np.array([1.0, 1.0, 2.0]), ["a", "b", "b"])
+    assert (found.n_items, found.n_clusters, found.n_scored) == (3, 2, 4)
+    assert found.sums["kl"].mean == 3  # 9 / 3
+    assert found.means["kl"].mean == 2.25  # 9 / 4
+    assert found.as_dict()["means"]["kl"] == found.means["kl"]._asdict()
 
 
 def test_an_infinite_sum_leaves_nan_and_no_warning():

@@ -1,4 +1,4 @@
-"""The scorer over HTTP, for the API alone: POST /score, GET /ready, GET /health.
+"""The scorer over HTTP, for the API: POST /score, GET /ready, GET /health; for a worker: POST /sleep, POST /wake.
 
 Answers are binary (jobs/scoring_wire.py) and say in Server-Timing where the time went; refusals are JSON
 `{"code", "detail", "context"}`.
@@ -8,7 +8,7 @@ import asyncio
 import threading
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
@@ -19,6 +19,7 @@ from worker.scorer.batcher import Batcher, ScorerDraining
 from worker.scorer.sources import AllowedSources
 from worker.scorer.tickets import TimedReply
 
+MAX_SLEEP_S = 3600.0  # whoever wants more asks again
 STATUS = {"input_too_long": 413}  # other refusals are 422
 
 
@@ -42,9 +43,19 @@ def create_app(
     async def is_ready() -> Response:
         if batcher.closed:
             return _refusal(503, "draining", "the scorer is shutting down")
+        if not batcher.rest.over:
+            return _refusal(503, "asleep", "a job trains on the scorer's GPU")
         if ready.is_set():
             return JSONResponse({"status": "ready"})
         return _refusal(503, "starting", "the default pair is being loaded and warmed up")
+
+    @app.post("/sleep", status_code=204)
+    def sleep(for_s: Annotated[float, Query(gt=0, le=MAX_SLEEP_S)]) -> None:
+        batcher.rest.sleep(for_s)
+
+    @app.post("/wake", status_code=204)
+    def wake() -> None:
+        batcher.rest.wake()
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

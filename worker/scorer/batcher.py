@@ -21,11 +21,12 @@ from jobs.scoring_wire import ItemError, ScoreRequest
 from rlhf_core.batches import next_batch
 from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText
-from worker.scorer.answers import item_scores, tokenized, top_pieces
+from worker.scorer.answers import item_scores, timed_reply, tokenized
 from worker.scorer.failures import failure_of
 from worker.scorer.memory import device_is_lost, score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 from worker.scorer.queue import FairQueue
+from worker.scorer.rest import Rest, ScorerAsleep
 from worker.scorer.stats import Stats, Totals
 from worker.scorer.tickets import BatchKey, Fingerprint, Ticket, TimedReply, estimate_tokens, fair_order
 from worker.scorer.warmup import warmup_batches
@@ -55,6 +56,7 @@ class Batcher:
         self._queue = FairQueue(max_tokens=max_queued_tokens, max_requests=max_queued_requests)
         self._totals = Totals()
         self._closed = False
+        self.rest = Rest(pairs, self._changed, idle=self._idle, load=self.preload, clock=clock)
         self._next_load = clock()  # when another pair may be loaded while those in memory have work
 
     @property
@@ -69,6 +71,7 @@ class Batcher:
             ScoringRefused: it could never be admitted (`input_too_long`).
             ScorerOverloaded: the queue is full.
             ScorerDraining: the scorer is shutting down.
+            ScorerAsleep: it has no models now.
         """
         key, now = BatchKey(pair, request.temperature, request.numerics), self._clock()
         ticket = Ticket(request, key, estimate_tokens(request), submitted=now, deadline=now + timeout_s)
@@ -76,6 +79,8 @@ class Batcher:
             self._drop_unwanted()
             if self._closed:
                 raise ScorerDraining("the scorer is shutting down")
+            if self.rest.asleep:
+                raise ScorerAsleep("the scorer sleeps while a job trains on its GPU")
             self._queue.admit(ticket, tokens_per_s=self._totals.tokens_per_s)
             self._changed.notify_all()
         return ticket.future
@@ -103,10 +108,15 @@ class Batcher:
         """Score until closed and the queue is empty. Raises what a GPU did not survive."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._queue) or self._closed)
-                if not len(self._queue):
-                    return
-            self.step()
+                while self._idle() and not self._closed and not self.rest.due:
+                    self._changed.wait(self.rest.left_s)
+                idle = self._idle()
+            if not idle:
+                self.step()
+            elif self._closed:
+                return
+            else:
+                self.rest.act()
 
     def tokenize_ahead(self) -> None:
         """Tokenise requests whose pair is in memory, until closed."""
@@ -149,6 +159,10 @@ class Batcher:
                     self._answer(ticket, pair)
         with self._changed:
             self._queue.end_turn(leader.client)
+            self._changed.notify_all()  # who waits for the queue's end
+
+    def _idle(self) -> bool:
+        return not len(self._queue)
 
     def _may_run(self, key: BatchKey) -> bool:
         """A pair in memory may; another one after those in memory had as much time as the last load took."""
@@ -257,16 +271,7 @@ class Batcher:
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
         queue_s = self._clock() - ticket.submitted - ticket.tokenize_s - ticket.compute_s
-        reply = TimedReply(
-            items=[ticket.answers[item] for item in range(len(ticket.request.items))],
-            tokenizer_sha256=pair.models.tokenizer_sha256,
-            vocab_size=pair.capacity.vocab_size,
-            weights_dtype=pair.models.weights_dtype,
-            pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),
-            queue_s=queue_s,
-            tokenize_s=ticket.tokenize_s,
-            compute_s=ticket.compute_s,
-        )
+        reply = timed_reply(ticket, pair, queue_s=queue_s)
         with self._changed:  # only now: an error above must still find whom it fails
             self._queue.remove(lambda other: other is ticket)
             self._totals.queue_s += queue_s

@@ -77,6 +77,14 @@ class PairCache:
         self._pairs.move_to_end(key)
         return self._pairs[key]
 
+    def clear(self) -> list[PairKey]:
+        """Give up all pairs and their memory; returns which they were, least recently used first."""
+        keys = list(self._pairs)
+        self._pairs.clear()
+        self._bodies.clear()
+        release()
+        return keys
+
     def _bytes_to_load(self, key: PairKey) -> int:
         new = {path for source in key for path in source if path is not None and path not in self._bodies}
         return sum(map(stored_bytes, new))

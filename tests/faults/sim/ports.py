@@ -61,7 +61,7 @@ class Gate:
 
 
 class SimStore:
-    """jobs.ports.Store: the real one behind a gate, with an eye on the fence."""
+    """jobs.store.Store: the real one behind a gate, with an eye on the fence."""
 
     def __init__(self, gate: Gate, store: SqlStore, spy: "Spy") -> None:
         self._gate, self._store, self._spy = gate, store, spy

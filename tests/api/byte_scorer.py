@@ -1,0 +1,55 @@
+"""A stand-in scorer's answers, one token per byte, and requests to /v1/scores."""
+
+import numpy as np
+
+from api.schemas_scores import ScoreList
+from jobs.scoring_wire import (
+    QUANTITIES,
+    ItemError,
+    ItemScores,
+    ScoreItem,
+    ScoreReply,
+    ScoreRequest,
+    decode_reply,
+    encode_reply,
+)
+
+
+def byte_scores(item: ScoreItem, *, k1: float, names: tuple[str, ...] = QUANTITIES) -> ItemScores:
+    """One token per byte; every scored k1 is `k1`, the other quantities are 1."""
+    raw = ((item.prompt or "") + item.text).encode()
+    first = max(len((item.prompt or "").encode()), 1)
+    scored = np.arange(len(raw)) >= first
+    return ItemScores(
+        token_ids=np.frombuffer(raw, np.uint8).astype(np.int32),
+        start=np.arange(len(raw), dtype=np.int32),
+        end=np.arange(1, len(raw) + 1, dtype=np.int32),
+        scored=scored,
+        quantities={
+            name: np.where(scored, k1 if name == "k1" else 1.0, np.nan).astype(np.float32) for name in names
+        },
+    )
+
+
+def replying(*k1: float):
+    """A scorer's answer with one k1 per item, sent through the wire format."""
+
+    def answer(request: ScoreRequest) -> ScoreReply:
+        items = [
+            byte_scores(item, k1=value, names=request.quantities)
+            if item.text
+            else ItemError(code="empty_input", detail="no token is left to score")
+            for item, value in zip(request.items, k1, strict=True)
+        ]
+        reply = ScoreReply(items=items, tokenizer_sha256="ab" * 32, vocab_size=256, weights_dtype="float32")
+        return decode_reply(encode_reply(reply))
+
+    return answer
+
+
+def post(client, body, status=200):
+    response = client.post("/v1/scores", json=body)
+    assert response.status_code == status, response.text
+    if status == 200:
+        ScoreList.model_validate_json(response.content, strict=True)  # what OpenAPI promises
+    return response.json()

@@ -1,0 +1,107 @@
+"""Sleep while a job trains on the same GPU: no models, no requests, and awake whatever happens to the worker."""
+
+import gc
+import os
+import sys
+import weakref
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from jobs.migrate import upgrade
+from jobs.settings import Settings
+from jobs.sql_store import SqlStore
+from jobs.states import Action, Status
+from tests.worker.scorer.bench import in_background, request, serving, settings_for, wait_until
+from tests.worker.test_supervisor import CHILD, ROOT, spec
+from worker.scorer.rest import ScorerAsleep
+from worker.shared_gpu import scorers_asleep
+from worker.supervisor import Supervisor
+
+LONG_S = 600.0
+
+
+@pytest.fixture
+def running(batcher, pair_key):
+    """The batcher with its thread, and the default pair in memory."""
+    batcher.preload(pair_key)
+    ended = in_background(batcher.run)
+    yield batcher
+    batcher.close()
+    ended.result(60)
+
+
+def kl(future: Future):
+    return future.result(60).items[0].quantities["kl"]
+
+
+def test_what_waits_is_answered_then_all_models_go_and_come_back_the_same(running, tiny, pair_key, loader):
+    models = weakref.ref(running._pairs.find(pair_key).models)
+    waiting = running.submit(request(tiny, "the cat sat"), pair_key)
+    running.rest.sleep(LONG_S)
+    assert waiting.done()
+    gc.collect()
+    assert models() is None
+    with pytest.raises(ScorerAsleep):
+        running.submit(request(tiny, "the cat sat"), pair_key)
+    running.rest.wake()
+    wait_until(lambda: running.rest.over)
+    assert pair_key in running._pairs
+    again = running.submit(request(tiny, "the cat sat"), pair_key)
+    np.testing.assert_array_equal(kl(waiting), kl(again))
+    assert len(loader.loaded) == 2
+
+
+def test_it_wakes_by_itself_when_nobody_asks_again(running, tiny, pair_key):
+    running.rest.sleep(0.2)
+    wait_until(lambda: running.rest.over)
+    assert kl(running.submit(request(tiny, "the cat"), pair_key))[1] > 0
+
+
+@pytest.fixture
+def shared(tmp_path, tiny, running):
+    """Settings of a worker on the scorer's GPU, and the scorer over HTTP."""
+    settings = settings_for(tmp_path, tiny)
+    with serving(running, settings, tmp_path) as (client, path):
+        yield (
+            Settings(
+                data=tmp_path,
+                scorer_url=f"unix:{path}",
+                scorer_shares_gpu=True,
+                heartbeat_s=0.05,
+                lease_s=LONG_S,
+                stop_grace_s=LONG_S,
+            ),
+            client,
+        )
+
+
+def test_it_sleeps_while_a_job_runs_and_only_then(tmp_path, shared, running, monkeypatch):
+    """A real supervisor with a real child, which starts when the models have gone."""
+    settings, client = shared
+    url = f"sqlite:///{tmp_path}/kleash.db"
+    upgrade(url)
+    monkeypatch.setenv("KLEASH_DATABASE_URL", url)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    store = SqlStore(url)
+    store.create_job("job_1", "me", spec(), {})
+    command = [sys.executable, str(CHILD), "obey", str(tmp_path)]
+    supervisor = Supervisor(store, settings, worker="w", command=command)
+    run = in_background(lambda: supervisor.run("job_1", store.get_job("job_1").epoch))
+    wait_until(lambda: (tmp_path / "starts").exists())
+    assert not len(running._pairs)
+    assert client.get("/ready").json()["code"] == "asleep"
+    store.request("job_1", Action.CANCEL)
+    assert run.result(60) is Status.CANCELLED
+    wait_until(lambda: running.rest.over)
+    assert len(running._pairs) == 1
+    store.close()
+
+
+def test_a_scorer_that_is_not_there_holds_no_job_back(tmp_path, caplog):
+    settings = Settings(data=tmp_path, scorer_url=f"unix:{tmp_path}/none.sock", scorer_shares_gpu=True)
+    with scorers_asleep(settings):
+        pass
+    assert f"{tmp_path}/none.sock" in caplog.text
+    assert os.listdir(tmp_path) == []
