@@ -8,6 +8,7 @@ ApiError
 ├── InvalidCursor          `after` is not a cursor of this list
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
+├── UnusableClassifier     a reward's model is no classifier, or has no such label
 ├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
 ├── NoResults              the job is of a type that has no results
 ├── PathNotAllowed         a path leads outside the configured roots
@@ -82,6 +83,10 @@ class AdapterNotTrainable(ApiError):
     """A job would start from an adapter."""
 
 
+class UnusableClassifier(ApiError):
+    """A reward's model is no full sequence classifier, or has no such label."""
+
+
 class CheckpointMismatch(ApiError):
     """A job would go on from a checkpoint that does not fit it."""
 
@@ -114,6 +119,7 @@ STATUS: dict[type[Exception], tuple[int, str, str | None]] = {
     InvalidCursor: (400, "invalid_cursor", "after must be the next_cursor of the page before"),
     UnknownModel: (422, "unknown_model", None),
     AdapterNotTrainable: (422, "adapter_not_trainable", None),
+    UnusableClassifier: (422, "unusable_classifier", None),
     CheckpointMismatch: (422, "checkpoint_mismatch", None),
     CheckpointGone: (422, "unknown_model", "a checkpoint that the job names has just been removed"),
     PathNotAllowed: (422, "path_not_allowed", None),
@@ -150,6 +156,7 @@ TITLES = {
     "invalid_cursor": "The cursor is not one of this list",
     "unknown_model": "There is no such model",
     "adapter_not_trainable": "Training starts from a full model",
+    "unusable_classifier": "The reward's model is of no use as one",
     "checkpoint_mismatch": "The checkpoint does not fit the job",
     "path_not_allowed": "The path is outside the configured roots",
     "file_not_found": "There is no such file",

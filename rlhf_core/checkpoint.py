@@ -94,6 +94,7 @@ def read_checkpoint(
                 state.optimizer.state[parameter] = moments
         state.step = int(numbers["step"])
         state.controller = controller_from_state(numbers["controller"])
+        state.steps_above_limit = int(numbers.get("steps_above_limit", 0))  # absent before there was a limit
         state.baseline, state.latest = _evaluation(numbers["baseline"]), _evaluation(numbers["latest"])
         _restore_rng(
             numbers["rng"], {name: t.cpu() for name, t in tensors.items() if name.startswith("rng.")}
@@ -155,6 +156,7 @@ def _numbers(state: TrainState) -> dict[str, Any]:
     return {
         "step": state.step,
         "controller": state.controller.state_dict(),
+        "steps_above_limit": state.steps_above_limit,
         "baseline": state.baseline,
         "latest": state.latest,
         "rng": _plain_generators(),

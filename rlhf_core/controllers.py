@@ -8,8 +8,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
-from rlhf_core.config.kl import AdaptiveBeta, FixedBeta, KLConfig, PIBeta
+from rlhf_core.config.kl import AdaptiveBeta, FixedBeta, KLConfig, PIBeta, ScheduledBeta
 from rlhf_core.errors import CheckpointError
+from rlhf_core.schedules import between
 
 State = dict[str, str | float | None]  # JSON-able
 
@@ -24,6 +25,29 @@ class FixedController:
     def update(self, kl: float, n: int) -> "FixedController":
         """The same state."""
         return self
+
+    def state_dict(self) -> State:
+        """What `controller_from_state` needs."""
+        return _state(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledController:
+    """β as a function of the steps taken; the drift has no say."""
+
+    kind: ClassVar[str] = "schedule"
+    beta: float
+    initial_beta: float
+    final_beta: float
+    shape: str
+    steps: int
+    done: int = 0
+
+    def update(self, kl: float, n: int) -> "ScheduledController":
+        """β_s = w(s/steps) · β_0 + (1 − w(s/steps)) · β_end; w(x) = 1 − x, or (1 + cos πx)/2."""
+        done = self.done + 1
+        beta = between(self.initial_beta, self.final_beta, shape=self.shape, done=done, over=self.steps)
+        return replace(self, beta=beta, done=done)
 
     def state_dict(self) -> State:
         """What `controller_from_state` needs."""
@@ -77,10 +101,10 @@ class PIController:
         return _state(self)
 
 
-Controller = FixedController | AdaptiveController | PIController
+Controller = FixedController | ScheduledController | AdaptiveController | PIController
 
 _KINDS: dict[str, type[Controller]] = {
-    kind.kind: kind for kind in (FixedController, AdaptiveController, PIController)
+    kind.kind: kind for kind in (FixedController, ScheduledController, AdaptiveController, PIController)
 }
 
 
@@ -89,6 +113,9 @@ def make_controller(config: KLConfig) -> Controller:
     match config.controller:
         case FixedBeta():
             return FixedController(beta=config.beta)
+        case ScheduledBeta() as schedule:
+            options = schedule.model_dump(exclude={"kind"})
+            return ScheduledController(beta=config.beta, initial_beta=config.beta, **options)
         case AdaptiveBeta(target_nats_per_sequence=target, horizon=horizon):
             return AdaptiveController(beta=config.beta, target_nats_per_sequence=target, horizon=horizon)
         case PIBeta() as pi:

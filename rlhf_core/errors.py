@@ -13,6 +13,7 @@ RLHFError
 ├── RewardError         a reward function raised or did not return one number per completion
 ├── AuditFailed         what PPO takes for granted does not hold for this model on this machine
 ├── NonFiniteLoss       NaN or infinity in a reward, log-probability, loss or gradient
+├── KLDiverged          the policy stayed further from its reference than the run allows
 └── CheckpointError     a checkpoint is missing, incomplete or damaged
 
 Each class carries `code`, the stable name that a job's error or a problem document shows. All are picklable:
@@ -108,6 +109,22 @@ class NonFiniteLoss(RLHFError):
 
     def __str__(self) -> str:
         return f"step {self.step}: {self.tensor} is {self.value}"
+
+
+class KLDiverged(RLHFError):
+    """The exact sequence KL was above its limit for too many steps in a row; the last of them changed nothing."""
+
+    code = "kl_diverged"
+
+    def __init__(self, step: int, kl: float, limit: float, steps: int) -> None:
+        super().__init__(step, kl, limit, steps)
+        self.step, self.kl, self.limit, self.steps = step, kl, limit, steps
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: exact sequence KL is {self.kl:.4g} nats, above the limit of {self.limit:g} nats "
+            f"for {self.steps} {'step' if self.steps == 1 else 'steps'} in a row"
+        )
 
 
 class CheckpointError(RLHFError):

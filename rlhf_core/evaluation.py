@@ -3,35 +3,41 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Evaluation(NamedTuple):
-    """One completion per held-out prompt, with its score and its length in tokens."""
+    """One completion per held-out prompt, with its score, its length in tokens and what the gold reward says."""
 
     prompts: tuple[str, ...]
     completions: tuple[str, ...]
     scores: tuple[float, ...]
     lengths: tuple[int, ...]
+    gold: tuple[float, ...] = ()  # empty without a gold reward
 
 
 def summarise(evaluation: Evaluation) -> dict[str, float]:
     """Mean score with its standard error over prompts, mean length, and how repetitive the text is."""
     mean, se = mean_and_se(evaluation.scores)
-    return {
+    summary = {
         "reward_mean": mean,
         "reward_se": se,
         "length_mean": mean_and_se(evaluation.lengths)[0],
         "repeated_bigrams": mean_and_se([repeated_bigrams(text) for text in evaluation.completions])[0],
         "n": float(len(evaluation.scores)),
     }
+    if evaluation.gold:
+        summary["gold_mean"], summary["gold_se"] = mean_and_se(evaluation.gold)
+    return summary
 
 
-def paired_difference(before: Evaluation, after: Evaluation) -> dict[str, float]:
+def paired_difference(
+    before: Evaluation, after: Evaluation, *, of: Literal["scores", "gold"] = "scores"
+) -> dict[str, float]:
     """Mean of after − before over the same prompts, with the standard error of that mean."""
     if before.prompts != after.prompts:
         raise ValueError("a paired difference needs the same prompts")
-    mean, se = mean_and_se([b - a for a, b in zip(before.scores, after.scores, strict=True)])
+    mean, se = mean_and_se([b - a for a, b in zip(getattr(before, of), getattr(after, of), strict=True)])
     return {"mean": mean, "se": se, "n": float(len(before.scores))}
 
 

@@ -14,6 +14,7 @@ from rlhf_core.config.ppo import RolloutConfig
 from rlhf_core.kl import k1
 from rlhf_core.logprobs import predictors
 from rlhf_core.rollout import Rollout, generate
+from rlhf_core.truncation import Truncation
 
 
 @runtime_checkable
@@ -95,6 +96,7 @@ def sample(
             eos_ids=policy.codec.eos_ids,
             pad_id=policy.codec.pad_id,
             generator=random,
+            truncation=Truncation.of(config),
         )
 
 

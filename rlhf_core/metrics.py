@@ -31,15 +31,13 @@ def describe(
     beta: float,
     config: PPOConfig,
 ) -> dict[str, float]:
-    """What the rollout looked like, in the units of docs/algorithms.md."""
+    """What the rollout looked like, in the units of docs/algorithms.md; `scores` are the shaped ones."""
     mask: Bool[Tensor, "batch response"] = experience.rollout.response_mask
     k1_sequence = sequence_kl(experience.k1, mask)
     charge = beta * experience.k1 if config.kl.penalty == "k1" else torch.zeros_like(experience.k1)
     charged = sequence_kl(charge, mask)
     target = getattr(config.kl.controller, "target_nats_per_sequence", None)
     metrics = {
-        "reward/mean": scores.mean(),
-        "reward/std": scores.std() if len(scores) > 1 else torch.tensor(0.0),
         "reward/adjusted_mean": (scores.to(charged.device) - charged).mean(),
         "kl/sequence": sequence_kl(experience.kl, mask).mean(),
         "kl/k1_sequence": k1_sequence.mean(),

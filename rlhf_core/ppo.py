@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 import torch
 
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.errors import NonFiniteLoss
+from rlhf_core.errors import KLDiverged, NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
+from rlhf_core.judgement import Judges, describe_rewards, judge
 from rlhf_core.metrics import RolloutSample, describe, durations, samples_of
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
-from rlhf_core.rewards import RewardFunction, checked_scores
+from rlhf_core.rewards import RewardFunction
 from rlhf_core.rollout import Rollout, response_ids
+from rlhf_core.score_shaping import describe_shaping, shape_scores
 from rlhf_core.targets import make_targets
-from rlhf_core.update import TrainState, in_micro_batches, require_finite, update_policy
+from rlhf_core.update import TrainState, in_micro_batches, require_finite, trains_value_only, update_policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +46,24 @@ def train(
     prompts: Sequence[str],
     eval_prompts: Sequence[str],
     reward: RewardFunction,
+    gold: RewardFunction | None = None,
     micro_batch: int | None = None,
 ) -> Iterator[StepResult]:
     """Run the steps that are left. `policy` and `state` change in place; both are consistent at each yield, and
     still are while `state.intact`.
 
     `micro_batch` sequences at most are scored and differentiated at a time; the gradient stays the minibatch's.
+    What `gold` says is reported and reaches no update.
 
     Raises:
         RewardError: the reward raised or did not return one number per completion.
         NonFiniteLoss: NaN or infinity in a reward, log-probability, loss or gradient; no optimizer step followed.
+        KLDiverged: the exact sequence KL stayed above `kl.limit`; the step under way has changed nothing.
         InputTooLong: a prompt with its completion exceeds the model's context.
     """
-    device = device_of(policy)
+    device, judges = device_of(policy), Judges(reward, gold)
     if state.step == 0 and state.baseline is None and eval_prompts:
-        state.baseline = state.latest = evaluate(policy, eval_prompts, reward, config, step=0)
+        state.baseline = state.latest = evaluate(policy, eval_prompts, judges, config, step=0)
         yield StepResult(step=0, evaluation=state.baseline)
 
     while state.step < config.optimization.steps:
@@ -74,8 +79,9 @@ def train(
         clock.append(time.monotonic())
         completions = [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths = rollout.response_mask.sum(dim=1).tolist()
-        scores = torch.tensor(checked_scores(reward, texts, completions, lengths), dtype=torch.float64)
-        require_finite(step, "reward", scores)
+        judged = judge(judges, texts, completions, lengths, step=step)
+        shaped = shape_scores(judged.scores, rollout.ended.cpu(), **config.scores.model_dump())
+        require_finite(step, "shaped reward", torch.cat([shaped.scores, shaped.std.view(1)]))
 
         # 2. Both models score the policy's tokens, packed as in the first epoch: ratio exactly 1.
         plan = minibatch_plan(
@@ -89,29 +95,35 @@ def train(
         packed = in_micro_batches(plan[0], micro_batch)
         experience = assess(policy, state.value_head, rollout, packed, config.rollout.temperature)
         require_finite_experience(step, experience)
+        kl = experience.kl.sum(dim=1).mean().item()
+        above = steps_above_limit(state, kl, config)
         clock.append(time.monotonic())
 
-        # 3. The leash: β × k1 is taken from the reward of each token. Then advantages, then the update.
+        # 3. The leash: β × k1 is taken from the shaped reward of each token. Then advantages, then the update.
         beta = state.controller.beta
-        targets = make_targets(experience, scores, beta, config)
+        targets = make_targets(experience, shaped.scores, beta, config)
         state.intact = False
         update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
         clock.append(time.monotonic())
 
-        # 4. The controller looks at the exact KL of the policy that made the rollout.
-        state.controller = state.controller.update(experience.kl.sum(dim=1).mean().item(), len(texts))
-        state.step = step
+        # 4. The controller looks at the exact KL of the policy that made the rollout, once that policy can move.
+        if not trains_value_only(state, config):
+            state.controller = state.controller.update(kl, len(texts))
+        state.step, state.steps_above_limit = step, above
 
-        metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)
+        metrics = update | describe_rewards(judged, texts) | describe_shaping(shaped, config.scores)
+        metrics |= describe(experience, targets.returns, shaped.scores, targets.beta_in_loss, beta, config)
+        metrics["rollout/truncated"] = float(config.rollout.truncates)
         evaluation = None
         if is_due(config, step, eval_prompts):
-            state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)
-            metrics["eval/reward_mean"] = summarise(evaluation)["reward_mean"]
+            state.latest = evaluation = evaluate(policy, eval_prompts, judges, config, step=step)
+            found = summarise(evaluation)
+            metrics |= {f"eval/{name}": found[name] for name in ("reward_mean", "gold_mean") if name in found}
         yield StepResult(
             step=step,
             metrics=metrics,
             timings=durations(clock, sum(lengths)),
-            samples=samples_of(texts, completions, scores, experience),
+            samples=samples_of(texts, completions, judged.scores, experience),
             evaluation=evaluation,
         )
 
@@ -132,8 +144,19 @@ def require_finite_experience(step: int, experience: Experience) -> None:
         require_finite(step, name, getattr(experience, name))
 
 
+def steps_above_limit(state: TrainState, kl: float, config: PPOConfig) -> int:
+    """How many steps in a row, this one included, had an exact sequence KL above the limit. Raises KLDiverged."""
+    limit = config.kl.limit
+    if limit is None or kl <= limit.max_nats_per_sequence:
+        return 0
+    above = state.steps_above_limit + 1
+    if above >= limit.patience_steps:
+        raise KLDiverged(state.step + 1, kl, limit.max_nats_per_sequence, above)
+    return above
+
+
 def evaluate(
-    policy: TrainablePolicy, prompts: Sequence[str], reward: RewardFunction, config: PPOConfig, *, step: int
+    policy: TrainablePolicy, prompts: Sequence[str], judges: Judges, config: PPOConfig, *, step: int
 ) -> Evaluation:
     """One completion per held-out prompt, always with the same random numbers: differences are paired."""
     completions: list[str] = []
@@ -144,9 +167,11 @@ def evaluate(
         rollout = roll_out(policy, texts, config, random, step=step)
         completions += [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths += rollout.response_mask.sum(dim=1).tolist()
-    scores = checked_scores(reward, list(prompts), completions, lengths)
-    require_finite(step, "reward of the evaluation", torch.tensor(scores, dtype=torch.float64))
-    return Evaluation(tuple(prompts), tuple(completions), tuple(scores), tuple(lengths))
+    judged = judge(judges, list(prompts), completions, lengths, step=step, during=" of the evaluation")
+    gold = () if judged.gold is None else judged.gold.tolist()
+    return Evaluation(
+        tuple(prompts), tuple(completions), tuple(judged.scores.tolist()), tuple(lengths), tuple(gold)
+    )
 
 
 def is_due(config: PPOConfig, step: int, eval_prompts: Sequence[str]) -> bool:

@@ -1,21 +1,72 @@
 """Rewards by name: plain functions from prompts and completions to one number each. Never code over HTTP."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import regex
 from textblob.en.sentiments import PatternAnalyzer
 
-from rlhf_core.config.rewards import KeywordReward, LengthReward, RegexReward, RewardConfig, SentimentReward
+from rlhf_core.classifier import Classifiers
+from rlhf_core.config.rewards import (
+    ClassifierReward,
+    KeywordReward,
+    LengthReward,
+    RegexReward,
+    RewardConfig,
+    SentimentReward,
+    WeightedReward,
+)
 from rlhf_core.errors import RewardError
 
 # (prompts, completions, tokens per completion) -> one score per completion
 RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[int]], list[float]]
 
 
-def make_reward(config: RewardConfig) -> RewardFunction:
-    """The reward function that a config names."""
+class WeightedSum:
+    """Σ weight · reward: a reward that can also say what each of its parts gave."""
+
+    def __init__(self, parts: Mapping[str, tuple[float, RewardFunction]]) -> None:
+        self._parts = dict(parts)
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], tokens: Sequence[int]
+    ) -> list[float]:
+        """The sum for each completion. Raises RewardError."""
+        return self.total(self.parts(prompts, completions, tokens))
+
+    def parts(
+        self, prompts: Sequence[str], completions: Sequence[str], tokens: Sequence[int]
+    ) -> dict[str, list[float]]:
+        """What each part gives, before its weight. Raises RewardError, naming the part."""
+        found = {}
+        for name, (_, reward) in self._parts.items():
+            try:
+                found[name] = checked_scores(reward, prompts, completions, tokens)
+            except RewardError as error:
+                raise RewardError(f"part {name}: {error}") from error
+        return found
+
+    def total(self, parts: Mapping[str, Sequence[float]]) -> list[float]:
+        """Σ weight · score of each completion."""
+        weights = [weight for weight, _ in self._parts.values()]
+        columns = zip(*(parts[name] for name in self._parts), strict=True)
+        return [sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in columns]
+
+
+def make_reward(config: RewardConfig, classifiers: Classifiers | None = None) -> RewardFunction:
+    """The reward function that a config names; rewards that share `classifiers` load each once.
+
+    Raises:
+        ModelLoadError: a classifier cannot be loaded or has no such label.
+    """
+    classifiers = classifiers or Classifiers()
+    if isinstance(config, WeightedReward):
+        return WeightedSum(
+            {part.name: (part.weight, make_reward(part.reward, classifiers)) for part in config.parts}
+        )
+    if isinstance(config, ClassifierReward):
+        return _classifier(config, classifiers)
     return _REWARDS[type(config)](config)
 
 
@@ -88,6 +139,15 @@ def _regex(config: RegexReward) -> RewardFunction:
 
     def reward(_: Sequence[str], completions: Sequence[str], __: Sequence[int]) -> list[float]:
         return [found(text) for text in completions]
+
+    return reward
+
+
+def _classifier(config: ClassifierReward, classifiers: Classifiers) -> RewardFunction:
+    scores = classifiers.label_scores(config)
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], _: Sequence[int]) -> list[float]:
+        return scores([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
 
     return reward
 

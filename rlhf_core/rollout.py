@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlhf_core.causal_lm import CausalLM
 from rlhf_core.errors import InputTooLong
+from rlhf_core.truncation import Truncation, truncate
 
 
 class Rollout(NamedTuple):
@@ -58,8 +59,11 @@ def generate(
     eos_ids: Collection[int],
     pad_id: int,
     generator: torch.Generator | None,
+    truncation: Truncation | None = None,
 ) -> Rollout:
     """Sample one completion per prompt; without a generator, take the most likely token instead.
+
+    The log-probabilities are those of the full softmax, whatever `truncation` leaves to be sampled.
 
     Raises:
         InputTooLong: a prompt and `max_new_tokens` together exceed the model's context.
@@ -90,7 +94,8 @@ def generate(
             use_cache=True,
         )
         cache = output.past_key_values
-        token, logprob = _sample(model.logits(output.last_hidden_state[:, -1]) / temperature, generator)
+        logits = model.logits(output.last_hidden_state[:, -1]) / temperature
+        token, logprob = _sample(logits, generator, truncation)
         masks.append(alive)
         new_tokens.append(torch.where(alive, token, pad_id))
         logprobs.append(torch.where(alive, logprob, 0.0))
@@ -118,7 +123,7 @@ def _positions(attention: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"
 
 
 def _sample(
-    logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None
+    logits: Float[Tensor, "batch vocab"], generator: torch.Generator | None, truncation: Truncation | None
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     logprobs = torch.log_softmax(logits, dim=-1)
     if logprobs[:, 0].isnan().any():  # one NaN or +∞ makes the whole row NaN; a kernel that samples it aborts
@@ -126,5 +131,6 @@ def _sample(
     if generator is None:
         token = logprobs.argmax(dim=-1)
     else:
-        token = torch.multinomial(logprobs.exp(), 1, generator=generator).squeeze(1)
+        sampled_from = logprobs if truncation is None else truncate(logprobs, truncation)
+        token = torch.multinomial(sampled_from.exp(), 1, generator=generator).squeeze(1)
     return token, logprobs.gather(1, token[:, None]).squeeze(1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation
 from rlhf_core.experience import Experience, TrainablePolicy, response_hidden
 from rlhf_core.objective import Tokens, objective
+from rlhf_core.schedules import learning_rate_factor
 from rlhf_core.targets import Targets
 
 Report = dict[str, float]
@@ -28,6 +30,7 @@ class TrainState:
     controller: Controller
     value_head: nn.Linear
     optimizer: torch.optim.Adam
+    steps_above_limit: int = 0  # of kl.limit, in a row, up to the last step
     baseline: Evaluation | None = None  # on the held-out prompts, before the first step
     latest: Evaluation | None = None  # on the same prompts, most recently
     intact: bool = False  # True while the step under way has not changed policy or state yet
@@ -59,15 +62,21 @@ def update_policy(
     *,
     micro_batch: int | None = None,
 ) -> Report:
-    """All epochs of minibatches; returns the means of what the losses reported."""
+    """All epochs of minibatches, or up to the first that `is_too_far`; returns the means of what was reported.
+
+    `update/minibatches` counts the optimizer's steps; the minibatch that was refused one is in the means.
+    """
     set_learning_rates(state, config)
-    reports = [
-        update_minibatch(policy, state, experience, targets, rows, config, micro_batch=micro_batch)
-        for epoch in plan
-        for rows in epoch
-    ]
+    reports: list[Report] = []
+    for rows in chain.from_iterable(plan):
+        reports.append(
+            update_minibatch(policy, state, experience, targets, rows, config, micro_batch=micro_batch)
+        )
+        if is_too_far(reports[-1], config):
+            break
     means = {name: math.fsum(r[name] for r in reports) / len(reports) for name in reports[0]}
     means["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
+    means["update/minibatches"] = float(len(reports) - is_too_far(reports[-1], config))
     return means | {"lr": float(state.optimizer.param_groups[0]["lr"])}
 
 
@@ -81,7 +90,9 @@ def update_minibatch(
     *,
     micro_batch: int | None = None,
 ) -> Report:
-    """One optimizer step, its gradient summed over micro-batches of at most `micro_batch` sequences.
+    """One optimizer step, unless the whole minibatch `is_too_far` by now.
+
+    The gradient is summed over micro-batches of at most `micro_batch` sequences.
 
     Raises:
         NonFiniteLoss: before the optimizer is stepped.
@@ -93,10 +104,22 @@ def update_minibatch(
         for part in in_micro_batches([rows], micro_batch)
     ]
     norm = clip_gradients(policy, state, config.optimization.max_grad_norm)
-    state.optimizer.step()
     total = {name: math.fsum(r[name] for r in reports) for name in reports[0]}
     total["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
+    if not is_too_far(total, config):
+        state.optimizer.step()
     return total | {"grad/norm": norm}
+
+
+def trains_value_only(state: TrainState, config: PPOConfig) -> bool:
+    """True in the critic's warm-up: no gradient reaches the policy, whose weights and moments keep every bit."""
+    return state.step < config.optimization.value_only_steps
+
+
+def is_too_far(minibatch: Report, config: PPOConfig) -> bool:
+    """True if the policy has left that of the rollout by more than `target_kl`, in the mean over the tokens."""
+    limit = config.optimization.target_kl
+    return limit is not None and minibatch["policy/approx_kl"] > limit
 
 
 def add_gradient(
@@ -137,6 +160,8 @@ def add_gradient(
     )
     for name, tensor in {"logprob": found.logprob, **terms}.items():
         require_finite(state.step + 1, name, tensor)
+    if trains_value_only(state, config):
+        terms = {"value/loss": terms["value/loss"]}
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     return report
 
@@ -183,8 +208,13 @@ def in_micro_batches(
 def set_learning_rates(state: TrainState, config: PPOConfig) -> None:
     """The schedule, as a function of the step alone."""
     options = config.optimization
-    decay = 1.0 - state.step / options.steps if options.learning_rate_schedule == "linear" else 1.0
+    factor = learning_rate_factor(
+        state.step,
+        shape=options.learning_rate_schedule,
+        warmup_steps=options.warmup_steps,
+        steps=options.steps,
+    )
     for group, rate in zip(
         state.optimizer.param_groups, (options.learning_rate, options.value_learning_rate), strict=True
     ):
-        group["lr"] = rate * decay
+        group["lr"] = rate * factor

@@ -8,6 +8,7 @@
 | `stalled`, `crashed` | no progress; a signal or an exit code without a word | a crash |
 | `store_unavailable` | the child could not reach the database, the supervisor could | a crash |
 | `disk_full`, `storage_failed` | a checkpoint could not be written | fails at once |
+| `kl_diverged` | the exact sequence KL stayed above `kl.limit` | fails at once; the checkpoints stay |
 | `audit_failed`, `timeout`, `reward_error`, `dataset_error`, `model_load_failed`, … | | fails at once |
 
 A crash is tried again up to `limits.max_attempts` times without progress in between.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.errors import ScoringRefused
-from rlhf_core.errors import NonFiniteLoss, RLHFError
+from rlhf_core.errors import KLDiverged, NonFiniteLoss, RLHFError
 
 EXIT_UNREACHABLE = 69  # the database could not be reached for longer than a lease lasts
 EXIT_FAILED = 70  # told in error.json: trying again would end the same way
@@ -30,6 +31,9 @@ EXIT_STOPPED = 75  # saved, may go on elsewhere
 
 HINTS = {
     "nan_loss": "Lower optimization.learning_rate, or check the reward for extreme values.",
+    "kl_diverged": "Raise kl.beta, let kl.controller hold a target below the limit, or lower "
+    "optimization.learning_rate; the samples show what the policy found. A job with resume_from can go on from a "
+    "checkpoint with other settings.",
     "audit_failed": "Nothing was trained. The event job.audited lists every number and its bound; a model whose "
     "numbers depend on padding or dropout cannot be trained by PPO as it is.",
     "cuda_oom": "Lower rollout.batch_size or rollout.max_new_tokens, or raise optimization.minibatches; a "
@@ -100,7 +104,7 @@ def failure_of(error: Exception, *, step: int | None) -> Failure | None:
     """The failure with a name that an exception is, or None."""
     first_line = (str(error).splitlines() or [""])[0][:500]
     match error:
-        case NonFiniteLoss():
+        case NonFiniteLoss() | KLDiverged():
             return Failure(error.code, str(error), error.step)
         case ScoringRefused():
             return Failure(error.code, error.detail, step)

@@ -14,6 +14,7 @@ from jobs.states import Status
 from jobs.store import Store
 from rlhf_core.audit import audit, require_passed
 from rlhf_core.checkpoint import Generators, seed_generators
+from rlhf_core.classifier import Classifiers
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
 from rlhf_core.policies import Policy, new_policy
@@ -86,13 +87,16 @@ class TrainingRun:
         eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
         forget_other_prompts(state, eval_prompts)
         self._audit(policy, state, prompts)
+        classifiers = Classifiers(resolved.get("classifiers"), device=self.device)
+        gold = self.config.evaluation.gold_reward
         steps = train(
             policy,
             state,
             self.config,
             prompts=prompts,
             eval_prompts=eval_prompts,
-            reward=make_reward(self.config.reward),
+            reward=make_reward(self.config.reward, classifiers),
+            gold=None if gold is None else make_reward(gold, classifiers),
             micro_batch=self._micro_batch(),
         )
         self._phase("evaluation" if state.step == 0 and eval_prompts else "training")
@@ -169,6 +173,8 @@ class TrainingRun:
                 "after": summarise(after),
                 "reward_difference": paired_difference(before, after),
             }
+            if before.gold and after.gold:  # a checkpoint of another job may have been judged without
+                result["evaluation"]["gold_difference"] = paired_difference(before, after, of="gold")
         self.store.finish(self.job.id, self.job.attempt, Status.SUCCEEDED, result=result)
 
     def roll_back(self, error: NonFiniteLoss) -> bool:
@@ -221,6 +227,7 @@ def forget_other_prompts(state: TrainState, eval_prompts: list[str]) -> None:
 
 def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
     """The held-out completions as rows."""
+    *columns, gold = evaluation
     return [
         Sample(
             step=step,
@@ -228,9 +235,9 @@ def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
             index=i,
             prompt=prompt,
             completion=completion,
-            data={"reward": score, "length": float(length)},
+            data={"reward": score, "length": float(length)} | ({"gold": gold[i]} if gold else {}),
         )
-        for i, (prompt, completion, score, length) in enumerate(zip(*evaluation, strict=True))
+        for i, (prompt, completion, score, length) in enumerate(zip(*columns, strict=True))
     ]
 
 

@@ -66,7 +66,7 @@ class Saves:
             return None
         policy, state = self._read(start["path"], start["sha256"])
         if not start["same_kl"]:
-            state.controller = make_controller(self._job.ppo.kl)
+            state.controller, state.steps_above_limit = make_controller(self._job.ppo.kl), 0
         source = f"{start['job_id']}@{start['name']}"
         self._event("job.resumed_from", f"Resumed from {source}.", step=state.step, checkpoint=source)
         return Restored(policy, state)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor, NoResults
+from api.services.classifiers import classifier_paths
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.bulk import RESULTS
 from jobs.errors import JobNotFound
@@ -79,7 +80,8 @@ class JobService:
         """One row, or the job that this owner's key made before.
 
         Raises:
-            UnknownModel, AdapterNotTrainable, PathNotAllowed, FileNotFound: what it names is of no use.
+            UnknownModel, AdapterNotTrainable, UnusableClassifier, PathNotAllowed, FileNotFound: what it names is
+                of no use.
             CheckpointMismatch: it cannot go on from the checkpoint in `resume_from`.
             IdempotencyKeyReused: the key belongs to another request.
         """
@@ -184,6 +186,7 @@ class JobService:
         return {
             "model": model.model_dump(),
             "checkpoints": self._saved([spec.config.model.name], owner),
+            "classifiers": classifier_paths(spec.config, self._models, owner),
             "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
             "prompts_file": data.prompts_file and self._models.resolve_file(data.prompts_file),
             "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),

@@ -14,12 +14,13 @@ from torch import Tensor
 from benchmarks.scoring import contenders, models
 from benchmarks.scoring.contenders import Answers, Contender
 from benchmarks.scoring.http import Stack, stack
+from benchmarks.scoring.job import ScoreJobs
 from benchmarks.scoring.rounds import OURS, Run, print_table, spread, take_turns
 from benchmarks.scoring.workloads import Draw, Text, Words, lognormal_lengths
 
 SAMPLED, PLAIN, TRL = "kleash, sampled only", "(a) plain forwards", "(b) TRL's way, sampled"
 NAIVE, CT2, NO_REUSE = "(c) naive exact", "(d) ctranslate2, sampled", "kleash, no reuse"
-HTTP, HTTP_SUMS = "kleash over HTTP", "kleash over HTTP, sums"
+HTTP, HTTP_SUMS, JOB = "kleash over HTTP", "kleash over HTTP, sums", "kleash, a score job"
 ALL = (OURS, SAMPLED, PLAIN, TRL, NAIVE, CT2)
 CONCURRENCY = 32
 
@@ -39,7 +40,7 @@ CASES = {
     "4x1024": Case((OURS, PLAIN), 3),
     "prefix": Case((OURS, NO_REUSE), 5),
     "single": Case((OURS, PLAIN, HTTP, HTTP_SUMS), 15),  # 128 tokens
-    "mix": Case((HTTP, OURS, CT2, TRL), 3),
+    "mix": Case((HTTP, OURS, JOB, CT2, TRL), 3),
 }
 RATIOS = (  # name, workload, time of one over time of the other
     ("exact_over_sampled", "2x128", OURS, SAMPLED),
@@ -49,6 +50,7 @@ RATIOS = (  # name, workload, time of one over time of the other
     ("time_8x512_over_plain", "8x512", OURS, PLAIN),
     ("prefix_reuse", "prefix", NO_REUSE, OURS),
     ("http_over_engine", "mix", OURS, HTTP),
+    ("job_over_engine", "mix", OURS, JOB),
     ("http_single_over_forward", "single", HTTP, PLAIN),
     ("http_single_sums_over_forward", "single", HTTP_SUMS, PLAIN),
     ("exact_over_sampled_8x128", "8x128", OURS, SAMPLED),
@@ -61,13 +63,14 @@ PEAK_ON = "8x128"
 
 
 class Bench:
-    """The models and, from the first request on, the servers; `close` ends these."""
+    """The models, a database of jobs and, from the first request on, the servers; `close` ends these."""
 
     def __init__(self, registry: Path, cache: Path, packages: Path | None, rounds: int | None) -> None:
         self._models, self._rounds = models.load(registry, cache), rounds
         self._words = Words(self._models.pair.tokenizer)
         self._servers: Stack | None = None
         self._open = contextlib.ExitStack()
+        self._jobs = self._open.enter_context(contextlib.closing(ScoreJobs(self._models.pair)))
         self._contenders = self._make_contenders()
         generators = models.load_ctranslate2(self._models, cache, packages)
         if isinstance(generators, str):
@@ -106,6 +109,7 @@ class Bench:
             TRL: partial(contenders.trl, plain),
             NAIVE: partial(contenders.naive, plain),
             HTTP: self._over_http,
+            JOB: self._jobs.score,
             HTTP_SUMS: partial(self._over_http, per_token=False),
         }
 

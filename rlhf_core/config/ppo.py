@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rlhf_core.config.base import Config, PathName, Strings
 from rlhf_core.config.kl import AdaptiveBeta, KLConfig
 from rlhf_core.config.rewards import RewardConfig
+from rlhf_core.config.scores import ScoresConfig
 from rlhf_core.config.update import AdvantagesConfig, LossConfig, OptimizationConfig
 
 
@@ -55,19 +56,47 @@ class DataConfig(Config):
 
 
 class RolloutConfig(Config):
-    """How completions are sampled: from the full softmax at one temperature."""
+    """How completions are sampled: from the full softmax at one temperature, unless truncation is allowed."""
 
     batch_size: int = Field(16, ge=1, le=4096, description="Completions per step.")
     max_new_tokens: int = Field(16, ge=1, le=4096)
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits of policy and reference alike."
     )
+    top_k: int | None = Field(None, ge=1)
+    top_p: float | None = Field(None, gt=0, lt=1)
+    min_p: float | None = Field(None, gt=0, lt=1)
+    allow_truncated_sampling: bool = Field(
+        False,
+        description="With top_k, top_p or min_p the KL penalty and PPO's ratio are no longer what they say.",
+    )
+
+    @property
+    def truncates(self) -> bool:
+        """True if some tokens cannot be sampled."""
+        return bool(self._truncations())
+
+    def _truncations(self) -> list[str]:
+        return [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _from_the_full_softmax(self) -> "RolloutConfig":
+        if self.truncates and not self.allow_truncated_sampling:
+            raise ValueError(
+                f"{', '.join(self._truncations())}: truncated sampling does not sample from the policy. k1 and k3 "
+                "are then no estimates of KL, and PPO's ratio is wrong: log-probabilities are those of the full "
+                "softmax. allow_truncated_sampling: true samples so all the same, and the metrics say so"
+            )
+        return self
 
 
 class EvaluationConfig(Config):
     """Held-out prompts, always the same, sampled with the same seed before, during and after."""
 
     every_steps: int | None = Field(None, ge=1, description="Besides the first and the last.")
+    gold_reward: RewardConfig | None = Field(
+        None, description="A second judge, of rollouts and held-out completions, that no update sees."
+    )
 
 
 class CheckpointConfig(Config):
@@ -83,6 +112,7 @@ class PPOConfig(Config):
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
+    scores: ScoresConfig = ScoresConfig()
     rollout: RolloutConfig = RolloutConfig()
     kl: KLConfig = KLConfig()
     advantages: AdvantagesConfig = AdvantagesConfig()
@@ -99,6 +129,12 @@ class PPOConfig(Config):
             raise ValueError(
                 f"rollout.batch_size ({batch}) must be a multiple of optimization.minibatches ({parts})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_differ(self) -> "PPOConfig":
+        if self.scores.whiten and self.rollout.batch_size == 1:
+            raise ValueError("scores.whiten needs rollout.batch_size ≥ 2: a single score is whitened to 0")
         return self
 
     @model_validator(mode="after")

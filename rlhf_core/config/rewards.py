@@ -3,9 +3,11 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, Strict, field_validator
 
-from rlhf_core.config.base import Config, Strings
+from rlhf_core.config.base import Config, PathName, Strings
+
+OWN_METRICS = frozenset({"adjusted", "gold", "shaped"})  # reward/<name>_mean of these is ours
 
 
 class SentimentReward(Config):
@@ -45,6 +47,55 @@ class RegexReward(Config):
         return pattern
 
 
-RewardConfig = Annotated[
-    SentimentReward | LengthReward | KeywordReward | RegexReward, Field(discriminator="kind")
-]
+class ClassifierReward(Config):
+    """Logit of one label of a sequence classifier that reads prompt + completion, of a long text the end."""
+
+    kind: Literal["classifier"] = "classifier"
+    model: PathName = Field(description="A name or path, as of any model; weights in safetensors.")
+    label: Annotated[str, Field(min_length=1, max_length=200)] | Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Name or index; a reward model, which has one output, needs none."
+    )
+    batch_size: int = Field(16, ge=1, le=1024, description="Texts that are read at a time.")
+
+
+SingleReward = SentimentReward | LengthReward | KeywordReward | RegexReward | ClassifierReward
+
+
+class RewardPart(Config):
+    """One term of a weighted sum."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40, description="Of its metric.")
+    weight: float = Field(description="Below 0 it is a cost.")
+    reward: SingleReward = Field(discriminator="kind")
+
+    @field_validator("name")
+    @classmethod
+    def _is_not_ours(cls, name: str) -> str:
+        if name in OWN_METRICS:
+            raise ValueError(
+                f"must not be one of {', '.join(sorted(OWN_METRICS))}: these metrics exist already"
+            )
+        return name
+
+
+class WeightedReward(Config):
+    """Σ weight · reward over its parts; the mean of each before its weight is `reward/<name>_mean`."""
+
+    kind: Literal["weighted"] = "weighted"
+    parts: Annotated[tuple[RewardPart, ...], Strict(False)] = Field(min_length=1, max_length=12)
+
+    @field_validator("parts")
+    @classmethod
+    def _names_differ(cls, parts: tuple[RewardPart, ...]) -> tuple[RewardPart, ...]:
+        if len({part.name for part in parts}) < len(parts):
+            raise ValueError("every part needs a name of its own: two share one, and so would their metrics")
+        return parts
+
+
+RewardConfig = Annotated[SingleReward | WeightedReward, Field(discriminator="kind")]
+
+
+def classifiers_of(reward: RewardConfig) -> tuple[ClassifierReward, ...]:
+    """The classifiers that a reward asks."""
+    rewards = [part.reward for part in reward.parts] if isinstance(reward, WeightedReward) else [reward]
+    return tuple(single for single in rewards if isinstance(single, ClassifierReward))

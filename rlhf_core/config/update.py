@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Config
 
@@ -30,5 +30,31 @@ class OptimizationConfig(Config):
     minibatches: int = Field(2, ge=1, le=1024)
     learning_rate: float = Field(1e-4, gt=0)
     value_learning_rate: float = Field(1e-3, gt=0)
-    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="After the warm-up, over the steps that are left."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear rise of both learning rates.")
+    value_only_steps: int = Field(
+        0, ge=0, description="First steps that train the value head alone; policy and β stay as they are."
+    )
     max_grad_norm: float = Field(1.0, gt=0)
+    target_kl: float | None = Field(
+        None,
+        gt=0,
+        description="Nats per token from the rollout's policy: a minibatch above it is not stepped on, and the "
+        "rest of the update is skipped.",
+    )
+
+    @model_validator(mode="after")
+    def _warmups_end(self) -> "OptimizationConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps}): "
+                "no step would have the configured learning rate"
+            )
+        if self.value_only_steps >= self.steps:
+            raise ValueError(
+                f"value_only_steps ({self.value_only_steps}) must be below steps ({self.steps}): "
+                "no step would train the policy"
+            )
+        return self

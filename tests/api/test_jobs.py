@@ -64,6 +64,7 @@ def test_what_the_worker_needs_is_resolved_at_creation(
     assert resolved == {
         "model": {"path": "org/base", "base": None},
         "checkpoints": [],
+        "classifiers": {},
         "prompts_file": str((roots / "prompts.jsonl").resolve()),
         "eval_prompts_file": None,
         "resume_from": None,

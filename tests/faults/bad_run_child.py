@@ -181,6 +181,7 @@ def dropout_is_on() -> None:
 
 OTHERS: dict[str, Callable[[], None]] = {
     "nothing": lambda: None,
+    "drifts-away": lambda: None,  # the job's configuration has it all
     "tensors-take-all-memory": tensors_take_all_memory,
     "gpu-holds-one": lambda: gpu_is_too_small_for(1),
     "gpu-holds-none": lambda: gpu_is_too_small_for(0),
@@ -198,8 +199,8 @@ def apply(fault: str) -> None:
 
     make, act = worker.run.make_reward, REWARDS[fault]
 
-    def faulty(config: Any) -> Any:
-        configured, calls = make(config), 0
+    def faulty(*config: Any) -> Any:
+        configured, calls = make(*config), 0
 
         def score(*args: Any) -> Any:
             nonlocal calls

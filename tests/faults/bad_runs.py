@@ -47,15 +47,23 @@ EXPECTED: dict[str, tuple[str | None, int, str, str]] = {
     "tensors-take-all-memory": ("host_oom", 2, "DefaultCPUAllocator", "job.requeued"),
     "gpu-holds-one": (None, 1, "", "job.micro_batch_halved"),
     "gpu-holds-none": ("cuda_oom", 1, "CUDA out of memory", "job.micro_batch_halved"),
+    "drifts-away": ("kl_diverged", 1, "step 2: exact sequence KL is", "job.failed"),
     "gradient-is-nan": ("nan_loss", 1, "step 2: the gradient of base_model", "job.rolled_back"),
     "dropout-is-on": ("audit_failed", 1, "dropout is", "job.audited"),
+}
+LIMITED = {  # step 1 still is at its reference, step 2 is not
+    "drifts-away": {
+        "controller": {"kind": "fixed"},
+        "limit": {"max_nats_per_sequence": 1e-12, "patience_steps": 1},
+    }
 }
 STALL_AFTER_S = {"hangs": 2.0}
 
 
 def run(bench: Bench, server: ForkServer, fault: str, settings: Settings) -> dict[str, Any]:
     """One job under a supervisor until it is done."""
-    job_id = bench.create(spec({"lora": {"rank": 2}}, limits={"max_attempts": MAX_ATTEMPTS}))
+    limits = {"max_attempts": MAX_ATTEMPTS}
+    job_id = bench.create(spec({"lora": {"rank": 2}}, limits=limits, **LIMITED.get(fault, {})))
     started = time.monotonic()
     settings = settings.model_copy(update={"stall_after_s": STALL_AFTER_S.get(fault, 600.0)})
     with bench.store() as store:

@@ -24,6 +24,7 @@ def spec(
     training: dict[str, Any],
     *,
     controller: dict[str, Any] | None = None,
+    limit: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
     limits: dict[str, Any] | None = None,
 ) -> PPOSpec:
@@ -36,7 +37,7 @@ def spec(
                 "data": {"prompts": PROMPTS, "eval_prompts": PROMPTS[:2]},
                 "reward": {"kind": "length", "target_tokens": 4},
                 "rollout": {"batch_size": 4, "max_new_tokens": 6},
-                "kl": {"beta": 0.1, "controller": controller or {"kind": "pi"}},
+                "kl": {"beta": 0.1, "controller": controller or {"kind": "pi"}, "limit": limit},
                 "optimization": {"steps": STEPS, "learning_rate": 0.01, "minibatches": 2},
                 "evaluation": {"every_steps": 2},
                 "checkpoint": checkpoint or {},
@@ -141,8 +142,8 @@ class Bench:
         }
 
 
-def _fickle_rewards(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda config: fickle(make(config))
+def _fickle_rewards(make: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *config: fickle(make(*config))
 
 
 class Closing:

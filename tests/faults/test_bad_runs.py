@@ -6,7 +6,7 @@ import sys
 
 
 def test_a_bad_run_ends_in_the_right_error_and_bothers_nobody() -> None:
-    faults = ["is-nan-once", "nothing", "hangs", "segfaults", "takes-all-memory", "beside"]
+    faults = ["is-nan-once", "nothing", "hangs", "segfaults", "takes-all-memory", "drifts-away", "beside"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.bad_runs", *faults], capture_output=True, text=True
     )

@@ -70,6 +70,7 @@ def digest(policy: Policy, state: TrainState, folder: Path) -> str:
     return whole.hexdigest()
 
 
+SCHEDULE: dict[str, Any] = {"kind": "schedule", "final_beta": 0.3, "steps": 3, "shape": "cosine"}
 ADAPTIVE: dict[str, Any] = {"kind": "adaptive", "target_nats_per_sequence": 0.5, "horizon": 40}
 
 
@@ -77,12 +78,13 @@ ADAPTIVE: dict[str, Any] = {"kind": "adaptive", "target_nats_per_sequence": 0.5,
     ("controller", "model"),
     [
         ({"kind": "fixed"}, LORA),
+        (SCHEDULE, LORA),
         (ADAPTIVE, LORA),
         ({"kind": "pi"}, LORA),
         ({"kind": "pi"}, FULL),
         ({"kind": "pi"}, BFLOAT16),
     ],
-    ids=["lora-fixed", "lora-adaptive", "lora-pi", "full", "full-bfloat16"],
+    ids=["lora-fixed", "lora-schedule", "lora-adaptive", "lora-pi", "full", "full-bfloat16"],
 )
 def test_t26_resume_is_bit_identical_at_every_step_boundary(
     tiny_model: Path, tmp_path: Path, controller: dict[str, Any], model: dict[str, Any]

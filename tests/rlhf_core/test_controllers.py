@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_core.config.kl import AdaptiveBeta, FixedBeta, KLConfig, PIBeta
+from rlhf_core.config.kl import AdaptiveBeta, FixedBeta, KLConfig, PIBeta, ScheduledBeta
 from rlhf_core.controllers import (
     AdaptiveController,
     Controller,
     FixedController,
     PIController,
+    ScheduledController,
     controller_from_state,
     make_controller,
 )
@@ -21,10 +22,18 @@ KLS = (12.0, 12.0, 7.0, 5.0, 1.0)
 ADAPTIVE = (0.151536, 0.15308772864, 0.154394077257728, 0.1530765811317954, 0.15150907694100582)
 # PI, Kp .2, Ki .1: x = ln 2, .693…, ln(7/6), ln(5/6), −1 (clipped); first β = .1·exp(.1·ln 2) = .1·2^.1, …
 PI = (0.10717734625, 0.11486983550, 0.10473311892, 0.09614801115, 0.07387342076)
+# From .1 to .5 over 4 steps: .1 + .4·(1/4, 2/4, 3/4, 1), then it stays
+LINEAR = (0.2, 0.3, 0.4, 0.5, 0.5)
+# .5 − .4·(1 + cos πx)/2 = .3 − .2 cos πx at x = 1/4, 2/4, 3/4, 1: cos = √½, 0, −√½, −1
+COSINE = (0.3 - 0.2 * 0.5**0.5, 0.3, 0.3 + 0.2 * 0.5**0.5, 0.5, 0.5)
 
 FIXED_CONFIG = KLConfig(beta=0.15, controller=FixedBeta())
 ADAPTIVE_CONFIG = KLConfig(beta=0.15, controller=AdaptiveBeta(target_nats_per_sequence=6.0, horizon=10_000))
 PI_CONFIG = KLConfig(beta=0.1, controller=PIBeta(target_nats_per_sequence=6.0))
+LINEAR_CONFIG, COSINE_CONFIG = (
+    KLConfig(beta=0.1, controller=ScheduledBeta(shape=shape, final_beta=0.5, steps=4))
+    for shape in ("linear", "cosine")
+)
 
 
 def path(controller: Controller, kls: tuple[float, ...]) -> list[float]:
@@ -44,8 +53,14 @@ def test_adaptive_step(kl, beta):
 
 @pytest.mark.parametrize(
     ("config", "betas", "tolerance"),
-    [(FIXED_CONFIG, (0.15,) * 5, 0.0), (ADAPTIVE_CONFIG, ADAPTIVE, 1e-12), (PI_CONFIG, PI, 5e-12)],
-    ids=["fixed", "adaptive", "pi"],
+    [
+        (FIXED_CONFIG, (0.15,) * 5, 0.0),
+        (LINEAR_CONFIG, LINEAR, 1e-15),
+        (COSINE_CONFIG, COSINE, 1e-15),
+        (ADAPTIVE_CONFIG, ADAPTIVE, 1e-12),
+        (PI_CONFIG, PI, 5e-12),
+    ],
+    ids=["fixed", "linear", "cosine", "adaptive", "pi"],
 )
 @pytest.mark.parametrize("saved_after", range(5))
 def test_path_and_the_same_tail_after_save_and_load(config, betas, tolerance, saved_after):
@@ -61,8 +76,9 @@ def test_path_and_the_same_tail_after_save_and_load(config, betas, tolerance, sa
 
 
 def test_kinds():
-    kinds = [type(make_controller(config)) for config in (FIXED_CONFIG, ADAPTIVE_CONFIG, PI_CONFIG)]
-    assert kinds == [FixedController, AdaptiveController, PIController]
+    configs = (FIXED_CONFIG, LINEAR_CONFIG, ADAPTIVE_CONFIG, PI_CONFIG)
+    kinds = [type(make_controller(config)) for config in configs]
+    assert kinds == [FixedController, ScheduledController, AdaptiveController, PIController]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))

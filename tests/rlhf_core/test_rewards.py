@@ -3,10 +3,19 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
-from rlhf_core.config.rewards import KeywordReward, LengthReward, RegexReward, RewardConfig, SentimentReward
+from rlhf_core.config.rewards import (
+    KeywordReward,
+    LengthReward,
+    RegexReward,
+    RewardConfig,
+    RewardPart,
+    SentimentReward,
+    WeightedReward,
+)
 from rlhf_core.errors import RewardError
-from rlhf_core.rewards import checked_scores, make_reward
+from rlhf_core.rewards import WeightedSum, checked_scores, make_reward
 
 
 @pytest.mark.parametrize(
@@ -76,3 +85,36 @@ def test_a_machine_without_memory_is_not_the_rewards_fault() -> None:
 
     with pytest.raises(MemoryError):
         checked_scores(reward, ["a"], ["a"], [1])
+
+
+CATS = RewardPart(name="cats", weight=2.0, reward=KeywordReward(keywords=("cat",)))
+SHORT = RewardPart(name="short", weight=-0.5, reward=LengthReward(target_tokens=4))
+
+
+def test_a_weighted_sum_is_the_sum_of_its_parts() -> None:
+    reward = make_reward(WeightedReward(parts=(CATS, SHORT)))
+    assert isinstance(reward, WeightedSum)
+    texts = (["", ""], ["a cat", "a dog"], [4, 2])
+    # cats: 1, 0; short: −|4 − 4|/4 = 0, −|2 − 4|/4 = −.5; 2·1 − .5·0 = 2, 2·0 − .5·(−.5) = .25
+    assert reward.parts(*texts) == {"cats": [1.0, 0.0], "short": [0.0, -0.5]}
+    assert reward(*texts) == [2.0, 0.25]
+
+
+def test_a_part_that_fails_is_named() -> None:
+    with pytest.raises(RewardError, match="part short: the reward function must return a list of 1 numbers"):
+        WeightedSum({"short": (1.0, lambda *_: [])})([""], [""], [1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ((CATS, SHORT, CATS), "two share one"),
+        ((), "at least 1 item"),
+        (({"name": "gold", "weight": 1.0, "reward": {"kind": "sentiment"}},), "these metrics exist already"),
+        (({"name": "Ca/ts", "weight": 1.0, "reward": {"kind": "sentiment"}},), "pattern"),
+        (({"name": "a", "weight": 1.0, "reward": {"kind": "weighted", "parts": [CATS]}},), "'weighted'"),
+    ],
+)
+def test_a_weighted_sum_that_makes_no_sense_is_refused(parts: object, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        WeightedReward.model_validate({"parts": parts})

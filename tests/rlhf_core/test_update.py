@@ -104,9 +104,7 @@ def in_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     from rlhf_core import rollout
 
     real = rollout._sample
-    monkeypatch.setattr(
-        rollout, "_sample", lambda logits, generator: real(poison(logits, math.nan), generator)
-    )
+    monkeypatch.setattr(rollout, "_sample", lambda logits, *rest: real(poison(logits, math.nan), *rest))
 
 
 def in_loss(name: str) -> Callable[[pytest.MonkeyPatch], None]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs.errors import ScoringRefused
-from rlhf_core.errors import NonFiniteLoss, RewardError
+from rlhf_core.errors import KLDiverged, NonFiniteLoss, RewardError
 from worker.failures import (
     EXIT_CRASHED,
     EXIT_DISK,
@@ -71,6 +71,13 @@ def test_messages_have_a_class(error: Exception, code: str | None) -> None:
 def test_a_nan_names_step_and_tensor() -> None:
     failure = failure_of(NonFiniteLoss(7, "loss/policy", "NaN"), step=6)
     assert failure == Failure("nan_loss", "step 7: loss/policy is NaN", 7)
+
+
+def test_a_drift_over_the_limit_names_its_step_and_has_advice() -> None:
+    failure = failure_of(KLDiverged(7, 12.0, 10.0, 3), step=6)
+    assert failure is not None
+    assert (failure.code, failure.step) == ("kl_diverged", 7)
+    assert "kl.beta" in HINTS[failure.code]
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,9 @@ def installed(world: World, disk: Disk, settings: Settings, store_of: Any) -> It
         worker.run: {
             "new_policy": training.new_policy,
             "fresh_state": training.fresh_state,
+            "audit": lambda *_, **__: [],
             "train": training.train,
-            "make_reward": lambda _: None,
+            "make_reward": lambda *_: None,
             "seed_generators": lambda _: None,
             "Generators": mock.Mock(),
             "log": mock.Mock(),

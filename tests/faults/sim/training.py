@@ -34,6 +34,7 @@ class State:
     """As rlhf_core.update.TrainState, as far as worker.run looks at it."""
 
     step: int
+    value_head: None = None
     baseline: None = None
     latest: None = None
     intact: bool = False

@@ -1,0 +1,166 @@
+"""The run's configuration: small sections, refusals that say why, and no choice that training does not know."""
+
+import ast
+import math
+import traceback
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from pydantic import BaseModel, ValidationError
+
+import rlhf_core.config.base
+from rlhf_core.config.ppo import PPOConfig
+from rlhf_core.policies import new_policy
+from rlhf_core.ppo import train
+from rlhf_core.rewards import make_reward
+from rlhf_core.update import fresh_state
+from tests.rlhf_core.config_branches import Branch, Values, branches_of, sections_of, with_values
+
+PROMPTS = ("The cat", "A lovely", "The quick brown")
+SMALLEST: dict[str, Any] = {
+    "model": {"name": "tiny", "lora": {"rank": 2}},
+    "data": {"prompts": PROMPTS},
+    "reward": {"kind": "length", "target_tokens": 4},
+    "rollout": {"batch_size": 4, "max_new_tokens": 4},
+    "optimization": {"steps": 2, "minibatches": 2, "epochs": 1},
+}
+
+# What a branch needs beside itself to be a valid job.
+COMPANIONS: dict[str, Values] = {
+    "kl.loss=k2": {"kl.penalty": "none"},
+    "kl.loss=k3": {"kl.penalty": "none"},
+    "kl.loss=ratio_k1": {"kl.penalty": "none"},
+    "kl.controller=schedule": {"kl.controller.final_beta": 0.2, "kl.controller.steps": 2},
+    "kl.limit=KLLimit": {"kl.limit.max_nats_per_sequence": 100.0},
+    "reward=length": {"reward.target_tokens": 4},
+    "reward=keyword": {"reward.keywords": ["the"]},
+    "reward=regex": {"reward.pattern": "a"},
+    "rollout.top_k=int": {"rollout.top_k": 20, "rollout.allow_truncated_sampling": True},
+    "rollout.top_p=float": {"rollout.top_p": 0.9, "rollout.allow_truncated_sampling": True},
+    "rollout.min_p=float": {"rollout.min_p": 0.1, "rollout.allow_truncated_sampling": True},
+    "optimization.target_kl=float": {"optimization.target_kl": 0.1},
+    "evaluation.every_steps=int": {"evaluation.every_steps": 1},
+}
+ELSEWHERE = {  # no part of a step
+    "data.": "the worker reads prompts before training: tests/worker",
+}
+BRANCHES = [b for b in branches_of(PPOConfig) if not b.name.startswith(tuple(ELSEWHERE))]
+
+
+def config_of(branch: Branch) -> PPOConfig:
+    values: Values = dict(branch.values)
+    for name in (*branch.enclosing, branch.name):
+        values |= {
+            path: value for path, value in COMPANIONS.get(name, {}).items() if values.get(path, ...) is ...
+        }
+    unknown = [path for path, value in values.items() if value is ...]
+    assert not unknown, f"{branch.name} needs a value: add it to COMPANIONS"
+    return PPOConfig.model_validate(with_values(SMALLEST, values))
+
+
+@pytest.mark.parametrize("branch", BRANCHES, ids=lambda branch: branch.name)
+def test_trap_17_every_choice_is_run_by_steps_of_training(tiny_model: Path, branch: Branch) -> None:
+    """engines.md §2.10.17: an option that nobody has ever run."""
+    config = config_of(branch)
+    policy = new_policy(str(tiny_model), config.model, seed=0)
+    state = fresh_state(policy, config)
+    before = {name: p.detach().clone() for name, p in policy.trainable_parameters().items()}
+    configured = make_reward(config.reward)
+
+    def reward(*asked: Any) -> list[float]:
+        return [score + row for row, score in enumerate(configured(*asked))]  # never all alike
+
+    for step in train(policy, state, config, prompts=PROMPTS, eval_prompts=PROMPTS[:1], reward=reward):
+        assert {name: value for name, value in step.metrics.items() if not math.isfinite(value)} == {}
+    assert step.step == 2
+    assert any(not torch.equal(p, before[name]) for name, p in policy.trainable_parameters().items())
+
+
+def test_every_branch_is_found() -> None:
+    class Left(BaseModel):
+        kind: Literal["left"] = "left"
+        shape: Literal["a", "b"] = "a"
+
+    class Right(BaseModel):
+        on: bool | None = None
+
+    class Whole(BaseModel):
+        side: Left | Right
+        part: Right
+        number: int | str = 3
+        plain: float = 1.0
+
+    assert [(b.name, b.values) for b in branches_of(Whole)] == [
+        ("side=left", {"side": {"kind": "left"}}),
+        ("side.shape=a", {"side": {"kind": "left"}, "side.shape": "a"}),
+        ("side.shape=b", {"side": {"kind": "left"}, "side.shape": "b"}),
+        ("side=Right", {"side": {}}),
+        ("side.on=False", {"side": {}, "side.on": False}),
+        ("side.on=True", {"side": {}, "side.on": True}),
+        ("side.on=None", {"side": {}, "side.on": None}),
+        ("part.on=False", {"part.on": False}),
+        ("part.on=True", {"part.on": True}),
+        ("part.on=None", {"part.on": None}),
+        ("number=int", {"number": ...}),
+        ("number=str", {"number": ...}),
+    ]
+
+
+def test_no_section_has_more_than_a_dozen_fields() -> None:
+    sections = set(sections_of(PPOConfig))
+    assert len(sections) > 15
+    assert {s.__name__: len(s.model_fields) for s in sections if len(s.model_fields) > 12} == {}
+
+
+REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that say what is wrong with it
+    ({"data.prompts": None}, "exactly one of prompts and prompts_file"),
+    ({"data.eval_prompts": ["a"], "data.eval_prompts_file": "b"}, "at most one of eval_prompts"),
+    ({"reward": {"kind": "regex", "pattern": "("}}, "not a regular expression"),
+    ({"rollout.batch_size": 5}, r"batch_size \(5\) must be a multiple of optimization.minibatches \(2\)"),
+    ({"rollout.top_k": 3}, "top_k: truncated sampling does not sample from the policy.*k1 and k3.*ratio"),
+    ({"rollout.top_p": 0.9, "rollout.min_p": 0.1}, "top_p, min_p: truncated sampling"),
+    (
+        {"kl.controller": {"kind": "adaptive", "horizon": 3}},
+        r"batch_size \(4\) must not exceed .*horizon \(3\)",
+    ),
+    ({"kl.controller": {"kind": "pi", "beta_min": 2.0, "beta_max": 1.0}}, r"beta_min \(2.0\) must be below"),
+    ({"kl.controller": {"kind": "pi"}, "kl.beta": 11.0}, r"beta \(11.0\) must be within \[0.0001, 10.0\]"),
+    (
+        {"kl.controller": {"kind": "pi"}, "kl.limit.max_nats_per_sequence": 6.0},
+        r"limit.max_nats_per_sequence \(6.0\) must be above .* \(6.0\): a job on its target would end",
+    ),
+    ({"optimization.warmup_steps": 2}, r"warmup_steps \(2\) must be below steps \(2\)"),
+    ({"optimization.value_only_steps": 2}, r"value_only_steps \(2\) must be below steps \(2\)"),
+]
+
+
+def refusal(values: Values) -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        PPOConfig.model_validate(with_values(SMALLEST, values))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"), REFUSED, ids=lambda value: value[:24] if isinstance(value, str) else ""
+)
+def test_a_refusal_names_its_reason(values: Values, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        PPOConfig.model_validate(with_values(SMALLEST, values))
+
+
+def test_every_refusal_of_ours_is_among_these() -> None:
+    """Each `raise` in rlhf_core/config is reached by a row of the table."""
+    reached = set()
+    for values, _ in REFUSED:
+        for error in refusal(values).errors():
+            frame = traceback.extract_tb(error["ctx"]["error"].__traceback__)[-1]
+            reached.add((Path(frame.filename).name, frame.lineno))
+    raised = {
+        (file.name, node.lineno)
+        for file in Path(rlhf_core.config.base.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Raise)
+    }
+    assert raised - reached == set()
