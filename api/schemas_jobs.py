@@ -1,16 +1,19 @@
 """The JSON documents of a job and of what hangs on it: events, metrics, checkpoints, samples."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from api.schemas import Document, Number, Page, Timestamp
+from api.schemas_analysis import FindingDocument
 from api.services.jobs import EventPage, JobPage, SamplePage, Series
 from jobs import spec as jobs
 from jobs.bulk import ScoreConfig
 from jobs.states import Status
 from rlhf_core.config.ppo import PPOConfig
+from rlhf_core.diagnosis import Finding
 
 PublicStatus = Literal[
     "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"
@@ -52,14 +55,12 @@ class Links(Document):
     metrics: str
     checkpoints: str
     samples: str
+    frontier: str | None = Field(description="Of a PPO job.")
     results: str | None = Field(description="Of a score job.")
 
 
-class JobSummary(Document):
-    """A job as lists show it: without its config, which may hold thousands of prompts.
-
-    `done` is true once its status can never change again.
-    """
+class JobFields(Document):
+    """What every document of a job has; `done` is true once its status can never change again."""
 
     object: Literal["job"] = "job"
     id: str
@@ -85,13 +86,8 @@ class JobSummary(Document):
     limits: jobs.Limits
     links: Links
 
-    @classmethod
-    def of(cls, job: jobs.Job) -> Self:
-        """The document of a row."""
-        return cls(**cls._values(job))
-
-    @classmethod
-    def _values(cls, job: jobs.Job) -> dict[str, Any]:
+    @staticmethod
+    def _values(job: jobs.Job) -> dict[str, Any]:
         here = f"/v1/jobs/{job.id}"
         return {
             "id": job.id,
@@ -121,19 +117,34 @@ class JobSummary(Document):
                 metrics=f"{here}/metrics",
                 checkpoints=f"{here}/checkpoints",
                 samples=f"{here}/samples",
+                frontier=f"{here}/frontier" if job.spec.type == "ppo" else None,
                 results=f"{here}/results" if job.spec.type == "score" else None,
             ),
         }
 
 
-class JobDocument(JobSummary):
-    """A job with its config."""
+class JobSummary(JobFields):
+    """A job as lists show it: without its config, which may hold thousands of prompts, and its diagnosis."""
 
+    @classmethod
+    def of(cls, job: jobs.Job) -> Self:
+        """The document of a row."""
+        return cls(**cls._values(job))
+
+
+class JobDocument(JobFields):
+    """A job with its config, and with what its metrics warn of."""
+
+    diagnosis: list[FindingDocument] | None = Field(
+        description="Of a PPO job: the rules that its metrics break so far. docs/algorithms.md has them all."
+    )
     config: PPOConfig | ScoreConfig
 
     @classmethod
-    def _values(cls, job: jobs.Job) -> dict[str, Any]:
-        return super()._values(job) | {"config": job.spec.config}
+    def of(cls, job: jobs.Job, findings: Sequence[Finding] | None) -> Self:
+        """The document of a row and its findings."""
+        diagnosis = None if findings is None else [FindingDocument.of(finding) for finding in findings]
+        return cls(**cls._values(job), diagnosis=diagnosis, config=job.spec.config)
 
 
 def _progress(job: jobs.Job) -> Progress:

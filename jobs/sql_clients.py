@@ -167,7 +167,9 @@ class ClientRows(SqlBase):
         with self.reading() as connection:
             return [event_of(row) for row in connection.execute(query)]
 
-    def list_metrics(self, job_id: str, *, from_step: int = 0, limit: int = 1000) -> list[MetricRow]:
+    def list_metrics(
+        self, job_id: str, *, from_step: int = 0, limit: int = 1000, every: int = 1
+    ) -> list[MetricRow]:
         """See jobs.store.Store."""
         query = (
             select(job_metrics)
@@ -175,6 +177,8 @@ class ClientRows(SqlBase):
             .order_by(job_metrics.c.step)
             .limit(limit)
         )
+        if every > 1:
+            query = query.where(job_metrics.c.step % every == 0)
         with self.reading() as connection:
             return [metrics_of(row) for row in connection.execute(query)]
 

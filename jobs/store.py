@@ -104,8 +104,10 @@ class Store(Protocol):
         """Events with seq > after, ascending."""
         ...
 
-    def list_metrics(self, job_id: str, *, from_step: int = 0, limit: int = 1000) -> list[MetricRow]:
-        """Rows with step ≥ from_step, ascending."""
+    def list_metrics(
+        self, job_id: str, *, from_step: int = 0, limit: int = 1000, every: int = 1
+    ) -> list[MetricRow]:
+        """Rows with step ≥ from_step, ascending; of these, the steps that `every` divides."""
         ...
 
     def list_samples(

@@ -154,7 +154,7 @@ def show(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = False)
 
     def work(client: Client) -> int:
         job = client.jobs.get(job_id)
-        return _show(job, as_json, lambda: print(f"{render.visible(job['id'])}  {render.job_line(job)}"))
+        return _show(job, as_json, lambda: print(f"{render.visible(job['id'])}  {render.job_view(job)}"))
 
     _ask(work, url, key, as_json)
 
@@ -217,12 +217,18 @@ def _exit_code(error: KleashError) -> int:
 def _watch(client: Client, job_id: str, as_json: bool) -> int:
     job: Document = {}
     line = ""
+    told: set[str] = set()
     for job in client.jobs.watch(job_id):
         if as_json:
             _print_json(job)
         elif (changed := render.job_line(job)) != line:
             line = changed
             print(line, flush=True)
+        if not as_json:
+            for finding in job.get("diagnosis") or ():
+                if finding["rule"] not in told:
+                    told.add(finding["rule"])
+                    print(render.finding_line(finding), flush=True)
     return 0 if job["status"] == "succeeded" else JOB_FAILED
 
 

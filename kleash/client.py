@@ -202,6 +202,10 @@ class Jobs:
             "GET", _path(job_id, "metrics"), query={"from_step": from_step, "limit": limit}
         )
 
+    def frontier(self, job_id: str) -> Document:
+        """Rewards of a PPO job against √KL, with Gao's law and its peak where it can be fitted."""
+        return self._client.send("GET", _path(job_id, "frontier"))
+
     def events(self, job_id: str, *, after: int | None = None, limit: int | None = None) -> Document:
         """What happened, ascending by `seq`; `after` is the last seq already known."""
         return self._client.send("GET", _path(job_id, "events"), query={"after": after, "limit": limit})

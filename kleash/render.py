@@ -146,6 +146,21 @@ def job_line(job: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
+def job_view(job: dict[str, Any]) -> str:
+    """`job_line`, and below it what the job's metrics warn of."""
+    return "\n".join([job_line(job), *(finding_line(finding) for finding in job.get("diagnosis") or ())])
+
+
+def finding_line(finding: dict[str, Any]) -> str:
+    """One rule that fired: what it says, its number beside the threshold, over which steps, what to try."""
+    evidence = finding["evidence"]
+    where = f"steps {evidence['first_step']}–{evidence['last_step']}"
+    numbers = ", ".join(f"{name} {value:.3g}" for name, value in evidence["numbers"].items())
+    past = f"{finding['value']:.3g}, threshold {finding['threshold']:.3g}"
+    line = f"! {finding['rule']}: {finding['message']} ({past}; {where}: {numbers}) {finding['advice']}"
+    return visible(line)
+
+
 def steps(progress: dict[str, Any]) -> str:
     """Completed steps of all; a score job's file may not have been counted yet."""
     total = progress["total_steps"]

@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from api.auth import Owner
 from api.deps import JobsDep
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, Responses, problems, v1_router
+from api.schemas_analysis import FrontierDocument
 from api.schemas_jobs import (
     CheckpointList,
     EventList,
@@ -17,7 +18,8 @@ from api.schemas_jobs import (
     PublicStatus,
     SampleList,
 )
-from jobs.spec import Job, JobSpec
+from api.services.jobs import JobService
+from jobs.spec import JobSpec
 from jobs.states import Action
 
 router = v1_router("jobs")
@@ -71,7 +73,7 @@ def create(
     response.headers["ETag"] = etag(created.job.version)
     if created.replayed:
         response.headers["Idempotency-Replayed"] = "true"
-    return JobDocument.of(created.job)
+    return JobDocument.of(created.job, jobs.diagnosis(created.job))
 
 
 @router.get("/jobs", operation_id="jobs_list", summary="List jobs, newest first", responses=problems(400))
@@ -105,7 +107,7 @@ def show(
         return Response(status_code=304, headers={"ETag": current})
     job = jobs.get(job_id, owner)
     response.headers["ETag"] = etag(job.version)
-    return JobDocument.of(job)
+    return JobDocument.of(job, jobs.diagnosis(job))
 
 
 @router.post(
@@ -116,7 +118,7 @@ def show(
 )
 def pause(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
     """Paused at once while queued; else 202 and `pausing` until its process has saved and stopped."""
-    return requested(jobs.request(Action.PAUSE, job_id, owner), response)
+    return requested(jobs, Action.PAUSE, job_id, owner, response)
 
 
 @router.post(
@@ -127,7 +129,7 @@ def pause(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDo
 )
 def resume(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
     """Queued again, to go on from its last checkpoint or shard; a job that is still `pausing` runs on."""
-    return requested(jobs.request(Action.RESUME, job_id, owner), response)
+    return requested(jobs, Action.RESUME, job_id, owner, response)
 
 
 @router.post(
@@ -138,7 +140,7 @@ def resume(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobD
 )
 def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
     """Cancelled at once if nothing runs; else 202 and `cancelling` until its process has stopped."""
-    return requested(jobs.request(Action.CANCEL, job_id, owner), response)
+    return requested(jobs, Action.CANCEL, job_id, owner, response)
 
 
 @router.get(
@@ -171,6 +173,17 @@ def metrics(
     """A row per step (of a score job: per shard), ascending; go on with `from_step` = the last row's step + 1."""
     series = jobs.metrics(job_id, owner, from_step=from_step, limit=clamp(limit, MAX_ROWS))
     return MetricsDocument.of(job_id, series)
+
+
+@router.get(
+    "/jobs/{job_id}/frontier",
+    operation_id="jobs_frontier",
+    summary="Show what a job's drift has bought",
+    responses=problems(404),
+)
+def frontier(job_id: str, owner: Owner, jobs: JobsDep) -> FrontierDocument:
+    """Rewards against √KL per sequence, Gao's law fitted to each, and its peak. A score job has none."""
+    return FrontierDocument.of(job_id, jobs.frontier(job_id, owner))
 
 
 @router.get(
@@ -224,11 +237,12 @@ def results(job_id: str, owner: Owner, jobs: JobsDep) -> StreamingResponse:
     return StreamingResponse(found.content(), media_type=JSONL, headers=headers)
 
 
-def requested(job: Job, response: Response) -> JobDocument:
+def requested(jobs: JobService, action: Action, job_id: str, owner: str, response: Response) -> JobDocument:
     """The answer to a request: 202 while the process of the job has yet to follow it."""
+    job = jobs.request(action, job_id, owner)
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
-    return JobDocument.of(job)
+    return JobDocument.of(job, jobs.diagnosis(job))
 
 
 def clamp(limit: int, most: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor, NoResults
+from api.services.analysis import Frontier, RunAnalysis
 from api.services.classifiers import classifier_paths
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.bulk import RESULTS
@@ -18,6 +19,7 @@ from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, PPOSpec, Sampl
 from jobs.states import Action, Status
 from jobs.store import Created, Store
 from rlhf_core.config.ppo import LoraConfig
+from rlhf_core.diagnosis import Finding
 
 READ_BYTES = 1 << 20
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
@@ -75,6 +77,7 @@ class JobService:
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
         self._artifacts = artifacts
+        self._analysis = RunAnalysis(store)
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -132,6 +135,14 @@ class JobService:
         """Metrics of the steps from `from_step`."""
         job = self.get(job_id, owner)
         return Series(job.step, self._store.list_metrics(job_id, from_step=from_step, limit=limit))
+
+    def diagnosis(self, job: Job) -> tuple[Finding, ...] | None:
+        """What the metrics of its completed steps warn of; None for a score job."""
+        return self._analysis.findings(job)
+
+    def frontier(self, job_id: str, owner: str) -> Frontier:
+        """Reward against √KL, with Gao's law where it fits; empty for a score job."""
+        return self._analysis.frontier(self.get(job_id, owner))
 
     def checkpoints(self, job_id: str, owner: str) -> list[Checkpoint]:
         """Saves by step."""

@@ -47,7 +47,7 @@ def test_everything_written_is_read_back_equal(store: SqlStore, clock: Any) -> N
         (1, job.latest, {"t": 2.0}, attempt),
         (2, job.latest, {}, attempt),
     ]
-    assert store.list_metrics("job_1", from_step=2) == rows[1:]
+    assert store.list_metrics("job_1", from_step=2) == store.list_metrics("job_1", every=2) == rows[1:]
     assert store.list_metrics("job_1", limit=1) == rows[:1]
     assert store.list_samples("job_1") == samples
     assert store.list_samples("job_1", step=1, kind="rollout", limit=2) == samples[:2]

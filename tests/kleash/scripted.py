@@ -79,6 +79,17 @@ def a_job(status: str = "running", step: int = 0, **more: Any) -> dict[str, Any]
     }
 
 
+def a_finding(rule: str = "kl_off_target", message: str = "The KL stays away.") -> dict[str, Any]:
+    return {
+        "rule": rule,
+        "message": message,
+        "value": 2.5,
+        "threshold": 2.0,
+        "evidence": {"first_step": 81, "last_step": 100, "numbers": {"mean kl/sequence": 15.04}},
+        "advice": "A lower learning rate.",
+    }
+
+
 def a_score(text: str = "certainly") -> dict[str, Any]:
     """ "Oh " and a second token: the first has no context, the second is the seed's P = .25 against .05."""
     return {

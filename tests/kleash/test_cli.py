@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kleash.cli import app
-from tests.kleash.scripted import Service, a_job, a_score, problem
+from tests.kleash.scripted import Service, a_finding, a_job, a_score, problem
 
 
 def kleash(service: Service, *arguments: str, given: str | None = None) -> Result:
@@ -82,6 +82,27 @@ def test_create_and_watch_follows_it_to_its_end(service: Service) -> None:
     done = kleash(service, "jobs", "create", "-", "--watch", given="{}")
     assert done.exit_code == 0
     assert done.stdout == "succeeded  step 4/4  reward +0.250  KL/seq 1.50\n"
+
+
+def test_a_finding_is_shown_and_while_watching_told_once(service: Service) -> None:
+    first, second = a_finding(), a_finding("eos_lost")
+    service.answers = [(200, {}, a_job("running", 2, diagnosis=[first]))]
+    assert kleash(service, "jobs", "show", "job_0").stdout.count("! kl_off_target: ") == 1
+
+    service.asked.clear()
+    service.answers = [
+        (200, {}, a_job("running", 2, diagnosis=[first])),
+        (200, {}, a_job("running", 3, diagnosis=[first | {"value": 2.6}, second])),
+        (200, {}, a_job("succeeded", 4, diagnosis=[first])),
+    ]
+    watched = kleash(service, "jobs", "watch", "job_0").stdout.splitlines()
+    assert [line.split(":")[0].split(" ")[0:2] for line in watched] == [
+        ["running", ""],
+        ["!", "kl_off_target"],
+        ["running", ""],
+        ["!", "eos_lost"],
+        ["succeeded", ""],
+    ]
 
 
 def test_a_spec_that_is_not_json_never_leaves(service: Service) -> None:

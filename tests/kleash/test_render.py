@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from kleash import render
-from tests.kleash.scripted import a_job, a_score
+from tests.kleash.scripted import a_finding, a_job, a_score
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\r\n\u202eevil\u200b[red]not markup[/red]"
 SGR = re.compile("\x1b\\[[0-9;]*m")
@@ -86,6 +86,19 @@ def test_an_item_without_scores_says_why() -> None:
 def test_a_job_in_a_line() -> None:
     job = a_job("running", 2, phase="rollout\x1b")
     assert render.job_line(job) == "running (rollout␛)  step 2/4  reward +0.250  KL/seq 1.50"
+
+
+def test_findings_stand_below_the_line_in_plain_words() -> None:
+    job = a_job("running", 2, diagnosis=[a_finding(), a_finding("eos_lost", "No end.\x1b[2J")])
+    line, first, second = render.job_view(job).split("\n")
+    assert line == render.job_line(job)
+    assert first == (
+        "! kl_off_target: The KL stays away. (2.5, threshold 2; steps 81–100: mean kl/sequence 15) "
+        "A lower learning rate."
+    )
+    assert second.startswith("! eos_lost: No end.␛[2J (")
+    for nothing in ([], None):
+        assert render.job_view(a_job("running", 2, diagnosis=nothing)) == render.job_line(job)
 
 
 def test_a_failed_job_shows_its_reason_and_its_last_words() -> None:

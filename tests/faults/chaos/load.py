@@ -9,7 +9,7 @@ from tests.faults.callers import Caller, NobodyAnswers, Refused
 from tests.faults.work import job
 
 POLL_EVERY_S = 0.05
-PATHS = ("", "", "/events", "/metrics", "/checkpoints", "/samples")
+PATHS = ("", "", "/events", "/metrics", "/frontier", "/checkpoints", "/samples")
 
 
 class Load:
