@@ -15,7 +15,7 @@ from prepare_model import HERE, prepare
 from jobs.spec import PPOSpec
 from rlhf_core.checkpoint import sha256
 from rlhf_core.evaluation import paired_difference, summarise
-from rlhf_core.models import new_lora_policy
+from rlhf_core.policies import new_lora_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state

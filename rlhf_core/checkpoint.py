@@ -1,8 +1,9 @@
 """Saving and resuming the whole training state: safetensors and JSON only, every file's sha256 in a manifest.
 
-A folder holds the adapter and tokenizer (PEFT's format: AutoPeftModelForCausalLM loads it), `trainer.safetensors`
-(value head, optimizer moments, torch's RNG), `trainer.json` (step, controller, evaluations, Python's and numpy's
-RNG) and `manifest.json`. Making it durable and visible is the caller's: write → fsync → rename → row.
+A folder holds the weights and tokenizer (an adapter in PEFT's format, which AutoPeftModelForCausalLM loads, or a
+whole model for AutoModelForCausalLM), `trainer.safetensors` (value head, optimizer moments, torch's RNG),
+`trainer.json` (step, controller, evaluations, Python's and numpy's RNG) and `manifest.json`. Making it durable and
+visible is the caller's: write → fsync → rename → row.
 """
 
 import hashlib
@@ -24,18 +25,18 @@ from rlhf_core.controllers import controller_from_state
 from rlhf_core.errors import CheckpointError
 from rlhf_core.evaluation import Evaluation
 from rlhf_core.kernels import build
-from rlhf_core.models import LoraPolicy, load_lora_policy
+from rlhf_core.policies import Policy, load_policy
 from rlhf_core.update import TrainState, fresh_state
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-def write_checkpoint(folder: Path, policy: LoraPolicy, state: TrainState) -> str:
+def write_checkpoint(folder: Path, policy: Policy, state: TrainState) -> str:
     """Write everything a resumed run needs into an empty folder; returns the manifest's sha256."""
     tensors, numbers = _tensors(policy, state), _numbers(state)
     policy.save(folder)
-    _restore_rng(numbers["rng"], tensors)  # PEFT's save draws from Python's generator
+    _restore_rng(numbers["rng"], tensors)  # saving draws from Python's generator
     save_file(tensors, folder / "trainer.safetensors")
     (folder / "trainer.json").write_text(json.dumps(numbers))
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -70,14 +71,14 @@ def verify_checkpoint(folder: Path, manifest_sha256: str | None = None) -> dict[
 
 def read_checkpoint(
     folder: Path, config: PPOConfig, *, source: str, device: str = "cpu"
-) -> tuple[LoraPolicy, TrainState]:
+) -> tuple[Policy, TrainState]:
     """Policy and state as they were saved, and the process's RNGs with them. Verify first.
 
     Raises:
         CheckpointError: the content does not belong to this configuration.
-        ModelLoadError: base or adapter cannot be loaded.
+        ModelLoadError: base or saved weights cannot be loaded.
     """
-    policy = load_lora_policy(source, folder, device=device)
+    policy = load_policy(source, folder, config.model, device=device)
     state = fresh_state(policy, config)
     try:
         tensors = load_file(folder / "trainer.safetensors", device=device)
@@ -137,12 +138,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _optimized(policy: LoraPolicy, state: TrainState) -> dict[str, nn.Parameter]:
+def _optimized(policy: Policy, state: TrainState) -> dict[str, nn.Parameter]:
     head = {f"value_head.{name}": p for name, p in state.value_head.named_parameters()}
     return policy.trainable_parameters() | head
 
 
-def _tensors(policy: LoraPolicy, state: TrainState) -> dict[str, Tensor]:
+def _tensors(policy: Policy, state: TrainState) -> dict[str, Tensor]:
     tensors = {f"value_head.{name}": p for name, p in state.value_head.state_dict().items()}
     for name, parameter in _optimized(policy, state).items():
         for key, moment in state.optimizer.state.get(parameter, {}).items():

@@ -1,4 +1,4 @@
-"""Loading and running models: the only file that knows transformers' and PEFT's loaders.
+"""Loading and running models to be scored; rlhf_core/policies.py has those to be trained.
 
 A policy that is an adapter shares one copy of the base weights with its reference (adapter off).
 """
@@ -7,13 +7,11 @@ import hashlib
 import json
 from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,7 +19,6 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from rlhf_core.causal_lm import CausalLM, split
-from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
 from rlhf_core.products import accelerate
 
@@ -68,12 +65,21 @@ class Body:
         elif name not in self.peft.peft_config:
             self.peft.load_adapter(path, adapter_name=name)
         self.peft.eval()
+        self._refuse_beyond_trunk(name, path)
+        return name
+
+    def load_trainable_adapter(self, folder: Path) -> None:
+        """Put the adapter of a folder on the weights as `default`, to be trained on. Raises as `load_adapter`."""
+        _require_safetensors_adapter(folder)
+        self.peft = PeftModel.from_pretrained(self.model, str(folder), is_trainable=True)
+        self._refuse_beyond_trunk("default", str(folder))
+
+    def _refuse_beyond_trunk(self, name: str, path: str) -> None:
         config = self.peft.peft_config[name]
         if config.is_prompt_learning:
             raise ModelLoadError(f"{path}: a prompt-learning adapter works outside the trunk; not supported")
         if config.modules_to_save or not _is_plain(self.model.get_output_embeddings()):
             raise ModelLoadError(f"{path}: an adapter of the head or of whole modules is not supported")
-        return name
 
     def drop_adapter(self, path: str) -> None:
         """Take the adapter of a folder off again; the weights and other adapters stay."""
@@ -143,69 +149,6 @@ class ModelPair:
         return body.run(adapter)
 
 
-class LoraPolicy:
-    """A trainable LoRA policy whose reference is the same weights with the adapter off."""
-
-    def __init__(self, body: Body, source: str, tokenizer: Any) -> None:
-        self._body = body
-        self.source = source
-        self.tokenizer = tokenizer
-        self.codec = TokenizerCodec.of(tokenizer, body.model)
-        # Found once: PEFT switches requires_grad off and on with the adapter, and a signal may come in between.
-        self._trainable = {name: p for name, p in body.peft.named_parameters() if p.requires_grad}
-
-    @contextmanager
-    def policy(self) -> Iterator[CausalLM]:
-        """The base with the adapter on."""
-        yield self._body.causal_lm
-
-    @contextmanager
-    def reference(self) -> Iterator[CausalLM]:
-        """The base with the adapter off."""
-        with self._body.peft.disable_adapter():
-            yield self._body.causal_lm
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The adapter's weights by name."""
-        return dict(self._trainable)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the trunk's output."""
-        return int(self._body.model.config.get_text_config().hidden_size)
-
-    def save(self, folder: Path) -> None:
-        """Write adapter and tokenizer so that AutoModelForCausalLM and PEFT load them."""
-        self._body.peft.save_pretrained(str(folder), safe_serialization=True)
-        self.tokenizer.save_pretrained(str(folder))
-
-
-@dataclass(frozen=True)
-class TokenizerCodec:
-    """Text to ids and back, and the ids that end or pad a sequence."""
-
-    tokenizer: Any
-    eos_ids: frozenset[int]
-    pad_id: int
-
-    @classmethod
-    def of(cls, tokenizer: Any, model: Any) -> "TokenizerCodec":
-        """Stop ids from tokenizer and generation config; padding is masked, so any id will do."""
-        configured = getattr(model.generation_config, "eos_token_id", None)
-        stops = configured if isinstance(configured, list) else [configured]
-        eos = frozenset(i for i in [tokenizer.eos_token_id, *stops] if i is not None)
-        pad = tokenizer.pad_token_id
-        return cls(tokenizer, eos, pad if pad is not None else min(eos, default=0))
-
-    def encode(self, text: str) -> list[int]:
-        """Ids with the special tokens the tokenizer adds."""
-        return list(self.tokenizer(text)["input_ids"])
-
-    def decode(self, ids: list[int]) -> str:
-        """Text without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-
 def load_pair(
     policy: WeightSource,
     reference: WeightSource,
@@ -229,7 +172,7 @@ def load_pair(
         body = bodies[base]
         if source.base is None:
             return body, None
-        with _as_load_error(source.path):
+        with as_load_error(source.path):
             return body, body.load_adapter(source.path)
 
     policy_tokenizer, reference_tokenizer = _tokenizer_of(policy), _tokenizer_of(reference)
@@ -241,9 +184,15 @@ def load_pair(
     return ModelPair(place(policy), place(reference), policy_tokenizer)
 
 
-def load_body(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Body:
-    """A full model from a folder or the hub. Never runs a repository's code, reads safetensors only."""
-    with _as_load_error(path):
+def load_body(
+    path: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, products: bool = True
+) -> Body:
+    """A full model from a folder or the hub. Never runs a repository's code, reads safetensors only.
+
+    With `products` all its linear layers multiply as rlhf_core/products.py does, else the head alone: autocast
+    cannot see into these.
+    """
+    with as_load_error(path):
         _refuse_custom_code(path)
         if find_adapter_config_file(path) is not None:  # transformers would open the base that it names
             raise ModelLoadError(f"{path}: an adapter, where a full model is needed")
@@ -251,46 +200,13 @@ def load_body(path: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
             path, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
         model = model.to(device).eval().requires_grad_(False)
-        accelerate(model)
+        accelerate(model if products else model.get_output_embeddings())
         return Body(model)
-
-
-def new_lora_policy(source: str, lora: LoraConfig, *, seed: int, device: str = "cpu") -> LoraPolicy:
-    """A policy equal to its base: a fresh adapter with B = 0 on every linear layer but the head."""
-    body = load_body(source, device=device)
-    config = PeftLoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        body.peft = get_peft_model(body.model, config)
-    return _trainable(body, source)
-
-
-def load_lora_policy(source: str, adapter: Path, *, device: str = "cpu") -> LoraPolicy:
-    """A policy that goes on from a saved adapter."""
-    body = load_body(source, device=device)
-    _require_safetensors_adapter(adapter)
-    with _as_load_error(str(adapter)):
-        body.peft = PeftModel.from_pretrained(body.model, str(adapter), is_trainable=True)
-    return _trainable(body, source)
-
-
-def _trainable(body: Body, source: str) -> LoraPolicy:
-    if not body.causal_lm.splits:
-        raise ModelLoadError(f"{source}: its head is not one linear layer; it can be scored, not trained")
-    body.peft.eval()  # no dropout anywhere; gradients flow all the same
-    body.peft.peft_config["default"].base_model_name_or_path = source
-    return LoraPolicy(body, source, load_tokenizer(source))
 
 
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a folder or hub id."""
-    with _as_load_error(path):
+    with as_load_error(path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelLoadError(f"{path}: only fast tokenizers (tokenizer.json) are supported")
@@ -330,7 +246,7 @@ def _refuse_custom_code(path: str) -> None:
 
 
 @contextmanager
-def _as_load_error(path: str) -> Iterator[None]:
+def as_load_error(path: str) -> Iterator[None]:
     """What loaders raise on a bad folder, as one error without a traceback's noise."""
     try:
         yield

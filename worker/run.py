@@ -17,7 +17,7 @@ from rlhf_core.checkpoint import Generators, seed_generators
 from rlhf_core.classifier import Classifiers
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
-from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.policies import Policy, new_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
@@ -77,10 +77,10 @@ class TrainingRun:
     def _fresh(self) -> Restored:
         seed_generators(self.config.seed)
         source = self.job.resolved["model"]["path"]
-        policy = new_lora_policy(source, self.config.model.lora, seed=self.config.seed, device=self.device)
+        policy = new_policy(source, self.config.model, seed=self.config.seed, device=self.device)
         return Restored(policy, fresh_state(policy, self.config))
 
-    def _train(self, policy: LoraPolicy, state: TrainState, stop: Stop) -> Checkpoint | None:
+    def _train(self, policy: Policy, state: TrainState, stop: Stop) -> Checkpoint | None:
         """The final checkpoint; None if the run was stopped before."""
         resolved = self.job.resolved
         prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
@@ -122,7 +122,7 @@ class TrainingRun:
         stop.defer()
         return self.saves.save(policy, state, FINAL)
 
-    def _audit(self, policy: LoraPolicy, state: TrainState, prompts: list[str]) -> None:
+    def _audit(self, policy: Policy, state: TrainState, prompts: list[str]) -> None:
         """At the start of every attempt: it may be on another machine. The report is an event."""
         self._phase("audit")
         checks = audit(policy, state.value_head, self.config, prompts, is_reference=state.step == 0)

@@ -12,7 +12,7 @@ from jobs.store import Store
 from rlhf_core.checkpoint import other_environment, read_checkpoint, verify_checkpoint, write_checkpoint
 from rlhf_core.controllers import make_controller
 from rlhf_core.errors import CheckpointError
-from rlhf_core.models import LoraPolicy
+from rlhf_core.policies import Policy
 from rlhf_core.update import TrainState
 from worker.failures import storage_error
 
@@ -22,7 +22,7 @@ FINAL = "final"
 class Restored(NamedTuple):
     """Where a run goes on."""
 
-    policy: LoraPolicy
+    policy: Policy
     state: TrainState
     final: Checkpoint | None = None  # the job's own last one: nothing is left to train
 
@@ -75,7 +75,7 @@ class Saves:
         """Of a checkpoint with this path."""
         return self._artifacts / path
 
-    def _read(self, path: str, sha256: str) -> tuple[LoraPolicy, TrainState]:
+    def _read(self, path: str, sha256: str) -> tuple[Policy, TrainState]:
         folder = self.folder(path)
         manifest = verify_checkpoint(folder, sha256)
         restored = read_checkpoint(folder, self._job.ppo, source=self._source, device=self._device)
@@ -88,7 +88,7 @@ class Saves:
             )
         return restored
 
-    def save(self, policy: LoraPolicy, state: TrainState, name: str) -> Checkpoint:
+    def save(self, policy: Policy, state: TrainState, name: str) -> Checkpoint:
         """Files first, durable and renamed; then the fenced row; then the old ones go.
 
         Raises:

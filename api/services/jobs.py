@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from jobs.scoring_wire import ModelSource
 from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, PPOSpec, Sample, ScoreSpec
 from jobs.states import Action, Status
 from jobs.store import Created, Store
+from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.diagnosis import Finding
 
 READ_BYTES = 1 << 20
@@ -176,13 +177,17 @@ class JobService:
     def _to_score(self, spec: ScoreSpec, owner: str) -> dict[str, object]:
         names = self._models.pair(spec.config.policy, spec.config.reference)
         sources = {role: self._models.resolve(name, owner) for role, name in names.items()}
-        saved = [self._models.checkpoint(name, owner)[1] for name in names.values() if is_checkpoint(name)]
         return {
             "names": names,
             **{role: source.model_dump() for role, source in sources.items()},
-            "checkpoints": [{"job_id": c.job_id, "name": c.name, "sha256": c.sha256} for c in saved],
+            "checkpoints": self._saved(names.values(), owner),
             "items_file": spec.config.items_file and self._models.resolve_file(spec.config.items_file),
         }
+
+    def _saved(self, names: Iterable[str], owner: str) -> list[dict[str, str]]:
+        """Those of the names that are checkpoints, which the job pins."""
+        saved = [self._models.checkpoint(name, owner)[1] for name in names if is_checkpoint(name)]
+        return [{"job_id": c.job_id, "name": c.name, "sha256": c.sha256} for c in saved]
 
     def _to_train(self, spec: PPOSpec, owner: str) -> dict[str, object]:
         model = self._models.resolve(spec.config.model.name, owner)
@@ -191,6 +196,7 @@ class JobService:
         data = spec.config.data
         return {
             "model": model.model_dump(),
+            "checkpoints": self._saved([spec.config.model.name], owner),
             "classifiers": classifier_paths(spec.config, self._models, owner),
             "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
             "prompts_file": data.prompts_file and self._models.resolve_file(data.prompts_file),
@@ -205,9 +211,8 @@ class JobService:
         if source.resolved["model"]["path"] != model.path:
             raise CheckpointMismatch("resume_from is a checkpoint of another model than config.model.name")
         if theirs.model.lora != ours.model.lora:
-            made_with = f"rank {theirs.model.lora.rank} and alpha {theirs.model.lora.alpha:g}"
             raise CheckpointMismatch(
-                f"resume_from was made with {made_with}, config.model.lora differs from that"
+                f"resume_from was made with {_trained(theirs.model.lora)}, config.model.lora differs from that"
             )
         if steps <= saved.step:
             raise CheckpointMismatch(
@@ -222,6 +227,10 @@ class JobService:
             "name": saved.name,
             "same_kl": theirs.kl == ours.kl,
         }
+
+
+def _trained(lora: LoraConfig | None) -> str:
+    return "no LoRA" if lora is None else f"rank {lora.rank} and alpha {lora.alpha:g}"
 
 
 def canonical_sha256(spec: JobSpec) -> str:

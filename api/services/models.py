@@ -117,8 +117,9 @@ class ModelResolver:
 
     def _saved_model(self, name: str, owner: str) -> ModelSource:
         job, checkpoint = self.checkpoint(name, owner)
-        source = ModelSource.model_validate(job.resolved["model"])
-        return ModelSource(path=str(self._artifacts / checkpoint.path), base=source.base or source.path)
+        path = str(self._artifacts / checkpoint.path)
+        whole = job.ppo.model.lora is None
+        return ModelSource(path=path, base=None if whole else job.resolved["model"]["path"])
 
     def _is_hub_id(self, name: str) -> bool:
         return HUB_ID.fullmatch(name) is not None and not any(

@@ -1,5 +1,7 @@
 """A PPO run, section by section."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Config, PathName, Strings
@@ -17,12 +19,23 @@ class LoraConfig(Config):
 
 
 class ModelConfig(Config):
-    """The policy's starting point, which is also the reference (adapter off)."""
+    """The policy's starting point, which is also the reference, and how it is trained."""
 
     name: PathName = Field(
         description="A full model's name or path: training does not start from an adapter."
     )
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig | None = Field(
+        LoraConfig(),
+        description="null trains all weights, beside a frozen copy of them; that wants a smaller learning rate.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of the products in the trunk. Weights, what is added up and the head stay in float32.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Make activations again in the backward pass: less memory, more time, equal gradients.",
+    )
 
 
 class DataConfig(Config):

@@ -63,6 +63,7 @@ def test_what_the_worker_needs_is_resolved_at_creation(
     resolved = store.get_job(create(client, spec)["id"]).resolved
     assert resolved == {
         "model": {"path": "org/base", "base": None},
+        "checkpoints": [],
         "classifiers": {},
         "prompts_file": str((roots / "prompts.jsonl").resolve()),
         "eval_prompts_file": None,
@@ -257,9 +258,35 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
     assert refused(model={"name": "plain/"})[:2] == mismatch
     code, detail = refused(model={"name": "base", "lora": {"rank": 4}})[1:]
     assert (code, "rank 8 and alpha 16" in detail) == ("checkpoint_mismatch", True)
+    assert refused(model={"name": "base", "lora": None})[:2] == mismatch
     code, detail = refused(optimization={"steps": 3})[1:]
     assert (code, "has completed step 3" in detail) == ("checkpoint_mismatch", True)
     assert len(client.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_a_checkpoint_of_all_weights_is_a_model_to_score_and_to_train(
+    client: TestClient, store: SqlStore, scorer: Any, answering: None, spec: dict[str, Any]
+) -> None:
+    """It needs no base, a job may start from it, and is then sure of it: retention leaves it alone."""
+    spec["config"]["model"]["lora"] = None
+    name = saved(store, create(client, spec)["id"], 3)
+    source = {"path": "/a/step-3", "base": None}
+    answer = client.post("/v1/scores", json={"policy": name, "reference": "base", "input": ["x"]})
+    assert answer.status_code == 200
+    assert scorer.requests[-1].policy.model_dump() == source
+
+    spec["config"]["model"] = {"name": name}
+    job = create(client, spec)
+    resolved = store.get_job(job["id"]).resolved
+    owner, _, step = name.partition("@")
+    assert resolved["model"] == source
+    assert resolved["checkpoints"] == [{"job_id": owner, "name": step, "sha256": "ab" * 32}]
+    kept = store.get_checkpoint(owner, step)
+    assert kept is not None
+    assert kept.pinned
+    adapter = saved(store, job["id"], 1)
+    client.post("/v1/scores", json={"policy": adapter, "reference": name, "input": ["x"]})
+    assert scorer.requests[-1].policy.base == source["path"]
 
 
 def test_another_owner_s_checkpoint_is_not_there(

@@ -121,7 +121,8 @@ def test_the_exported_checkpoint_says_what_our_policy_says(job: dict[str, Any]) 
     """Greedy text of AutoModelForCausalLM + PEFT on the exported folder equals that of our own loop."""
     from peft import AutoPeftModelForCausalLM
 
-    from rlhf_core.models import load_lora_policy
+    from rlhf_core.config.ppo import ModelConfig
+    from rlhf_core.policies import load_policy
     from rlhf_core.rollout import generate, response_ids
 
     folder = job["result"]["path"]
@@ -129,7 +130,8 @@ def test_the_exported_checkpoint_says_what_our_policy_says(job: dict[str, Any]) 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer("The weather was", return_tensors="pt")
     theirs = exported.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
-    policy = load_lora_policy(exported.peft_config["default"].base_model_name_or_path, Path(folder))
+    base = exported.peft_config["default"].base_model_name_or_path
+    policy = load_policy(base, Path(folder), ModelConfig(name=base))
     with policy.policy() as model:
         ours = generate(
             model,

@@ -126,7 +126,8 @@ class Bench:
             samples = store.list_samples(job_id, limit=10_000)
             listed = {(self.settings.artifacts / c.path).resolve() for c in store.list_checkpoints(job_id)}
         assert final is not None
-        files = ("adapter_model.safetensors", "trainer.safetensors", "trainer.json")
+        weights = "model" if job.ppo.model.lora is None else "adapter_model"
+        files = (f"{weights}.safetensors", "trainer.safetensors", "trainer.json")
         there = {path.resolve() for path in (self.settings.artifacts / job_id).glob("*/*") if path.is_dir()}
         return {
             "files": {

@@ -27,7 +27,8 @@ from tests.faults.forking import fork, warm
 
 LONGEST_STOP_S = 10.0  # SIGTERM must have ended the process by then
 
-TRAININGS: dict[str, dict[str, Any]] = {"lora": {"lora": {"rank": 2}}}
+TRAININGS: dict[str, dict[str, Any]] = {"lora": {"lora": {"rank": 2}}, "full": {"lora": None}}
+POLICIES = {"lora": "LoraPolicy", "full": "FullPolicy"}
 CONTROLLERS: dict[str, dict[str, Any]] = {
     "fixed": {"kind": "fixed"},
     "adaptive": {"kind": "adaptive", "target_nats_per_sequence": 0.5, "horizon": 40},
@@ -47,7 +48,7 @@ class Place(NamedTuple):
         return f"{'before' if self.before else 'after'}:{self.target.split(':')[1]}:{self.nth}"
 
 
-def places(every_steps: int) -> Iterator[Place]:
+def places(training: str, every_steps: int) -> Iterator[Place]:
     """Boundaries of every step, and the inside of rollout, assessment, update, evaluation and save."""
     for nth in range(1, STEPS + 1):
         yield Place("jobs.sql_store:SqlStore.record_step", nth, True)
@@ -58,7 +59,7 @@ def places(every_steps: int) -> Iterator[Place]:
     yield from (Place("rlhf_core.experience:chunked_scores", nth, True) for nth in (3, 6, 8, 10, 11, 13))
     yield Place("worker.run:audit", 1, False)
     # Between the reference's pass and the policy's: the adapter is off. The audit's first seven.
-    for nth in (5, 8, 11, 15):
+    for nth in (5, 8, 11, 15) if training == "lora" else ():
         yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, True)
         yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, False)
     # Two epochs of two minibatches a step: after the first, in the middle, before the last.
@@ -66,10 +67,10 @@ def places(every_steps: int) -> Iterator[Place]:
     yield from (Place("rlhf_core.update:add_gradient", nth, False) for nth in (5,))
     yield from (Place("rlhf_core.ppo:evaluate", nth, before) for nth in (1, 2, 3) for before in (True, False))
     saves = 1 + (STEPS - 1) // every_steps
-    # A save: adapter and tokenizer, trainer.safetensors, the JSON files, rename, row, retirement.
+    # A save: weights and tokenizer, trainer.safetensors, the JSON files, rename, row, retirement.
     for nth in {1, 2, saves}:
-        yield Place("rlhf_core.checkpoint:LoraPolicy.save", nth, True)
-        yield Place("rlhf_core.checkpoint:LoraPolicy.save", nth, False)
+        yield Place(f"rlhf_core.policies:{POLICIES[training]}.save", nth, True)
+        yield Place(f"rlhf_core.policies:{POLICIES[training]}.save", nth, False)
         yield Place("rlhf_core.checkpoint:save_file", nth, False)
     yield from (Place("rlhf_core.checkpoint:sha256", nth, True) for nth in (1, 12))
     for nth in {1, 2, saves}:
@@ -82,11 +83,14 @@ def places(every_steps: int) -> Iterator[Place]:
 
 
 QUICK = {  # the steps before are unsaved: what SIGTERM does there differs most from what kill -9 does
-    "after:SqlStore.record_step:2",
-    "before:_sample:15",
-    "before:BaseTuner.enable_adapter_layers:11",
-    "after:update_minibatch:6",
-    "after:save_file:1",
+    "lora": {
+        "after:SqlStore.record_step:2",
+        "before:_sample:15",
+        "before:BaseTuner.enable_adapter_layers:11",
+        "after:update_minibatch:6",
+        "after:save_file:1",
+    },
+    "full": {"after:update_minibatch:6", "before:FullPolicy.save:1"},
 }
 
 
@@ -110,11 +114,11 @@ def cases(*, quick: bool, only: str, seed: int) -> list[Case]:
         for training in TRAININGS
         for controller in CONTROLLERS
         for every in ((1, 3) if controller == "pi" else (1,))
-        for place in places(every)
+        for place in places(training, every)
         for sign in SIGNALS
     ]
     if quick:
-        matrix = [c for c in matrix if c.every_steps == 3 and str(c.place) in QUICK]
+        matrix = [c for c in matrix if c.every_steps == 3 and str(c.place) in QUICK[c.training]]
     chosen = [case for case in matrix if only in str(case)]
     random.Random(seed).shuffle(chosen)
     return chosen

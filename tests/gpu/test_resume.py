@@ -17,7 +17,7 @@ TWO_RUNS = """
 import hashlib, sys, torch
 from pathlib import Path
 from rlhf_core.checkpoint import read_checkpoint, seed_generators, write_checkpoint
-from rlhf_core.models import new_lora_policy
+from rlhf_core.policies import new_lora_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state

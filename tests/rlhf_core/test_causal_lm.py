@@ -20,7 +20,8 @@ from rlhf_core.causal_lm import split
 from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.errors import ModelLoadError
 from rlhf_core.layouts import lay_out
-from rlhf_core.models import Body, ModelPair, new_lora_policy
+from rlhf_core.models import Body, ModelPair
+from rlhf_core.policies import new_lora_policy
 from rlhf_core.scoring import capacity
 from rlhf_core.tokenization import TokenizedText
 

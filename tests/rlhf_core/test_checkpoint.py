@@ -13,7 +13,7 @@ import torch
 from rlhf_core.checkpoint import MANIFEST, read_checkpoint, verify_checkpoint, write_checkpoint
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import CheckpointError
-from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.policies import Policy, new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
@@ -22,10 +22,15 @@ PROMPTS = ("The cat", "A lovely", "The quick brown", "Naïve")
 STEPS = 4
 
 
-def config(controller: dict[str, Any]) -> PPOConfig:
+LORA: dict[str, Any] = {"lora": {"rank": 2}}
+FULL: dict[str, Any] = {"lora": None}
+BFLOAT16 = FULL | {"dtype": "bfloat16", "gradient_checkpointing": True}
+
+
+def config(controller: dict[str, Any], model: dict[str, Any] = LORA) -> PPOConfig:
     return PPOConfig.model_validate(
         {
-            "model": {"name": "tiny", "lora": {"rank": 2}},
+            "model": {"name": "tiny", **model},
             "data": {"prompts": PROMPTS, "eval_prompts": PROMPTS[:2]},
             "reward": {"kind": "length", "target_tokens": 4},
             "rollout": {"batch_size": 4, "max_new_tokens": 6},
@@ -35,7 +40,7 @@ def config(controller: dict[str, Any]) -> PPOConfig:
     )
 
 
-def advance(policy: LoraPolicy, state: TrainState, options: PPOConfig, until: int) -> list[dict[str, float]]:
+def advance(policy: Policy, state: TrainState, options: PPOConfig, until: int) -> list[dict[str, float]]:
     """Run up to step `until`; returns the metrics of the steps."""
     lines = []
     for step in train(
@@ -53,33 +58,40 @@ def advance(policy: LoraPolicy, state: TrainState, options: PPOConfig, until: in
     return lines
 
 
-def digest(policy: LoraPolicy, state: TrainState, folder: Path) -> str:
+def digest(policy: Policy, state: TrainState, folder: Path) -> str:
     """One hash over everything a checkpoint holds but its manifest (which names files, not the run)."""
     folder.mkdir()
     random.seed(0)  # beartype picks what it checks with Python's generator: not part of the run
     write_checkpoint(folder, policy, state)
     whole = hashlib.sha256()
-    for name in ("adapter_model.safetensors", "trainer.safetensors", "trainer.json"):
+    weights = "model" if (folder / "model.safetensors").exists() else "adapter_model"
+    for name in (f"{weights}.safetensors", "trainer.safetensors", "trainer.json"):
         whole.update((folder / name).read_bytes())
     return whole.hexdigest()
 
 
+SCHEDULE: dict[str, Any] = {"kind": "schedule", "final_beta": 0.3, "steps": 3, "shape": "cosine"}
+ADAPTIVE: dict[str, Any] = {"kind": "adaptive", "target_nats_per_sequence": 0.5, "horizon": 40}
+
+
 @pytest.mark.parametrize(
-    "controller",
+    ("controller", "model"),
     [
-        {"kind": "fixed"},
-        {"kind": "schedule", "final_beta": 0.3, "steps": 3, "shape": "cosine"},
-        {"kind": "adaptive", "target_nats_per_sequence": 0.5, "horizon": 40},
-        {"kind": "pi"},
+        ({"kind": "fixed"}, LORA),
+        (SCHEDULE, LORA),
+        (ADAPTIVE, LORA),
+        ({"kind": "pi"}, LORA),
+        ({"kind": "pi"}, FULL),
+        ({"kind": "pi"}, BFLOAT16),
     ],
-    ids=lambda controller: controller["kind"],
+    ids=["lora-fixed", "lora-schedule", "lora-adaptive", "lora-pi", "full", "full-bfloat16"],
 )
 def test_t26_resume_is_bit_identical_at_every_step_boundary(
-    tiny_model: Path, tmp_path: Path, controller: dict[str, Any]
+    tiny_model: Path, tmp_path: Path, controller: dict[str, Any], model: dict[str, Any]
 ) -> None:
-    options, source = config(controller), str(tiny_model)
+    options, source = config(controller, model), str(tiny_model)
     torch.manual_seed(11)  # the process's own generator is part of the state
-    policy = new_lora_policy(source, options.model.lora, seed=0)
+    policy = new_policy(source, options.model, seed=0)
     state = fresh_state(policy, options)
     undisturbed: list[dict[str, float]] = []
     for boundary in range(1, STEPS):
@@ -105,7 +117,7 @@ def test_the_generators_of_the_process_go_on_where_they_were(tiny_model: Path, t
         return random.random(), float(np.random.random()), float(torch.rand(()))
 
     options = config({"kind": "pi"})
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     write_checkpoint(tmp_path, policy, fresh_state(policy, options))
     expected = draws()
     assert draws() != expected
@@ -116,7 +128,7 @@ def test_the_generators_of_the_process_go_on_where_they_were(tiny_model: Path, t
 @pytest.fixture
 def saved(tiny_model: Path, tmp_path: Path) -> tuple[Path, str]:
     options = config({"kind": "pi"})
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     return folder, write_checkpoint(folder, policy, fresh_state(policy, options))

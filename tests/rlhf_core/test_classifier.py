@@ -19,7 +19,7 @@ from rlhf_core.classifier_labels import output_index
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.config.rewards import ClassifierReward, RewardPart, WeightedReward
 from rlhf_core.errors import ModelLoadError
-from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_lora_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 import rlhf_core.config.base
 from rlhf_core.classifier import Classifiers
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.models import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
@@ -94,7 +94,7 @@ def test_trap_17_every_choice_is_run_by_steps_of_training(
 ) -> None:
     """engines.md §2.10.17: an option that nobody has ever run."""
     config = config_of(branch)
-    policy = new_lora_policy(str(tiny_model), config.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), config.model, seed=0)
     state = fresh_state(policy, config)
     before = {name: p.detach().clone() for name, p in policy.trainable_parameters().items()}
     configured = make_reward(config.reward, classifiers)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_core.checkpoint import read_checkpoint, write_checkpoint
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_lora_policy
 from rlhf_core.update import TrainState, fresh_state
 from tests.rlhf_core.test_checkpoint import STEPS, advance, config, digest
 

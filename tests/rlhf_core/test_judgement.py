@@ -15,7 +15,7 @@ from rlhf_core.config.rewards import KeywordReward
 from rlhf_core.errors import NonFiniteLoss, RewardError
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
 from rlhf_core.judgement import Judges, describe_rewards, judge
-from rlhf_core.models import new_lora_policy
+from rlhf_core.policies import new_lora_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.rewards import WeightedSum, make_reward
 from rlhf_core.update import fresh_state, update_policy

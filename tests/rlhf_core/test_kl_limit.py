@@ -14,7 +14,7 @@ from rlhf_core import ppo
 from rlhf_core.checkpoint import read_checkpoint, write_checkpoint
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import KLDiverged
-from rlhf_core.models import new_lora_policy
+from rlhf_core.policies import new_lora_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.update import TrainState, fresh_state
 from tests.rlhf_core.test_checkpoint import config as lora_config

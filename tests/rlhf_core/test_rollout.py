@@ -12,7 +12,7 @@ from rlhf_core.causal_lm import CausalLM
 from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.errors import InputTooLong
 from rlhf_core.experience import response_hidden
-from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_lora_policy
 from rlhf_core.rollout import generate, response_ids
 
 EOS = 0

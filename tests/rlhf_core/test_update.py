@@ -14,7 +14,7 @@ from rlhf_core import objective, ppo, update
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.experience import Experience
-from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_lora_policy
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state, in_micro_batches, token_means
 

@@ -47,7 +47,7 @@ def installed(world: World, disk: Disk, settings: Settings, store_of: Any) -> It
             "log": mock.Mock(),
         },
         worker.run: {
-            "new_lora_policy": training.new_lora_policy,
+            "new_policy": training.new_policy,
             "fresh_state": training.fresh_state,
             "audit": lambda *_, **__: [],
             "train": training.train,

@@ -72,7 +72,7 @@ class Training:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def new_lora_policy(self, source: str, lora: object, *, seed: int, device: str) -> Policy:
+    def new_policy(self, source: str, options: object, *, seed: int, device: str) -> Policy:
         self._world.sleep(0.5)
         return Policy(f"base of seed {seed}")
 

@@ -1,0 +1,202 @@
+"""Policies to be trained, each with its frozen reference: an adapter on it, or all weights beside a copy."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_core.causal_lm import CausalLM
+from rlhf_core.config.ppo import LoraConfig, ModelConfig
+from rlhf_core.errors import ModelLoadError
+from rlhf_core.models import Body, as_load_error, load_body, load_tokenizer
+from rlhf_core.trained_trunk import TrainedTrunk, checkpoint_activations, silence
+
+
+@dataclass(frozen=True)
+class TokenizerCodec:
+    """Text to ids and back, and the ids that end or pad a sequence."""
+
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    pad_id: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, model: Any) -> "TokenizerCodec":
+        """Stop ids from tokenizer and generation config; padding is masked, so any id will do."""
+        configured = getattr(model.generation_config, "eos_token_id", None)
+        stops = configured if isinstance(configured, list) else [configured]
+        eos = frozenset(i for i in [tokenizer.eos_token_id, *stops] if i is not None)
+        pad = tokenizer.pad_token_id
+        return cls(tokenizer, eos, pad if pad is not None else min(eos, default=0))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with the special tokens the tokenizer adds."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class Policy(ABC):
+    """An `experience.TrainablePolicy` that can be saved. `source` is the model it started from."""
+
+    def __init__(self, model: Any, source: str, trainable: dict[str, nn.Parameter]) -> None:
+        self.source = source
+        self.tokenizer = load_tokenizer(source)
+        self.codec = TokenizerCodec.of(self.tokenizer, model)
+        self._model = model
+        self._trainable = trainable
+
+    @abstractmethod
+    def policy(self) -> AbstractContextManager[CausalLM]:
+        """The policy, while the context is entered."""
+
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[CausalLM]:
+        """The reference, while the context is entered."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write weights and tokenizer so that AutoModelForCausalLM loads them, with PEFT if it is an adapter."""
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return dict(self._trainable)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the trunk's output."""
+        return int(self._model.config.get_text_config().hidden_size)
+
+
+class LoraPolicy(Policy):
+    """An adapter, whose reference is the same weights with the adapter off."""
+
+    def __init__(self, body: Body, source: str, causal_lm: CausalLM) -> None:
+        # Found once: PEFT switches requires_grad off and on with the adapter, and a signal may come in between.
+        trainable = {name: p for name, p in body.peft.named_parameters() if p.requires_grad}
+        super().__init__(body.model, source, trainable)
+        self._peft, self._causal_lm = body.peft, causal_lm
+
+    @contextmanager
+    def policy(self) -> Iterator[CausalLM]:
+        """The base with the adapter on."""
+        yield self._causal_lm
+
+    @contextmanager
+    def reference(self) -> Iterator[CausalLM]:
+        """The base with the adapter off."""
+        with self._peft.disable_adapter():
+            yield self._causal_lm
+
+    def save(self, folder: Path) -> None:
+        """Write adapter and tokenizer so that AutoModelForCausalLM and PEFT load them."""
+        self._peft.save_pretrained(str(folder), safe_serialization=True)
+        self.tokenizer.save_pretrained(str(folder))
+
+
+class FullPolicy(Policy):
+    """All weights of a model, whose reference is a second, frozen copy of what they were at first."""
+
+    def __init__(
+        self, model: Any, source: str, causal_lm: CausalLM, reference: CausalLM, config: Any
+    ) -> None:
+        model.requires_grad_(True)
+        super().__init__(model, source, dict(model.named_parameters()))  # weights that are tied come once
+        self._causal_lm, self._reference = causal_lm, reference
+        self._config = config  # as it was loaded, with its dropout
+
+    def policy(self) -> AbstractContextManager[CausalLM]:
+        """The model that is trained."""
+        return nullcontext(self._causal_lm)
+
+    def reference(self) -> AbstractContextManager[CausalLM]:
+        """The copy."""
+        return nullcontext(self._reference)
+
+    def save(self, folder: Path) -> None:
+        """Write the whole model and its tokenizer so that AutoModelForCausalLM loads them."""
+        self._model.save_pretrained(str(folder))
+        self._config.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def new_policy(source: str, options: ModelConfig, *, seed: int, device: str = "cpu") -> Policy:
+    """A policy equal to its reference. Raises ModelLoadError."""
+    if options.lora is not None:
+        body = _load(source, options, device)
+        with as_load_error(source):
+            _add_adapter(body, options.lora, seed)
+        return _lora_policy(body, source, options)
+    reference = _load(source, options, device)
+    with as_load_error(source):
+        policy = Body(copy.deepcopy(reference.model))
+    return _full_policy(policy, reference, source, options)
+
+
+def load_policy(source: str, folder: Path, options: ModelConfig, *, device: str = "cpu") -> Policy:
+    """A policy that goes on from what was saved in a folder. Raises ModelLoadError."""
+    if options.lora is not None:
+        body = _load(source, options, device)
+        with as_load_error(str(folder)):
+            body.load_trainable_adapter(folder)
+        return _lora_policy(body, source, options)
+    return _full_policy(_load(str(folder), options, device), _load(source, options, device), source, options)
+
+
+def new_lora_policy(source: str, lora: LoraConfig, *, seed: int, device: str = "cpu") -> Policy:
+    """As `new_policy` with this adapter and no other option."""
+    return new_policy(source, ModelConfig(name=source, lora=lora), seed=seed, device=device)
+
+
+def _load(path: str, options: ModelConfig, device: str) -> Body:
+    body = load_body(path, device=device, products=options.dtype == "float32")
+    if not body.causal_lm.splits:
+        raise ModelLoadError(f"{path}: its head is not one linear layer; it can be scored, not trained")
+    return body
+
+
+def _add_adapter(body: Body, lora: LoraConfig, seed: int) -> None:
+    """A fresh adapter with B = 0 on every linear layer but the head."""
+    config = PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in body.model.modules()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body.peft = get_peft_model(body.model, config)
+
+
+def _lora_policy(body: Body, source: str, options: ModelConfig) -> LoraPolicy:
+    body.peft.peft_config["default"].base_model_name_or_path = source
+    return LoraPolicy(body, source, _to_train(body, options))
+
+
+def _full_policy(policy: Body, reference: Body, source: str, options: ModelConfig) -> FullPolicy:
+    config = copy.deepcopy(policy.model.config)
+    causal_lm = _to_train(policy, options)
+    return FullPolicy(policy.model, source, causal_lm, _to_train(reference, options), config)
+
+
+def _to_train(body: Body, options: ModelConfig) -> CausalLM:
+    """The model as it runs in training."""
+    silence(body.model)
+    if options.gradient_checkpointing:
+        checkpoint_activations(body.model)
+    body.model.eval()
+    trunk = TrainedTrunk(body.causal_lm.trunk, bfloat16=options.dtype == "bfloat16")
+    return replace(body.causal_lm, trunk=trunk)
