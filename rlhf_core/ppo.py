@@ -87,11 +87,14 @@ def train(
             device=device,
         )
         packed = in_micro_batches(plan[0], micro_batch)
-        experience = assess(policy, state.value_head, rollout, packed, config.rollout.temperature)
+        exact = config.kl.penalty == "exact"
+        experience = assess(
+            policy, state.value_head, rollout, packed, config.rollout.temperature, keep_reference=exact
+        )
         require_finite_experience(step, experience)
         clock.append(time.monotonic())
 
-        # 3. The leash: β × k1 is taken from the reward of each token. Then advantages, then the update.
+        # 3. The leash: β × KL is taken from the reward of each token. Then advantages, then the update.
         beta = state.controller.beta
         targets = make_targets(experience, scores, beta, config)
         state.intact = False
@@ -102,7 +105,7 @@ def train(
         state.controller = state.controller.update(experience.kl.sum(dim=1).mean().item(), len(texts))
         state.step = step
 
-        metrics = update | describe(experience, targets.returns, scores, targets.beta_in_loss, beta, config)
+        metrics = update | describe(experience, targets, scores, beta, config)
         evaluation = None
         if is_due(config, step, eval_prompts):
             state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)

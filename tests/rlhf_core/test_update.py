@@ -91,8 +91,8 @@ def in_experience(name: str, number: float) -> Callable[[pytest.MonkeyPatch], No
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
         real = ppo.assess
 
-        def assess(*args: Any) -> Experience:
-            experience = real(*args)
+        def assess(*args: Any, **more: Any) -> Experience:
+            experience = real(*args, **more)
             return experience._replace(**{name: poison(getattr(experience, name), number)})
 
         monkeypatch.setattr(ppo, "assess", assess)
