@@ -70,7 +70,7 @@ def config(**kl: str) -> PPOConfig:
             "reward": {"kind": "sentiment"},
             "rollout": {"batch_size": BATCH, "max_new_tokens": 8, "temperature": TEMPERATURE},
             "kl": {"beta": BETA, **kl},
-            "loss": {"dual_clip": 1.5, "entropy_coefficient": 0.05},
+            "loss": {"dual_clip": 1.25, "entropy_coefficient": 0.05},
             "optimization": {"steps": 1, "minibatches": 1},
         }
     )
@@ -114,7 +114,7 @@ def by_definition(
         copy.deepcopy(m).double() for m in (policy.model, policy.reference_model, state.value_head)
     )
     mask = experience.rollout.response_mask
-    total = torch.zeros((), dtype=torch.float64)
+    total, bounded = torch.zeros((), dtype=torch.float64), 0
     for row, prompt in enumerate(PROMPTS):
         real = mask[row]
         answer = experience.rollout.response_ids[row][real]
@@ -129,9 +129,10 @@ def by_definition(
             for x in (experience.logprob, experience.value, targets.advantage, targets.returns)
         )
         ratio, d = (logp - old).exp(), logp - ref_logp
-        # The clipped surrogate; at A < 0 at most 1.5 |A|.
+        # The clipped surrogate; at A < 0 at most 1.25 |A|.
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, 1.5 * advantage), surrogate)
+        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, 1.25 * advantage), surrogate)
+        bounded += int(((advantage < 0) & (ratio > 1.25)).sum())
         value = head(output.hidden_states[-1][0, at].detach())[:, 0]
         near = old_value + (value - old_value).clamp(-0.2, 0.2)
         on_value = 0.5 * torch.maximum((value - returns) ** 2, (near - returns) ** 2)
@@ -143,6 +144,7 @@ def by_definition(
         }[options.kl.loss]
         entropy = -(p.exp() * p).sum(-1)
         total = total + (-surrogate + on_value + targets.beta_in_loss * kl - 0.05 * entropy).sum()
+    assert bounded > 0  # the dual clip is at work
     (total / int(mask.sum())).backward()
     flat = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, head))
     return tuple(flat)  # type: ignore[return-value]
@@ -159,7 +161,8 @@ def test_the_gradient_of_all_terms_is_that_of_the_definition(
     assert len(set(mask.sum(dim=1).tolist())) > 2  # uneven lengths
     for rows in in_micro_batches([torch.tensor([2, 0, 5, 1, 4, 3])], 4):
         report = add_gradient(policy, state, experience, targets, rows, options, token_count=int(mask.sum()))
-    assert 0 < report["policy/clip_fraction"] < 1
+    assert report["policy/clip_fraction"] > 0
+    assert report["value/clip_fraction"] > 0
     assert ("loss/kl" in report) == (kl["penalty"] in ("exact", "none"))
     for ours, theirs in zip(
         gradient(policy, state), by_definition(policy, state, experience, targets, options), strict=True
