@@ -52,7 +52,7 @@ def objective(
         value, tokens.old_value, tokens.returns, clip_range=options.value_clip_range, token_count=token_count
     )
     terms = {"loss/policy": on_policy.loss, "value/loss": on_value.loss}
-    drift = _drift(scores, tokens, config, token_count=token_count)
+    drift = kl_loss(scores, tokens, config, token_count=token_count)
     if drift is not None:
         terms["loss/kl"] = beta_in_loss * drift
     if options.entropy_coefficient:
@@ -66,7 +66,7 @@ def objective(
     return Objective(terms, report)
 
 
-def _drift(
+def kl_loss(
     scores: PolicyScores, tokens: Tokens, config: PPOConfig, *, token_count: int
 ) -> Float[Tensor, ""] | None:
     """KL(π ‖ ref) in nats per token, prefixes as given: exact, or by the estimator that the loss is asked for."""

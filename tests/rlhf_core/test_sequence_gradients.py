@@ -137,5 +137,5 @@ def test_t31_a_loss_alone_descends_the_kl_of_tokens(kl: dict[str, str]) -> None:
 
 def test_t31_exact_kl_in_the_reward_alone_charges_prefixes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """KL_t does not depend on the token at t: it penalises none for itself."""
-    monkeypatch.setattr(terms_of, "_drift", lambda *_, **__: None)  # the loss of `exact` is taken away
+    monkeypatch.setattr(terms_of, "kl_loss", lambda *_, **__: None)  # the loss of `exact` is taken away
     close(ppo_gradient(NO_SCORE, 1.0, EXACT), OF_PREFIXES)
