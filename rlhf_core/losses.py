@@ -48,13 +48,14 @@ def policy_loss(
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = torch.maximum(unclipped, clipped)
+    loss, cut_off = torch.maximum(unclipped, clipped), clipped > unclipped
     if dual_clip is not None:
-        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+        at_most = torch.where(advantages < 0, -advantages * dual_clip, torch.inf)
+        loss, cut_off = torch.minimum(loss, at_most), cut_off | (loss > at_most)
     drift = (torch.expm1(log_ratio) - log_ratio).detach()
     return PolicyLoss(
         loss=loss.sum() / token_count,
-        clip_fraction=(clipped > unclipped).sum(dtype=logp.dtype) / token_count,
+        clip_fraction=cut_off.sum(dtype=logp.dtype) / token_count,
         approx_kl=drift.sum() / token_count,
         ratio_max=ratio.detach().max(),
     )

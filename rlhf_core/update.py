@@ -118,6 +118,7 @@ def add_gradient(
         for x in (experience.logprob, experience.k1, experience.value, targets.advantage, targets.returns)
     )
 
+    reference = kept_reference(policy, experience, rows)
     with policy.policy() as model:
         hidden = response_hidden(model, batch)
         weights = [weight for weight in model.head.parameters() if weight.requires_grad]
@@ -126,7 +127,7 @@ def add_gradient(
             model.logits,
             ids,
             weights=weights,
-            reference=kept_reference(policy, experience, rows),
+            reference=reference,
             temperature=config.rollout.temperature,
         )
     value = state.value_head(hidden.detach()).squeeze(-1)  # the value loss cannot move the policy

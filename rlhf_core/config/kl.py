@@ -42,15 +42,15 @@ BetaController = Annotated[FixedBeta | AdaptiveBeta | PIBeta, Field(discriminato
 
 
 # What a user may ask for and must not get, with the reason (docs/algorithms.md).
-_SQUARES = "its gradient is not that of KL(policy || reference); k1 in the reward has the right one"
+_NO_GRADIENT = "its gradient is not that of KL(policy || reference); k1 in the reward has the right one"
 _EXACT_ALONE = (
     "the exact KL of a position does not depend on its own token, so as a reward alone it holds nothing back; "
     "kl.penalty 'exact' brings the loss that it needs, 'hybrid' charges the own token by k1"
 )
 _REFUSED_PENALTIES = {
-    "k2": f"k2 in the reward: {_SQUARES}",
+    "k2": f"k2 in the reward: {_NO_GRADIENT}",
     "k3": "k3 in the reward: it hardly pulls near the reference, and pushes rare tokens ever further away",
-    "abs": f"abs in the reward: {_SQUARES}",
+    "abs": f"abs in the reward: {_NO_GRADIENT}",
     "kl": f"kl in the reward: {_EXACT_ALONE}",
     "exact_reward": f"exact_reward: {_EXACT_ALONE}",
 }

@@ -157,7 +157,7 @@ def test_t13_negative_control_exact_kl_in_the_reward_alone_runs_to_the_argmax(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The exact KL of a position does not depend on its own token, so as a reward it holds nothing back."""
-    monkeypatch.setattr(objective, "_drift", lambda *_, **__: None)  # its loss is taken away
+    monkeypatch.setattr(objective, "kl_loss", lambda *_, **__: None)  # its loss is taken away
     policy = TabularPolicy([REFERENCE])
     run(policy, config(EXACT, beta=BETA, tokens=1), lambda ids: SCORES[ids[0]])
     assert policy.probabilities()[0] > 0.95

@@ -46,6 +46,7 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens():
         logp, torch.zeros_like(logp), f64(1, -1, -4), clip_range=0.2, token_count=3, dual_clip=3.0
     )
     assert result.loss.item() == pytest.approx((-0.5 + 1 + 12) / 3, abs=1e-12)
+    assert result.clip_fraction.item() == pytest.approx(1 / 3, abs=1e-12)
     result.loss.backward()
     torch.testing.assert_close(logp.grad, f64(-0.5, 1, 0) / 3, rtol=0, atol=1e-12)
     # Below 1 − ε the ordinary clip still holds: max(.5, .8) = .8.
