@@ -34,7 +34,15 @@ class Policy:
     """A tiny GPT-2 whose every weight is trained, the tied head's too, and another one as the reference."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        size = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+        size = {
+            "vocab_size": VOCAB,
+            "n_positions": 32,
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
         torch.manual_seed(0)
         self.model = GPT2LMHeadModel(GPT2Config(**size, initializer_range=0.3)).eval().to(dtype)
         self.reference_model = copy.deepcopy(self.model).requires_grad_(False)

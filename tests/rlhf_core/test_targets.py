@@ -35,6 +35,7 @@ def config(*, whiten: bool = False, **kl: Any) -> PPOConfig:
             "rollout": {"batch_size": 4, "max_new_tokens": 6},
             "kl": kl,
             "advantages": {"gae_lambda": 1.0, "whiten": whiten},
+            "loss": {"value_clip_range": None},
             "optimization": {"steps": 2, "learning_rate": 0.02},
         }
     )
