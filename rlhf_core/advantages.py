@@ -16,15 +16,13 @@ class GAE(NamedTuple):
 
 def token_rewards(
     score: Float[Tensor, " batch"],
-    kl_per_token: Float[Tensor, "batch time"],
+    penalty: Float[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],
-    *,
-    beta: float,
 ) -> Float[Tensor, "batch time"]:
-    """r_t = −β k_t, and the score on the last real token: Σ_t r_t = score − β Σ_t k_t.
+    """r_t = −penalty_t, and the score on the last real token: Σ_t r_t = score − Σ_t penalty_t.
 
-    With `k1` as the per-token KL this is the reward whose policy gradient is that of score − β KL(π ‖ ref).
-    Rewards are in the score's units, β in those units per nat.
+    With β `k1` as the penalty this is the reward whose policy gradient is that of score − β KL(π ‖ ref).
+    All are in the score's units.
 
     Raises:
         ValueError: a response has no real token; its score would be lost.
@@ -33,7 +31,7 @@ def token_rewards(
         raise ValueError("every response needs at least one real token to carry its score")
     position = torch.arange(mask.shape[-1], device=mask.device)
     last = torch.where(mask, position, -1).amax(dim=-1, keepdim=True)
-    rewards = torch.where(mask, -beta * kl_per_token, 0.0)
+    rewards = torch.where(mask, -penalty, 0.0)
     return rewards.scatter_add(-1, last, score.unsqueeze(-1))
 
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rlhf_core.causal_lm import CausalLM
@@ -76,6 +76,8 @@ class Experience(NamedTuple):
     kl: Float[Tensor, "batch response"]  # exact, over the full vocabulary
     entropy: Float[Tensor, "batch response"]
     value: Float[Tensor, "batch response"]
+    # One position before each token, row by row without padding; kept only where a loss needs it.
+    reference_hidden: Float[Tensor, "tokens hidden"] | None = None
 
 
 def device_of(policy: TrainablePolicy) -> torch.device:
@@ -106,13 +108,20 @@ def assess(
     rollout: Rollout,
     minibatches: Sequence[Int[Tensor, " _"]],
     temperature: float,
+    *,
+    keep_reference: bool = False,
 ) -> Experience:
-    """Log-probabilities, exact KL, entropy and value of every response token under the present policy."""
+    """Log-probabilities, exact KL, entropy and value of every response token under the present policy.
+
+    `keep_reference` keeps the reference's hidden states too: tokens × width, in the trunk's dtype.
+    """
     shape = rollout.response_mask.shape
     logprob, d, kl, entropy, value = (
         torch.zeros(shape, dtype=rollout.sampled_logprob.dtype, device=rollout.input_ids.device)
         for _ in range(5)
     )
+    kept: Tensor | None = None
+    places = token_places(rollout.response_mask) if keep_reference else None
     for rows in minibatches:
         batch = rollout.rows(rows)
         ids = batch.response_ids[batch.response_mask]
@@ -121,14 +130,14 @@ def assess(
                 hidden = response_hidden(model, batch)
                 policy_logits = model.logits
             with policy.reference() as model:
+                theirs = response_hidden(model, batch)
                 scores = chunked_scores(
-                    hidden,
-                    response_hidden(model, batch),
-                    policy_logits,
-                    model.logits,
-                    ids,
-                    temperature=temperature,
+                    hidden, theirs, policy_logits, model.logits, ids, temperature=temperature
                 )
+            if places is not None:
+                if kept is None:
+                    kept = theirs.new_empty(int(rollout.response_mask.sum()), theirs.shape[-1])
+                kept[places[rows][batch.response_mask]] = theirs
             for target, flat in (
                 (logprob, scores.policy_logprob),
                 (d, k1(scores.policy_logprob, scores.reference_logprob)),
@@ -137,7 +146,12 @@ def assess(
                 (value, value_head(hidden).squeeze(-1)),
             ):
                 target[rows] = target[rows].masked_scatter(batch.response_mask, flat)
-    return Experience(rollout, logprob, d, kl, entropy, value)
+    return Experience(rollout, logprob, d, kl, entropy, value, kept)
+
+
+def token_places(mask: Bool[Tensor, "batch response"]) -> Int[Tensor, "batch response"]:
+    """Each real token's place among all real tokens, row by row; −1 for the others."""
+    return torch.where(mask, mask.flatten().cumsum(0).view(mask.shape) - 1, -1)
 
 
 def response_hidden(model: CausalLM, batch: Rollout) -> Float[Tensor, "tokens hidden"]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.kl import k2
+from rlhf_core.kl import k1, k2, k3
 
 
 class PolicyLoss(NamedTuple):
@@ -48,13 +48,14 @@ def policy_loss(
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = torch.maximum(unclipped, clipped)
+    loss, cut_off = torch.maximum(unclipped, clipped), clipped > unclipped
     if dual_clip is not None:
-        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+        at_most = torch.where(advantages < 0, -advantages * dual_clip, torch.inf)
+        loss, cut_off = torch.minimum(loss, at_most), cut_off | (loss > at_most)
     drift = (torch.expm1(log_ratio) - log_ratio).detach()
     return PolicyLoss(
         loss=loss.sum() / token_count,
-        clip_fraction=(clipped > unclipped).sum(dtype=logp.dtype) / token_count,
+        clip_fraction=cut_off.sum(dtype=logp.dtype) / token_count,
         approx_kl=drift.sum() / token_count,
         ratio_max=ratio.detach().max(),
     )
@@ -65,12 +66,14 @@ def value_loss(
     old_values: Float[Tensor, " tokens"],
     returns: Float[Tensor, " tokens"],
     *,
-    clip_range: float,
+    clip_range: float | None,
     token_count: int,
 ) -> ValueLoss:
-    """½ max((V − R)², (clip(V, V_old ± ε) − R)²)."""
-    near_old = values.clamp(old_values - clip_range, old_values + clip_range)
-    unclipped, clipped = (values - returns).square(), (near_old - returns).square()
+    """½ max((V − R)², (clip(V, V_old ± ε) − R)²); without a clip range ½(V − R)²."""
+    unclipped = clipped = (values - returns).square()
+    if clip_range is not None:
+        near_old = values.clamp(old_values - clip_range, old_values + clip_range)
+        clipped = (near_old - returns).square()
     return ValueLoss(
         loss=torch.maximum(unclipped, clipped).sum() / 2 / token_count,
         clip_fraction=(clipped > unclipped).sum(dtype=values.dtype) / token_count,
@@ -91,6 +94,41 @@ def k2_loss(
     """
     ratio = (logp - old_logp).detach().exp()
     return (ratio * k2(logp, ref_logp)).sum() / token_count
+
+
+def k3_loss(
+    logp: Float[Tensor, " tokens"],
+    old_logp: Float[Tensor, " tokens"],
+    ref_logp: Float[Tensor, " tokens"],
+    *,
+    token_count: int,
+) -> Float[Tensor, ""]:
+    """r k3, r = exp(logp − old_logp): the gradient of `k2_loss`, token by token.
+
+    The value is unbiased for KL(π ‖ ref). The gradient r d is given and not derived: where the reference is far
+    more likely than π, k3 and its derivative overflow before they cancel. There the value is taken from
+    r k3 = exp(ref_logp − old_logp) + r (d − 1).
+    """
+    with torch.no_grad():
+        ratio, d = (logp - old_logp).exp(), k1(logp, ref_logp)
+        far = (ref_logp - old_logp).exp() + ratio * (d - 1)
+        value = torch.where(d < -1, far, ratio * k3(logp, ref_logp))
+    return (value + ratio * d * (logp - logp.detach())).sum() / token_count
+
+
+def ratio_k1_loss(
+    logp: Float[Tensor, " tokens"],
+    old_logp: Float[Tensor, " tokens"],
+    ref_logp: Float[Tensor, " tokens"],
+    *,
+    token_count: int,
+) -> Float[Tensor, ""]:
+    """r k1, r = exp(logp − old_logp): the mean gradient of `k2_loss`, with the noise of Σ ∇r, whose mean is 0.
+
+    Value and gradient are unbiased for KL(π ‖ ref) and its gradient. Without the ratio the gradient would be 0
+    in the mean.
+    """
+    return ((logp - old_logp).exp() * k1(logp, ref_logp)).sum() / token_count
 
 
 def beta_in_loss(beta: float, advantage_std: float) -> float:

@@ -18,6 +18,7 @@ from rlhf_core.kl import sequence_kl
 from rlhf_core.masking import explained_variance, masked_mean
 from rlhf_core.rollout import response_ids
 from rlhf_core.statistics import ratio_estimate
+from rlhf_core.targets import Targets
 
 TOKENS_KEPT = 16_384  # one by one, of a step's samples: 64 completions of 256 tokens
 
@@ -33,29 +34,28 @@ class RolloutSample:
 
 def describe(
     experience: Experience,
-    returns: Float[Tensor, "batch response"],
+    targets: Targets,
     scores: Float[Tensor, " batch"],
-    beta_in_loss: float,
     beta: float,
     config: PPOConfig,
 ) -> dict[str, float]:
     """What the rollout looked like, in the units of docs/algorithms.md; `scores` are the shaped ones."""
     mask: Bool[Tensor, "batch response"] = experience.rollout.response_mask
     k1_sequence = sequence_kl(experience.k1, mask)
-    charge = beta * experience.k1 if config.kl.penalty == "k1" else torch.zeros_like(experience.k1)
-    charged = sequence_kl(charge, mask)
+    charged = sequence_kl(targets.penalty, mask)
     target = getattr(config.kl.controller, "target_nats_per_sequence", None)
     metrics = {
         "reward/adjusted_mean": (scores.to(charged.device) - charged).mean(),
         "kl/sequence": sequence_kl(experience.kl, mask).mean(),
         "kl/k1_sequence": k1_sequence.mean(),
         "kl/penalty": charged.mean(),
-        "kl/beta_in_loss": torch.tensor(beta_in_loss, dtype=torch.float64),
+        "kl/beta_in_loss": torch.tensor(targets.beta_in_loss, dtype=torch.float64),
+        "advantages/std": torch.tensor(targets.advantage_std, dtype=torch.float64),
         "policy/entropy": masked_mean(experience.entropy, mask),
         "policy/generation_mismatch": masked_mean(
             (experience.logprob - experience.rollout.sampled_logprob) ** 2, mask
         ).sqrt(),
-        "value/explained_variance": explained_variance(returns, experience.value, mask),
+        "value/explained_variance": explained_variance(targets.returns, experience.value, mask),
         "length/mean": mask.sum(dim=1).double().mean(),
         "length/eos_rate": experience.rollout.ended.double().mean(),
     }

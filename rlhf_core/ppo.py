@@ -99,13 +99,16 @@ def train(
             device=device,
         )
         packed = in_micro_batches(plan[0], micro_batch)
-        experience = assess(policy, state.value_head, rollout, packed, config.rollout.temperature)
+        exact = config.kl.penalty == "exact"
+        experience = assess(
+            policy, state.value_head, rollout, packed, config.rollout.temperature, keep_reference=exact
+        )
         require_finite_experience(step, experience)
         kl = experience.kl.sum(dim=1).mean().item()
         above = steps_above_limit(state, kl, config)
         clock.append(time.monotonic())
 
-        # 3. The leash: β × k1 is taken from the shaped reward of each token. Then advantages, then the update.
+        # 3. The leash: β × KL is taken from the shaped reward of each token. Then advantages, then the update.
         beta = state.controller.beta
         targets = make_targets(experience, shaped.scores, beta, config)
         state.intact = False
@@ -120,7 +123,7 @@ def train(
         state.step, state.steps_above_limit = step, above
 
         metrics = update | describe_rewards(judged, texts) | describe_shaping(shaped, config.scores)
-        metrics |= describe(experience, targets.returns, shaped.scores, targets.beta_in_loss, beta, config)
+        metrics |= describe(experience, targets, shaped.scores, beta, config)
         metrics |= standard_errors(experience, judged.scores, texts) | kl_shares(experience)
         if (ratio := signal_to_noise(gradients)) is not None:
             metrics["grad/snr"] = ratio

@@ -17,20 +17,41 @@ class Targets(NamedTuple):
     """Per token of the responses; 0 where masked."""
 
     advantage: Float[Tensor, "batch response"]
-    returns: Float[Tensor, "batch response"]
+    returns: Float[Tensor, "batch response"]  # what the value head learns
+    penalty: Float[Tensor, "batch response"]  # what was subtracted from the rewards
+    advantage_std: float  # σ_A before whitening, in reward units
     beta_in_loss: float
 
 
 def make_targets(
     experience: Experience, scores: Float[Tensor, " batch"], beta: float, config: PPOConfig
 ) -> Targets:
-    """Rewards with the KL penalty in them, GAE, whitening; the loss's β follows the whitening."""
-    mask = experience.rollout.response_mask
-    penalty = experience.k1 if config.kl.penalty == "k1" else torch.zeros_like(experience.k1)
-    rewards = token_rewards(scores.to(experience.value), penalty, mask, beta=beta)
-    options = config.advantages
-    estimate = gae(rewards, experience.value, mask, gamma=options.gamma, lam=options.gae_lambda)
-    if not options.whiten:
-        return Targets(estimate.advantages, estimate.returns, beta)
-    whitened = masked_whiten(estimate.advantages, mask)
-    return Targets(whitened.values, estimate.returns, beta_in_loss(beta, float(whitened.std)))
+    """Rewards with the KL penalty in them, GAE, whitening; the loss's β follows the whitening.
+
+    Exact KL is known before the token is drawn: where it is the penalty, the value head predicts what follows
+    it, and the state's value is the head's minus it. Advantages without variance are whitened to zeros. They
+    carry no reward units, so β stays what it is.
+    """
+    mask, options = experience.rollout.response_mask, config.advantages
+    penalty = torch.where(mask, beta * _charge(experience, config), 0.0)
+    known = penalty if config.kl.penalty in ("hybrid", "exact") else torch.zeros_like(penalty)
+    rewards = token_rewards(scores.to(experience.value), penalty, mask)
+    estimate = gae(rewards, experience.value - known, mask, gamma=options.gamma, lam=options.gae_lambda)
+    advantage, returns = estimate.advantages, estimate.returns + known
+    if config.kl.penalty == "hybrid":
+        advantage = torch.where(mask, advantage - beta * (experience.k1 - experience.kl), 0.0)
+    whitened = masked_whiten(advantage, mask)
+    sigma, in_loss = float(whitened.std), beta
+    if options.whiten:
+        advantage = whitened.values
+        in_loss = beta_in_loss(beta, sigma) if bool(advantage.any()) else beta
+    return Targets(advantage, returns, penalty, sigma, in_loss)
+
+
+def _charge(experience: Experience, config: PPOConfig) -> Float[Tensor, "batch response"]:
+    """What is charged per token in the reward, in nats."""
+    if config.kl.penalty == "k1":
+        return experience.k1
+    if config.kl.penalty in ("hybrid", "exact"):
+        return experience.kl
+    return torch.zeros_like(experience.k1)

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rlhf_core.chunked_logprobs import chunked_logprobs
+from rlhf_core.chunked_logprobs import Reference, chunked_logprobs
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.controllers import Controller, make_controller
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation
-from rlhf_core.experience import Experience, TrainablePolicy, response_hidden
+from rlhf_core.experience import Experience, TrainablePolicy, response_hidden, token_places
 from rlhf_core.objective import Tokens, objective
 from rlhf_core.schedules import learning_rate_factor
 from rlhf_core.targets import Targets
@@ -153,17 +153,23 @@ def add_gradient(
         for x in (experience.logprob, experience.k1, experience.value, targets.advantage, targets.returns)
     )
 
+    reference = kept_reference(policy, experience, rows)
     with policy.policy() as model:
         hidden = response_hidden(model, batch)
         weights = [weight for weight in model.head.parameters() if weight.requires_grad]
         found = chunked_logprobs(
-            hidden, model.logits, ids, weights=weights, temperature=config.rollout.temperature
+            hidden,
+            model.logits,
+            ids,
+            weights=weights,
+            reference=reference,
+            temperature=config.rollout.temperature,
         )
     value = state.value_head(hidden.detach()).squeeze(-1)  # the value loss cannot move the policy
 
     tokens = Tokens(old, old - d, old_value, advantage, returns)
     terms, report = objective(
-        found.logprob,
+        found,
         value,
         tokens,
         config,
@@ -176,6 +182,17 @@ def add_gradient(
         terms = {"value/loss": terms["value/loss"]}
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     return report
+
+
+def kept_reference(
+    policy: TrainablePolicy, experience: Experience, rows: Int[Tensor, " rows"]
+) -> Reference | None:
+    """The reference's side of an exact KL loss: hidden states as the rollout was assessed, only the head runs."""
+    if experience.reference_hidden is None:
+        return None
+    mask = experience.rollout.response_mask
+    with policy.reference() as model:
+        return Reference(experience.reference_hidden[token_places(mask)[rows][mask[rows]]], model.logits)
 
 
 def clip_gradients(policy: TrainablePolicy, state: TrainState, max_norm: float) -> float:

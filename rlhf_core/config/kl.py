@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Config
 
@@ -57,14 +57,75 @@ class KLLimit(Config):
     patience_steps: int = Field(3, ge=1, description="1: the first step above it is the last.")
 
 
+# What a user may ask for and must not get, with the reason (docs/algorithms.md).
+_NO_GRADIENT = "its gradient is not that of KL(policy || reference); k1 in the reward has the right one"
+_EXACT_ALONE = (
+    "the exact KL of a position does not depend on its own token, so as a reward alone it holds nothing back; "
+    "kl.penalty 'exact' brings the loss that it needs, 'hybrid' charges the own token by k1"
+)
+_REFUSED_PENALTIES = {
+    "k2": f"k2 in the reward: {_NO_GRADIENT}",
+    "k3": "k3 in the reward: it hardly pulls near the reference, and pushes rare tokens ever further away",
+    "abs": f"abs in the reward: {_NO_GRADIENT}",
+    "kl": f"kl in the reward: {_EXACT_ALONE}",
+    "exact_reward": f"exact_reward: {_EXACT_ALONE}",
+}
+_REFUSED_LOSSES = {
+    "k1": "k1 in the loss without a ratio: the mean of its gradient is zero; use ratio_k1, k2 or k3",
+    "plain_k3": "plain_k3 in the loss: its gradient is that of KL(reference || policy); k3 takes the ratio along",
+    "kl": "kl in the loss: kl.penalty 'exact' has this loss, and charges for later tokens in the reward",
+    "exact": "exact in the loss: kl.penalty 'exact' has this loss, and charges for later tokens in the reward",
+}
+
+
 class KLConfig(Config):
-    """The leash: what is charged for drifting from the reference, and how much."""
+    """The leash: what is charged for drifting from the reference, and how much.
+
+    `penalty` optimises the KL of whole sequences. `loss` takes prefixes as given and optimises the sum of the
+    tokens' KL, another optimum.
+    """
 
     beta: float = Field(0.05, ge=0, description="Reward units per nat, at the start.")
-    penalty: Literal["k1", "none"] = Field("k1", description="Charged per token in the reward.")
-    loss: Literal["none", "k2"] = Field("none", description="Charged per token in the loss.")
+    penalty: Literal["k1", "hybrid", "exact", "none"] = Field(
+        "k1",
+        description="Charged in the reward; objective: sequence_kl. `k1`: each token's log-ratio. `hybrid`: the "
+        "token's own log-ratio, exact KL of later ones. `exact`: exact KL of later ones, and its own in the loss.",
+    )
+    loss: Literal["none", "k2", "k3", "ratio_k1"] = Field(
+        "none",
+        description="Charged in the loss instead of the reward; objective: per_token_kl (prefixes are frozen). "
+        "All three are weighed by the ratio to the rollout's policy.",
+    )
     controller: BetaController = FixedBeta()
     limit: KLLimit | None = None
+
+    @field_validator("penalty", mode="before")
+    @classmethod
+    def _penalty_has_the_gradient_of_kl(cls, value: object) -> object:
+        return _not_among(_REFUSED_PENALTIES, value)
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _loss_has_the_gradient_of_kl(cls, value: object) -> object:
+        return _not_among(_REFUSED_LOSSES, value)
+
+    @model_validator(mode="after")
+    def _charged_once(self) -> "KLConfig":
+        if self.penalty != "none" and self.loss != "none":
+            raise ValueError(
+                f"penalty {self.penalty!r} and loss {self.loss!r} would charge beta ({self.beta}) twice: "
+                "set one of them to 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _target_has_a_leash(self) -> "KLConfig":
+        if self.penalty == self.loss == "none" and hasattr(self.controller, "target_nats_per_sequence"):
+            raise ValueError(
+                f"controller {self.controller.kind!r} moves beta towards a target, but with penalty 'none' and "
+                "loss 'none' beta is charged nowhere"
+            )
+        return self
 
     @model_validator(mode="after")
     def _beta_within_bounds(self) -> "KLConfig":
@@ -82,3 +143,9 @@ class KLConfig(Config):
                 f"controller.target_nats_per_sequence ({target}): a job on its target would end"
             )
         return self
+
+
+def _not_among(refused: dict[str, str], value: object) -> object:
+    if isinstance(value, str) and value in refused:
+        raise ValueError(refused[value])
+    return value

@@ -19,7 +19,15 @@ class LossConfig(Config):
     """PPO's clipped losses (Schulman et al. 2017)."""
 
     clip_range: float = Field(0.2, gt=0, lt=1)
-    value_clip_range: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(
+        None, gt=1, description="Bounds the loss of a token with A < 0 by this times −A (Ye et al. 2020)."
+    )
+    value_clip_range: float | None = Field(0.2, gt=0, description="null: the value loss is not clipped.")
+    entropy_coefficient: float = Field(
+        0.0,
+        ge=0,
+        description="Bonus per nat of entropy, in units of whitened advantages (of the reward if not whitened).",
+    )
 
 
 class OptimizationConfig(Config):

@@ -240,6 +240,23 @@ def test_a_job_goes_on_from_a_checkpoint_of_another(
     assert client.get(job["links"]["self"]).json()["progress"]["eta_s"] == 0
 
 
+def test_a_leash_that_does_not_hold_is_refused_with_the_reason(
+    client: TestClient, spec: dict[str, Any]
+) -> None:
+    """Each refusal is tested in tests/rlhf_core/config/test_kl.py; here, that its words reach the client whole."""
+    for kl, pointer, end in (
+        ({"penalty": "kl"}, "/config/kl/penalty", "'hybrid' charges the own token by k1"),
+        ({"penalty": "none", "loss": "k1"}, "/config/kl/loss", "use ratio_k1, k2 or k3"),
+        ({"loss": "k2"}, "/config/kl", "set one of them to 'none'"),
+        ({"penalty": "none", "controller": {"kind": "pi"}}, "/config/kl", "beta is charged nowhere"),
+    ):
+        answer = client.post("/v1/jobs", json={"config": spec["config"] | {"kl": kl}})
+        assert answer.status_code == 422
+        (error,) = answer.json()["errors"]
+        assert error["pointer"] == pointer
+        assert error["detail"].endswith(end)
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
     client: TestClient, store: SqlStore, spec: dict[str, Any]
 ) -> None:

@@ -23,9 +23,8 @@ def test_the_score_lands_on_the_last_real_token():
     # −β k = −.1·(.1, −.2, .3) = (−.01, .02, −.03); 2 − .03 = 1.97. The second row ends after two tokens.
     rewards = token_rewards(
         torch.tensor([2.0, 5.0], dtype=torch.float64),
-        rows([0.1, -0.2, 0.3], [0.1, -0.2, NAN]),
+        0.1 * rows([0.1, -0.2, 0.3], [0.1, -0.2, NAN]),
         torch.tensor([[True, True, True], [True, True, False]]),
-        beta=0.1,
     )
     close(rewards, rows([-0.01, 0.02, 1.97], [-0.01, 5.02, 0]))
     close(rewards[0].sum(), torch.tensor(1.98, dtype=torch.float64))  # the seed's score − β Σk = 2 − .1·.2
@@ -33,13 +32,13 @@ def test_the_score_lands_on_the_last_real_token():
 
 def test_a_gap_does_not_attract_the_score():
     mask = torch.tensor([[True, False, True, False]])
-    rewards = token_rewards(rows([1])[0], rows([0, 9, 0, 9]), mask, beta=1.0)
+    rewards = token_rewards(rows([1])[0], rows([0, 9, 0, 9]), mask)
     assert rewards.tolist() == [[0, 0, 1, 0]]
 
 
 def test_a_response_without_a_token_is_refused():
     with pytest.raises(ValueError, match="real token"):
-        token_rewards(torch.tensor([1.0]), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), beta=0.1)
+        token_rewards(torch.tensor([1.0]), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ COMPANIONS: dict[str, Values] = {
     "rollout.top_k=int": {"rollout.top_k": 20, "rollout.allow_truncated_sampling": True},
     "rollout.top_p=float": {"rollout.top_p": 0.9, "rollout.allow_truncated_sampling": True},
     "rollout.min_p=float": {"rollout.min_p": 0.1, "rollout.allow_truncated_sampling": True},
+    "loss.dual_clip=float": {"loss.dual_clip": 3.0},
+    "loss.value_clip_range=float": {"loss.value_clip_range": 0.2},
     "optimization.target_kl=float": {"optimization.target_kl": 0.1},
     "evaluation.every_steps=int": {"evaluation.every_steps": 1},
 }
@@ -172,6 +174,11 @@ REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that s
         {"scores.whiten": True, "rollout.batch_size": 1, "optimization.minibatches": 1},
         "scores.whiten needs rollout.batch_size ≥ 2",
     ),
+    ({"kl.penalty": "k3"}, "k3 in the reward: it hardly pulls near the reference"),
+    ({"kl.penalty": "kl"}, "does not depend on its own token"),
+    ({"kl.loss": "k1"}, "the mean of its gradient is zero"),
+    ({"kl.penalty": "k1", "kl.loss": "k2"}, "charge beta .* twice"),
+    ({"kl.penalty": "none", "kl.controller": {"kind": "pi"}}, "beta is charged nowhere"),
     ({"optimization.warmup_steps": 2}, r"warmup_steps \(2\) must be below steps \(2\)"),
     ({"optimization.value_only_steps": 2}, r"value_only_steps \(2\) must be below steps \(2\)"),
 ]

@@ -1,15 +1,13 @@
 """What each way of charging KL does to the policy: gradients by autograd against closed forms and enumeration."""
 
-import itertools
 import math
 
 import pytest
 import torch
 
-from rlhf_core.advantages import gae, token_rewards
 from rlhf_core.kl import divergences, k1, k2, k3
 from rlhf_core.logprobs import token_logprobs
-from rlhf_core.losses import k2_loss, policy_loss
+from rlhf_core.losses import k2_loss, k3_loss, ratio_k1_loss
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -71,11 +69,12 @@ def test_t3_pointwise_k2_and_r_k3_have_the_gradient_d():
     close(gradient(((logp - logp.detach()).exp() * k3(logp, Q.log())).sum(), logp), D)
 
 
-def test_k2_loss_has_the_mean_gradient_of_kl_also_off_policy():
+@pytest.mark.parametrize("loss", [k2_loss, k3_loss, ratio_k1_loss])
+def test_a_kl_loss_has_the_mean_gradient_of_kl_also_off_policy(loss):
     old = f64(0.2, 0.2, 0.6)  # samples come from here; r = π/old restores the mean under π
     logits, logp = policy()
     per_token = [
-        k2_loss(logp[v : v + 1], old.log()[v : v + 1], Q.log()[v : v + 1], token_count=1) for v in range(3)
+        loss(logp[v : v + 1], old.log()[v : v + 1], Q.log()[v : v + 1], token_count=1) for v in range(3)
     ]
     close(gradient(old @ torch.stack(per_token), logits), GRAD_KL)
 
@@ -89,73 +88,3 @@ def test_gradients_survive_excluded_items(excluded):
     kl = divergences(logits, reference).kl
     assert kl.isfinite()
     close(gradient(kl, logits), torch.cat([GRAD_KL, f64(0)]))
-
-
-# --- T31: sequences of two tokens, through the functions that the trainer calls ---
-
-P1, P2 = f64(0.7, 0.3), torch.stack([f64(0.9, 0.1), f64(0.2, 0.8)])
-Q1, Q2 = f64(0.5, 0.5), torch.stack([f64(0.6, 0.4), f64(0.5, 0.5)])
-FIRST, SECOND = (torch.tensor(x) for x in zip(*itertools.product((0, 1), repeat=2), strict=True))
-NO_SCORE = torch.zeros(2, 2, dtype=torch.float64)
-
-
-def chain(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of the tokens of 00, 01, 10, 11 given logits [2] and [prefix, 2]."""
-    steps = [token_logprobs(first.expand(4, 2), FIRST), token_logprobs(second[FIRST], SECOND)]
-    return torch.stack(steps, dim=1)
-
-
-def ppo_gradient(score: torch.Tensor, beta: float, *, penalty: str) -> torch.Tensor:
-    """Expected gradient of PPO's loss before the first step, w.r.t. the logits of token 0 in the three states.
-
-    λ = 1 and values of 0; every sequence is weighted by its probability. −∇J for J = E[score] − β KL.
-    """
-    first, second = P1.log().requires_grad_(), P2.log().requires_grad_()
-    logp = chain(first, second)
-    ref = chain(Q1.log(), Q2.log())
-    step1 = divergences(P1.log(), Q1.log()).kl
-    exact = torch.stack([step1.expand(4), divergences(P2.log(), Q2.log()).kl[FIRST]], dim=1)
-    charged = {"k1": k1(logp.detach(), ref), "exact": exact}[penalty]
-
-    mask = torch.ones(4, 2, dtype=torch.bool)
-    rewards = token_rewards(score[FIRST, SECOND], charged, mask, beta=beta)
-    advantages = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0).advantages
-    losses = [
-        policy_loss(logp[i], logp[i].detach(), advantages[i], clip_range=0.2, token_count=1).loss
-        for i in range(4)
-    ]
-    loss = logp.detach().sum(1).exp() @ torch.stack(losses)
-    of_first, of_second = torch.autograd.grad(loss, (first, second))
-    # Two logits, one degree of freedom: the other one's gradient is the opposite.
-    close(of_first.sum(), f64(0)[0])
-    close(of_second.sum(1), f64(0, 0))
-    return torch.cat([of_first[:1], of_second[:, 0]])
-
-
-def true_gradient(score: torch.Tensor, beta: float) -> torch.Tensor:
-    """The same of β KL − E[score], both summed over the four sequences: no estimator, no advantage."""
-    first, second = P1.log().requires_grad_(), P2.log().requires_grad_()
-    logp = chain(first, second).sum(1)
-    ref = chain(Q1.log(), Q2.log()).sum(1)
-    loss = logp.exp() @ (beta * (logp - ref) - score[FIRST, SECOND])
-    of_first, of_second = torch.autograd.grad(loss, (first, second))
-    return torch.cat([of_first[:1], of_second[:, 0]])
-
-
-def test_t31_k1_in_the_reward_descends_the_sequence_kl():
-    found = ppo_gradient(NO_SCORE, 1.0, penalty="k1")
-    close(found, true_gradient(NO_SCORE, 1.0), 1e-12)
-    close(found, f64(0.1849768756, 0.1128808466, -0.0665421293), 1e-9)
-
-
-def test_t31_k1_in_the_reward_ascends_score_minus_beta_kl():
-    score = torch.stack([f64(1, 0), f64(0, 0.5)])
-    found = ppo_gradient(score, 0.5, penalty="k1")
-    close(found, true_gradient(score, 0.5), 1e-12)
-    close(-found, f64(0.0125115622, 0.0065595767, 0.0092710647), 1e-9)
-
-
-def test_t31_exact_kl_in_the_reward_alone_is_wrong():
-    """KL_t does not depend on the token at t: it penalises none for itself, only prefixes."""
-    found = ppo_gradient(NO_SCORE, 1.0, penalty="exact")
-    close(found, f64(0.0070443249, 0, 0), 1e-9)

@@ -6,7 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_core.losses import beta_in_loss, k2_loss, policy_loss, value_loss
+from rlhf_core.chunked_logprobs import PolicyScores
+from rlhf_core.config.ppo import PPOConfig
+from rlhf_core.kl import k3
+from rlhf_core.losses import beta_in_loss, k2_loss, k3_loss, policy_loss, ratio_k1_loss, value_loss
+from rlhf_core.objective import Tokens, objective
+
+KL_LOSSES = (k2_loss, k3_loss, ratio_k1_loss)
+KL_SETTINGS = [
+    *({"penalty": penalty} for penalty in ("k1", "hybrid", "exact")),
+    *({"penalty": "none", "loss": loss} for loss in ("k2", "k3", "ratio_k1")),
+]
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -36,6 +46,7 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens():
         logp, torch.zeros_like(logp), f64(1, -1, -4), clip_range=0.2, token_count=3, dual_clip=3.0
     )
     assert result.loss.item() == pytest.approx((-0.5 + 1 + 12) / 3, abs=1e-12)
+    assert result.clip_fraction.item() == pytest.approx(1 / 3, abs=1e-12)
     result.loss.backward()
     torch.testing.assert_close(logp.grad, f64(-0.5, 1, 0) / 3, rtol=0, atol=1e-12)
     # Below 1 − ε the ordinary clip still holds: max(.5, .8) = .8.
@@ -49,6 +60,16 @@ def test_value_loss():
     result = value_loss(values, f64(1, 1, 1), f64(0, 0, 0), clip_range=0.2, token_count=3)
     assert result.loss.item() == pytest.approx(2.925 / 3, abs=1e-12)
     assert result.clip_fraction.item() == pytest.approx(1 / 3, abs=1e-12)
+    result.loss.backward()
+    torch.testing.assert_close(values.grad, f64(2, 0, 1.1) / 3, rtol=0, atol=1e-12)
+
+
+def test_value_loss_without_a_clip():
+    # ½V² = (2, 0, .605)
+    values = f64(2, 0, 1.1).requires_grad_()
+    result = value_loss(values, f64(1, 1, 1), f64(0, 0, 0), clip_range=None, token_count=3)
+    assert result.loss.item() == pytest.approx(2.605 / 3, abs=1e-12)
+    assert result.clip_fraction.item() == 0
     result.loss.backward()
     torch.testing.assert_close(values.grad, f64(2, 0, 1.1) / 3, rtol=0, atol=1e-12)
 
@@ -74,7 +95,8 @@ def test_masked_tokens_reach_neither_loss_nor_gradient():
         old, reference, advantages = (torch.where(mask, clean * s, garbage) for s in (0.9, 1.2, -1.0))
         count = int(mask.sum())
         policy = policy_loss(x[mask], old[mask], advantages[mask], clip_range=0.2, token_count=count)
-        kl = k2_loss(x[mask], old[mask], reference[mask], token_count=count)
+        drifts = [loss(x[mask], old[mask], reference[mask], token_count=count) for loss in KL_LOSSES]
+        kl = torch.stack(drifts).sum()
         value = value_loss(x[mask], old[mask], advantages[mask], clip_range=0.2, token_count=count)
         (policy.loss + kl + value.loss).backward()
         assert x.grad is not None
@@ -84,32 +106,75 @@ def test_masked_tokens_reach_neither_loss_nor_gradient():
 
 
 @settings(deadline=None, max_examples=50)
-@given(data=st.data(), tokens=st.integers(2, 12))
-def test_micro_batches_change_no_gradient(data, tokens):
-    """T14: sums over the global token count add up, however unevenly the batch is cut."""
+@given(data=st.data(), tokens=st.integers(2, 12), kl=st.sampled_from(KL_SETTINGS))
+def test_micro_batches_change_no_gradient(data, tokens, kl):
+    """T14: every term and rate adds up over the global token count, however unevenly the batch is cut."""
     cuts = sorted(data.draw(st.lists(st.integers(1, tokens - 1), unique=True, max_size=4)))
     seed = data.draw(st.integers(0, 2**16))
-    generator = torch.Generator().manual_seed(seed)
-    x, old, ref, advantages = torch.randn(4, tokens, dtype=torch.float64, generator=generator)
+    drawn = torch.randn(8, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    logprob, entropy, exact, value = drawn[:4]
+    options = PPOConfig.model_validate(
+        {
+            "model": {"name": "none"},
+            "data": {"prompts": ["."]},
+            "reward": {"kind": "sentiment"},
+            "kl": kl,
+            "loss": {
+                "dual_clip": 1.5,
+                "entropy_coefficient": 0.1,
+                "value_clip_range": data.draw(st.sampled_from([0.2, None])),
+            },
+            "optimization": {"steps": 1},
+        }
+    )
 
-    def gradient(pieces: list[slice]) -> torch.Tensor:
-        leaf = x.clone().requires_grad_()
-        total, clipped, drift = 0.0, 0.0, 0.0
+    def summed(pieces: list[slice]) -> tuple[torch.Tensor, dict[str, float]]:
+        leaf = torch.stack([logprob, entropy, exact, value]).requires_grad_()
+        total: dict[str, float] = {}
         for piece in pieces:
-            args = (leaf[piece], old[piece])
-            policy = policy_loss(*args, advantages[piece], clip_range=0.2, token_count=tokens)
-            value = value_loss(*args, advantages[piece], clip_range=0.2, token_count=tokens)
-            kl = k2_loss(*args, ref[piece], token_count=tokens)
-            (policy.loss + value.loss + kl).backward()
-            total += (policy.loss + value.loss + kl).item()
-            clipped += float(policy.clip_fraction + value.clip_fraction)
-            drift += float(policy.approx_kl)
+            tokens_of_it = Tokens(drawn[4, piece], *drawn[4:, piece])
+            terms, report = objective(
+                PolicyScores(*leaf[:3, piece]),
+                leaf[3, piece],
+                tokens_of_it,
+                options,
+                beta_in_loss=0.3,
+                token_count=tokens,
+            )
+            torch.stack(list(terms.values())).sum().backward()
+            total = {name: total.get(name, 0.0) + number for name, number in report.items()}
         assert leaf.grad is not None
-        return torch.cat([leaf.grad, f64(total, clipped, drift)])
+        del total["policy/ratio_max"]
+        return leaf.grad, total
 
     edges = [0, *cuts, tokens]
     split = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    torch.testing.assert_close(gradient(split), gradient([slice(0, tokens)]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(summed(split), summed([slice(0, tokens)]), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kl", KL_SETTINGS, ids=str)
+def test_the_terms_of_each_setting(kl):
+    """One token on policy: logp −1, reference −1.3, exact KL .2, entropy 2; A = V = R = 0, β_L = .5, c = .1."""
+    options = PPOConfig.model_validate(
+        {
+            "model": {"name": "none"},
+            "data": {"prompts": ["."]},
+            "reward": {"kind": "sentiment"},
+            "kl": kl,
+            "loss": {"entropy_coefficient": 0.1},
+            "optimization": {"steps": 1},
+        }
+    )
+    tokens = Tokens(f64(-1), f64(-1.3), f64(0), f64(0), f64(0))
+    scores = PolicyScores(f64(-1), f64(2), f64(0.2))
+    terms, report = objective(scores, f64(0), tokens, options, beta_in_loss=0.5, token_count=1)
+    drift = {"exact": 0.2, "k2": 0.045, "k3": math.exp(-0.3) - 1 + 0.3, "ratio_k1": 0.3}  # d = .3
+    charged = kl.get("loss", kl["penalty"])
+    expected = {"loss/policy": 0.0, "value/loss": 0.0, "loss/entropy": -0.2}
+    if charged in drift:
+        expected["loss/kl"] = 0.5 * drift[charged]
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, abs=1e-12)
+    assert {name: report[name] for name in terms} == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_mean_is_over_tokens_not_over_rows():
@@ -130,6 +195,46 @@ def test_k2_loss_weighs_by_the_ratio_and_does_not_differentiate_it():
     loss.backward()
     assert logp.grad is not None
     assert logp.grad.item() == pytest.approx(math.exp(0.5) * 0.3, abs=1e-12)
+
+
+def test_ratio_k3_and_ratio_k1_differentiate_the_ratio():
+    # r = e^{.5}, d = .3: r k3 has the gradient r k3 + r (1 − e^{−d}) = r d; r k1 has r d + r
+    for loss, value, slope in (
+        (k3_loss, math.exp(-0.3) - 1 + 0.3, 0.3),
+        (ratio_k1_loss, 0.3, 1.3),
+    ):
+        logp = f64(-1.0).requires_grad_()
+        found = loss(logp, f64(-1.5), f64(-1.3), token_count=1)
+        assert found.item() == pytest.approx(math.exp(0.5) * value, abs=1e-12)
+        found.backward()
+        assert logp.grad is not None
+        assert logp.grad.item() == pytest.approx(math.exp(0.5) * slope, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_t25_the_tails_of_k3(dtype):
+    """e^{10} − 1 − 10 = 22015.4658 where the policy has all but dropped the token, e^{−10} − 1 + 10 = 9.0000454
+    the other way round; the backward of r k3 is r d there."""
+    for logp, ref, value in ((-15.0, -5.0, 22015.4658), (-5.0, -15.0, 9.0000454)):
+        leaf, ref_logp = (torch.tensor([x], dtype=dtype) for x in (logp, ref))
+        assert k3(leaf, ref_logp).item() == pytest.approx(value, rel=3e-8 if dtype == torch.float64 else 1e-6)
+        leaf.requires_grad_()
+        loss = k3_loss(leaf, leaf.detach(), ref_logp, token_count=1)  # on policy
+        assert loss.item() == pytest.approx(value, rel=1e-6)
+        loss.backward()
+        assert leaf.grad is not None
+        assert leaf.grad.item() == pytest.approx(logp - ref, rel=1e-6)
+
+
+def test_r_k3_is_finite_where_k3_is_not():
+    """d = −120: e^{120} overflows float32, r = e^{−119} brings it back: r k3 = e^{ref − old} + r(d − 1) = e."""
+    logp = torch.tensor([-121.0], requires_grad=True)
+    loss = k3_loss(logp, torch.tensor([-2.0]), torch.tensor([-1.0]), token_count=1)
+    assert k3(logp, torch.tensor([-1.0])).isinf().all()
+    assert loss.item() == pytest.approx(math.e, rel=1e-6)
+    loss.backward()
+    assert logp.grad is not None
+    assert logp.grad.abs().item() <= 1e-45 * 120  # r d
 
 
 def test_beta_beside_whitened_advantages():

@@ -11,6 +11,7 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import Experience
 from rlhf_core.metrics import RolloutSample, describe, kl_shares, samples_of, standard_errors
 from rlhf_core.rollout import Rollout
+from rlhf_core.targets import make_targets
 from rlhf_core.update import fresh_state
 from tests.rlhf_core.test_fixed_points import TabularPolicy
 
@@ -136,7 +137,8 @@ CONFIG = PPOConfig.model_validate(
 def everything(experience: Experience, returns: Tensor) -> tuple[dict[str, float], tuple[RolloutSample, ...]]:
     """All that a step reports of a rollout of three sequences."""
     scores, texts = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), ["p", "q", "r"]
-    told = describe(experience, returns, scores, 0.2, 0.1, CONFIG)
+    targets = make_targets(experience, scores, 0.1, CONFIG)._replace(returns=returns)
+    told = describe(experience, targets, scores, 0.1, CONFIG)
     told |= standard_errors(experience, scores, texts) | kl_shares(experience)
     return told, samples_of(texts, texts, scores, experience, Letters())
 

@@ -21,14 +21,18 @@ from rlhf_core.update import TrainState, fresh_state, in_micro_batches, token_me
 PROMPTS = ["The cat", "A lovely", "The quick brown", "Naïve", "東京", "The dog"]
 
 
-def config(**optimization: Any) -> PPOConfig:
+K2 = {"penalty": "none", "loss": "k2"}
+
+
+def config(kl: dict[str, str] = K2, **optimization: Any) -> PPOConfig:
     return PPOConfig.model_validate(
         {
             "model": {"name": "tiny", "lora": {"rank": 2}},
             "data": {"prompts": PROMPTS},
             "reward": {"kind": "length", "target_tokens": 4},
             "rollout": {"batch_size": 6, "max_new_tokens": 8},
-            "kl": {"beta": 0.1, "loss": "k2", "penalty": "none"},
+            "kl": {"beta": 0.1, **kl},
+            "loss": {"dual_clip": 3.0, "entropy_coefficient": 0.01},
             "optimization": {"steps": 2, "learning_rate": 0.01, "minibatches": 2, **optimization},
         }
     )
@@ -37,6 +41,14 @@ def config(**optimization: Any) -> PPOConfig:
 def begin(tiny_model: Path, options: PPOConfig) -> tuple[LoraPolicy, TrainState]:
     policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
     return policy, fresh_state(policy, options)
+
+
+def drift(policy: LoraPolicy) -> None:
+    """Away from the reference, so that the KL terms are not 0."""
+    torch.manual_seed(0)
+    for name, parameter in policy.trainable_parameters().items():
+        if "lora_B" in name:
+            parameter.data.normal_().mul_(0.1)
 
 
 def steps(policy: LoraPolicy, state: TrainState, options: PPOConfig, **more: Any) -> Any:
@@ -55,9 +67,21 @@ def test_reported_means_are_over_tokens_and_those_of_gradients_over_minibatches(
     assert token_means(reports, [1, 3, 5]) == {"loss": 13 / 4, "grad/norm": 3.0}
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2])
+@pytest.mark.parametrize(
+    ("micro_batch", "kl"),
+    [
+        (1, K2),
+        (2, K2),
+        (2, {"penalty": "hybrid"}),
+        (1, {"penalty": "exact"}),
+        (2, {"penalty": "exact"}),
+        (2, {"penalty": "none", "loss": "k3"}),
+        (2, {"penalty": "none", "loss": "ratio_k1"}),
+    ],
+    ids=str,
+)
 def test_t14_micro_batches_change_no_gradient(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, kl: dict[str, str]
 ) -> None:
     """The gradient of every optimizer step is that of the whole minibatch, up to the order of summation.
 
@@ -74,8 +98,10 @@ def test_t14_micro_batches_change_no_gradient(
     monkeypatch.setattr(update, "clip_gradients", recorded)
     reports = []
     for size in (None, micro_batch):
-        policy, state = begin(tiny_model, config(epochs=1, minibatches=1, steps=1))
-        (step,) = steps(policy, state, config(epochs=1, minibatches=1, steps=1), micro_batch=size)
+        options = config(kl, epochs=1, minibatches=1, steps=1)
+        policy, state = begin(tiny_model, options)
+        drift(policy)
+        (step,) = steps(policy, state, options, micro_batch=size)
         reports.append(step.metrics)
     whole, parts = gradients
     assert whole.norm() > 1e-3
@@ -97,8 +123,8 @@ def in_experience(name: str, number: float) -> Callable[[pytest.MonkeyPatch], No
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
         real = ppo.assess
 
-        def assess(*args: Any) -> Experience:
-            experience = real(*args)
+        def assess(*args: Any, **more: Any) -> Experience:
+            experience = real(*args, **more)
             return experience._replace(**{name: poison(getattr(experience, name), number)})
 
         monkeypatch.setattr(ppo, "assess", assess)
