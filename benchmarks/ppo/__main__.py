@@ -1,9 +1,9 @@
 """How fast, how small and how good PPO is: `make bench-ppo`, side by side with TRL 1.12.0, the last with PPO.
 
 Both train the same model on the same prompts with the same reward, batch, response length, epochs, minibatches,
-optimizer steps and learning rate; no completion ends early, nobody accumulates gradients. Each runs in a process of
-its own. They take turns, one iteration each; a ratio is taken within a round, and its median and quartiles are over
-the rounds. Memory is the largest resident set of the whole process.
+optimizer steps and learning rate; no completion ends early, nobody accumulates gradients. Each has a process of its
+own. They take turns, one iteration each; a ratio is taken within a round, and its median and quartiles are over the
+rounds. Memory is the largest resident set of the whole process.
 
 tiny      GPT-2 with random weights, 32 × 24 tokens, 4 epochs × 4 minibatches, all weights
 full      SmolLM2-135M, 8 × 16 tokens, 2 epochs × 2 minibatches, all weights
@@ -11,8 +11,8 @@ lora      the same with an adapter of rank 8
 equal-kl  tiny: both runs' policies rescored by exact KL on fresh completions, their rewards compared at equal KL
 variance  tiny: of a sequence's Σk1 over that of its ΣKL_t on the same completions, at sequence KL 0.1, 1 and 5
 
-The exit code is 1 unless all start from KL 0 and do the stated number of optimizer steps. The last line is one JSON
-object; null: not measured, for a reason given above it.
+The exit code is 1 unless all start from KL 0 and do the stated number of optimizer steps. The last line is one
+JSON object; null: not measured.
 """
 
 import os
@@ -100,7 +100,9 @@ def _equal_kl(_: str, options: argparse.Namespace, scratch: Path) -> tuple[dict[
             task = _task(who, "tiny", options, scratch, ITERATIONS, seed=seed, rescored=RESCORED)
             with started(task) as one:
                 rescored = [one.at_start, *(one.iterate() for _ in range(ITERATIONS))]
-            curves.append([Point(answer["rescored"]["kl"], answer["rescored"]["reward"]) for answer in rescored])
+            curves.append(
+                [Point(answer["rescored"]["kl"], answer["rescored"]["reward"]) for answer in rescored]
+            )
             faults += one.faults()
             last = curves[-1][-1]
             print(f"equal-kl  {who:31} seed {seed}: KL {last.kl:.2f}, reward {last.reward:.3f} at the end")

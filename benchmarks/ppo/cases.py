@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "tiny": Case("tiny", None, 32, 24, 4, 4, 1e-3, 0.05, rounds=15),
+    "tiny": Case("tiny", None, 32, 24, 4, 4, 3e-4, 0.05, rounds=15),
     "full": Case("smollm2", None, 8, 16, 2, 2, 1e-5, 0.05, rounds=5),
     "lora": Case("smollm2", 8, 8, 16, 2, 2, 1e-4, 0.05, rounds=5, contenders=(OURS, TRL, TRL_FROZEN)),
 }

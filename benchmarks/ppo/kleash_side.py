@@ -1,8 +1,8 @@
 """kleash's trainer as a contender."""
 
 from benchmarks.ppo.cases import Case, prompts_of, reward_of
-from benchmarks.ppo.turn import Task, Turn
 from benchmarks.ppo.models import new_policy
+from benchmarks.ppo.turn import Task, Turn
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.ppo import train
 from rlhf_core.update import fresh_state

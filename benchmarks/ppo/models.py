@@ -38,7 +38,14 @@ def _tiny(folder: Path) -> Path:
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ends = {"bos_token_id": None, "eos_token_id": None}
     config = GPT2Config(
-        vocab_size=WORDS, n_positions=128, n_embd=128, n_layer=4, n_head=4, initializer_range=0.1, **dropout, **ends
+        vocab_size=WORDS,
+        n_positions=128,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        initializer_range=0.1,
+        **dropout,
+        **ends,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=vocabulary).save_pretrained(folder)

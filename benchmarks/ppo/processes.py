@@ -58,7 +58,11 @@ def started(task: Task) -> Iterator[Contender]:
     """The contender, until the context is left; if it dies the end of what it printed is shown."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.ppo.contender", json.dumps(task)]
     # TRL warns that PPO is experimental, and asks the hub for what is not there.
-    env = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    env = os.environ | {
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env

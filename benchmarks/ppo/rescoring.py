@@ -12,6 +12,8 @@ from rlhf_core.config.ppo import RolloutConfig
 from rlhf_core.experience import TrainablePolicy, assess, sample
 from rlhf_core.rollout import response_ids
 
+AT_A_TIME = 16  # batches
+
 
 class Rescored(NamedTuple):
     """Sums over each completion, in nats, and its reward."""
@@ -23,15 +25,14 @@ class Rescored(NamedTuple):
 
 def rescore(policy: TrainablePolicy, case: Case, *, batches: int, seed: int) -> Rescored:
     """`batches` completions of every prompt, with the same random numbers whenever the seed is the same."""
-    prompts, reward = prompts_of(case), reward_of(case)
+    reward, head = reward_of(case), torch.nn.Linear(policy.hidden_size, 1)
     options = RolloutConfig(batch_size=case.batch, max_new_tokens=case.tokens, temperature=1.0)
-    head = torch.nn.Linear(policy.hidden_size, 1)
     random = torch.Generator().manual_seed(seed)
     parts = []
-    for _ in range(batches):
+    for start in range(0, batches, AT_A_TIME):
+        prompts = prompts_of(case) * min(AT_A_TIME, batches - start)
         rollout = sample(policy, prompts, options, random)
-        rows = torch.arange(len(prompts))
-        found = assess(policy, head, rollout, [rows], options.temperature)
+        found = assess(policy, head, rollout, torch.arange(len(prompts)).split(128), options.temperature)
         completions = [policy.codec.decode(ids) for ids in response_ids(rollout)]
         scores = reward(prompts, completions, rollout.response_mask.sum(dim=1).tolist())
         parts.append((found.kl.sum(dim=1).numpy(), found.k1.sum(dim=1).numpy(), np.array(scores)))

@@ -41,7 +41,9 @@ class Judge(nn.Module):
             prompts.append(self._decode(row[:at][real[:at]], skip_special_tokens=True))
             completions.append(self._decode(row[at:], skip_special_tokens=True))
         scores = self._reward(prompts, completions, [self._tokens] * len(prompts))
-        return SimpleNamespace(hidden_states=(torch.tensor(scores)[:, None, None].expand(*input_ids.shape, 1),))
+        return SimpleNamespace(
+            hidden_states=(torch.tensor(scores)[:, None, None].expand(*input_ids.shape, 1),)
+        )
 
 
 class RewardModel(nn.Module):

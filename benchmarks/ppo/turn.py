@@ -68,5 +68,7 @@ class Turn:
 def memory(field: str) -> int | None:
     """VmRSS or VmHWM in bytes; None where there is no /proc."""
     status = Path("/proc/self/status")
-    found = re.search(rf"^{field}:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    found = (
+        re.search(rf"^{field}:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    )
     return int(found[1]) * 1024 if found else None

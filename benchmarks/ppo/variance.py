@@ -35,7 +35,9 @@ class VarianceRatio(NamedTuple):
     sequences: int
 
 
-def at_targets(case: Case, folder: str, *, seed: int, iterations: int, batches: int) -> dict[float, VarianceRatio]:
+def at_targets(
+    case: Case, folder: str, *, seed: int, iterations: int, batches: int
+) -> dict[float, VarianceRatio]:
     """What there is for each target that the run's KL exceeds within `iterations`."""
     policy = new_policy(case, folder, seed=seed)
     found: dict[float, VarianceRatio] = {}
@@ -58,9 +60,7 @@ def _trained(
     """The weights after each iteration."""
     config = config_of(case, folder, seed=seed, steps=iterations)
     state = fresh_state(policy, config)
-    for _ in train(
-        policy, state, config, prompts=prompts_of(case), eval_prompts=[], reward=reward_of(case)
-    ):
+    for _ in train(policy, state, config, prompts=prompts_of(case), eval_prompts=[], reward=reward_of(case)):
         yield _copy(policy)
 
 

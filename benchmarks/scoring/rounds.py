@@ -7,7 +7,7 @@ the rounds with its quartiles: a machine that is slow for a while is slow for bo
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
