@@ -1,5 +1,6 @@
 """The PPO benchmark's arithmetic, and what it says where TRL is missing."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks.ppo.cases import CASES, OURS, share_of_fifths
 from benchmarks.ppo.equal_kl import Point, common_kl, paired, reward_at
-from benchmarks.ppo.processes import take_turns
+from benchmarks.ppo.processes import Contender, take_turns
 from benchmarks.ppo.turn import Task
 from benchmarks.ppo.variance import bootstrapped
 
@@ -85,10 +86,7 @@ def test_the_tiny_reward_is_a_share_of_words() -> None:
     assert share_of_fifths(["", ""], ["w0 w1 w5 w7", "w3"], [4, 1]) == [0.5, 0.0]
 
 
-def test_a_contender_answers_for_every_iteration(tiny_gpt2: Path) -> None:
-    task = Task(OURS, "tiny", str(tiny_gpt2), None, seed=0, iterations=2)
-    [ours] = take_turns([task], rounds=1)
-    assert len(ours.answers) == 2
+def test_a_contender_answers_for_every_iteration(ours: Contender) -> None:
     assert ours.faults() == []
     assert [answer["optimizer_steps"] for answer in ours.answers] == [4 * 4] * 2
     assert ours.answers[0]["kl"] == 0.0 < ours.answers[1]["kl"]
@@ -96,18 +94,20 @@ def test_a_contender_answers_for_every_iteration(tiny_gpt2: Path) -> None:
         assert ours.at_start["imported_bytes"] < ours.answers[-1]["peak_bytes"]
 
 
-def test_what_is_not_like_for_like_is_a_fault(tiny_gpt2: Path) -> None:
-    task = Task(OURS, "tiny", str(tiny_gpt2), None, seed=0, iterations=1)
-    [ours] = take_turns([task], rounds=0)
-    ours.answers.append({"optimizer_steps": 4})  # as with gradient accumulation over four
-    ours.answers[0]["kl"] = float("nan")
-    steps, kl = ours.faults()
+def test_what_is_not_like_for_like_is_a_fault(ours: Contender) -> None:
+    wrong = copy.copy(ours)
+    first, second = ours.answers
+    # No KL at the start; and the optimizer's steps of gradients accumulated over four minibatches.
+    wrong.answers = [{**first, "kl": float("nan")}, {**second, "optimizer_steps": 4}]
+    steps, kl = wrong.faults()
     assert "4 optimizer steps in iteration 2, not 16" in steps
     assert "before the first update" in kl
 
 
-@pytest.fixture(scope="session")
-def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Contender:
     from benchmarks.ppo.models import folder_of
 
-    return folder_of(CASES["tiny"], Path("no registry"), tmp_path_factory.mktemp("bench"))
+    folder = folder_of(CASES["tiny"], Path("no registry"), tmp_path_factory.mktemp("bench"))
+    [contender] = take_turns([Task(OURS, "tiny", str(folder), None, seed=0, iterations=2)], rounds=1)
+    return contender
