@@ -40,6 +40,11 @@ bench-scoring: $(MODELS) $(PEERS)/.done ## Exact KL beside plain forwards, TRL's
 	@$(PY) -W ignore -m benchmarks.scoring --registry $(MODELS) --packages $(PEERS) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: bench-ppo
+bench-ppo: $(MODELS) $(PEERS)/.done ## PPO beside TRL's last: time, memory, reward at equal KL: ROUNDS=, ONLY="tiny lora …"
+	@$(PY) -W ignore -m benchmarks.ppo --registry $(MODELS) --packages $(PEERS) \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
+
 .PHONY: check
 check: lint types test ## What CI runs: format, lint, types, import contracts, tests
 

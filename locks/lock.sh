@@ -14,5 +14,6 @@ compile() {
 compile dev --extra api --extra worker --extra dev
 compile worker --extra api --extra worker -c locks/dev.lock
 compile api --extra api -c locks/dev.lock
-# Benchmarks alone; what it needs, the worker has.
-hashed --no-deps - -o locks/bench.lock <<<"ctranslate2==4.8.5"
+# Benchmarks alone: ctranslate2, the last TRL with PPO and what that needs besides the worker's packages.
+printf '%s\n' ctranslate2==4.8.5 trl==1.12.0 datasets==5.2.0 'dill<0.4.2' 'multiprocess<0.70.20' pandas pyarrow xxhash |
+    hashed --no-deps - -o locks/bench.lock

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.ratios import spread
 from benchmarks.scoring import contenders, models
 from benchmarks.scoring.contenders import Answers, Contender
 from benchmarks.scoring.http import Stack, stack
 from benchmarks.scoring.job import ScoreJobs
-from benchmarks.scoring.rounds import OURS, Run, print_table, spread, take_turns
+from benchmarks.scoring.rounds import OURS, Run, print_table, take_turns
 from benchmarks.scoring.workloads import Draw, Text, Words, lognormal_lengths
 
 SAMPLED, PLAIN, TRL = "kleash, sampled only", "(a) plain forwards", "(b) TRL's way, sampled"

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from benchmarks.ratios import Ratio, spread
 from benchmarks.scoring import contenders
 from benchmarks.scoring.contenders import Answers
-from benchmarks.scoring.rounds import OURS, Ratio, spread
+from benchmarks.scoring.rounds import OURS
 from benchmarks.scoring.workloads import Text
 from rlhf_core.models import Body, ModelPair
 from rlhf_core.scoring import score_texts

@@ -7,11 +7,12 @@ the rounds with its quartiles: a machine that is slow for a while is slow for bo
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.ratios import Ratio, spread
 from benchmarks.scoring.contenders import Answers, Contender
 from benchmarks.scoring.workloads import Draw
 
@@ -21,24 +22,6 @@ OURS = "kleash, exact"
 # printed and not judged; on plain text: python -m benchmarks.accuracy
 BOUNDS = {"kl": 1e-4, "policy_logprob": 5e-4, "reference_logprob": 5e-4}
 MOST = 0.99
-
-
-class Ratio(NamedTuple):
-    """Median over the rounds, and quartiles."""
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-    @classmethod
-    def of(cls, above: Sequence[float], below: Sequence[float]) -> "Ratio":
-        """Of two contenders' times, round by round."""
-        ratios = [a / b for a, b in zip(above, below, strict=True)]
-        low, _, high = (
-            statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-        )
-        return cls(statistics.median(ratios), low, high, len(ratios))
 
 
 class Run(NamedTuple):
@@ -92,11 +75,6 @@ def print_table(workload: str, run: Run) -> None:
             f"{workload:8} {name:26} {quantity} is {most:.1e} from ours, {verdict} {BOUNDS[quantity]:.0e} nats,"
             f" for 99 % of tokens; at most {largest:.1e}"
         )
-
-
-def spread(ratio: Ratio) -> str:
-    """Median and quartiles for a table."""
-    return f"{ratio.median:7.3f} [{ratio.low:.3f} … {ratio.high:.3f}]"
 
 
 def _compare(answers: Mapping[str, Answers], apart: dict[tuple[str, str], tuple[float, float]]) -> None:

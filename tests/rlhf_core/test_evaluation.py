@@ -11,7 +11,7 @@ from rlhf_core import ppo
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.evaluation import Evaluation, paired_difference, repeated_bigrams, summarise
 from rlhf_core.kl import divergences
-from rlhf_core.models import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_lora_policy
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
 

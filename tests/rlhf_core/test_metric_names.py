@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.metric_names import ALIASES, MEANINGS
-from rlhf_core.models import new_lora_policy
+from rlhf_core.policies import new_lora_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state

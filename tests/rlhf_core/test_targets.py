@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core import ppo, targets
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import Experience
-from rlhf_core.models import new_lora_policy
+from rlhf_core.policies import new_lora_policy
 from rlhf_core.rollout import Rollout
 from rlhf_core.targets import make_targets
 from rlhf_core.update import fresh_state
