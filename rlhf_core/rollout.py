@@ -90,11 +90,8 @@ def generate(
         if generator is not None:
             draws = torch.rand(count, generator=generator, dtype=torch.float64, device=device)[unfinished]
         token, logprob = _sample(logits, draws)
-        ids[unfinished, length], logprobs[unfinished, length], mask[unfinished, length] = (
-            token,
-            logprob.double(),
-            True,
-        )
+        now = (unfinished, length)
+        ids[now], logprobs[now], mask[now] = token, logprob.double(), True
         goes_on = ~torch.isin(token, stops)
         unfinished, length = unfinished[goes_on], length + 1
         decoding.append(token, goes_on)
