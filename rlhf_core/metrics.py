@@ -1,5 +1,7 @@
 """What a step reports. Units stand in docs/algorithms.md."""
 
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +14,8 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import Experience
 from rlhf_core.kl import sequence_kl
 from rlhf_core.masking import explained_variance, masked_mean
+
+PHASES = ("generate", "reward", "score", "update", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +80,15 @@ def samples_of(
 
 
 def durations(clock: Sequence[float], tokens: int) -> dict[str, float]:
-    """Seconds of each phase, and response tokens per second of the whole step."""
-    rollout, score, update = (later - earlier for earlier, later in pairwise(clock))
-    return {
-        "rollout_s": rollout,
-        "score_s": score,
-        "update_s": update,
-        "tokens_per_s": tokens / (clock[-1] - clock[0]),
-    }
+    """Seconds of each phase, of which evaluation may be missing, and response tokens per second of the others."""
+    phases = zip(PHASES, pairwise(clock), strict=False)
+    seconds = {f"{name}_s": later - earlier for name, (earlier, later) in phases}
+    return seconds | {"tokens_per_s": tokens / (clock[4] - clock[0])}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has ever held: on CUDA in torch's tensors, else in all its memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -14,7 +14,7 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, summarise
 from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
-from rlhf_core.metrics import RolloutSample, describe, durations, samples_of
+from rlhf_core.metrics import RolloutSample, describe, durations, peak_memory_bytes, samples_of
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction, checked_scores
 from rlhf_core.rollout import Rollout, response_ids
@@ -26,7 +26,7 @@ from rlhf_core.update import TrainState, in_micro_batches, require_finite, updat
 class StepResult:
     """What one step did; step 0 is the evaluation before training.
 
-    `metrics` are reproducible to the bit, `timings` (seconds, tokens per second) are not.
+    `metrics` are reproducible to the bit, `timings` (seconds, tokens per second, bytes) are not.
     """
 
     step: int
@@ -76,6 +76,7 @@ def train(
         lengths = rollout.response_mask.sum(dim=1).tolist()
         scores = torch.tensor(checked_scores(reward, texts, completions, lengths), dtype=torch.float64)
         require_finite(step, "reward", scores)
+        clock.append(time.monotonic())
 
         # 2. Both models score the policy's tokens, packed as in the first epoch: ratio exactly 1.
         plan = minibatch_plan(
@@ -107,10 +108,11 @@ def train(
         if is_due(config, step, eval_prompts):
             state.latest = evaluation = evaluate(policy, eval_prompts, reward, config, step=step)
             metrics["eval/reward_mean"] = summarise(evaluation)["reward_mean"]
+            clock.append(time.monotonic())
         yield StepResult(
             step=step,
             metrics=metrics,
-            timings=durations(clock, sum(lengths)),
+            timings=durations(clock, sum(lengths)) | {"peak_memory_bytes": peak_memory_bytes(device)},
             samples=samples_of(texts, completions, scores, experience),
             evaluation=evaluation,
         )

@@ -1,4 +1,4 @@
-"""The order of prompts is a function of seed and step: what it was when each index had a permutation of its own."""
+"""The order of prompts is a function of seed and step: pass after pass, each in its own order."""
 
 import pytest
 import torch
