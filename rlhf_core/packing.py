@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_core.causal_lm import CausalLM
 from rlhf_core.rollout import Rollout
 
-PACKED_TOKENS = 256  # a row; a dense mask is the attention there: longer rows cost more than they save
+PACKED_TOKENS = 192  # a row; a dense mask is the attention there: longer rows cost more than they save
 PADDING_WASTE = (
     1.1  # computed tokens of one sequence a row over those of packed rows: less is cheaper than a mask
 )
