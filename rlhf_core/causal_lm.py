@@ -30,7 +30,7 @@ class CausalLM:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     packs: bool = False  # texts may follow each other in one row, told apart by positions that start again
-    caches: bool = False  # the trunk goes on from keys and values of a prefix
+    caches: bool = False  # the trunk goes on from keys and values of a prefix, copied or some of the rows
     branches: bool = False  # completions of one prompt may share its row, told apart by a mask
     splits: bool = True  # False: the trunk is the whole model and makes all logits at once
 
@@ -162,12 +162,13 @@ def _packs(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
 
 @torch.inference_mode()
 def _caches(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
-    """True if the trunk goes on from copies of a prefix's keys and values as if it had read the prefix."""
+    """True if the trunk goes on from some copies of a prefix's keys and values as if it had read it."""
     ids = torch.arange(12, device=device)[None] % vocab_size
     try:
         whole = trunk(input_ids=ids, use_cache=False).last_hidden_state[:, 8:].float()
         cache = trunk(input_ids=ids[:, :8], use_cache=True).past_key_values
-        cache.batch_repeat_interleave(2)
+        cache.batch_repeat_interleave(3)
+        cache.batch_select_indices(torch.tensor([0, 2], device=device))
         rest = trunk(input_ids=ids[:, 8:].expand(2, -1), past_key_values=cache, use_cache=True)
         alone = trunk(input_ids=ids[:, 8:], use_cache=False).last_hidden_state.float()
     except _PROBE_ERRORS:  # no such cache, or a context of less

@@ -12,7 +12,7 @@ from rlhf_core.causal_lm import CausalLM
 from rlhf_core.chunked import chunked_scores
 from rlhf_core.config.ppo import RolloutConfig
 from rlhf_core.kl import k1
-from rlhf_core.logprobs import predictors
+from rlhf_core.packing import pack
 from rlhf_core.rollout import Rollout, generate
 from rlhf_core.truncation import Truncation
 
@@ -156,10 +156,4 @@ def token_places(mask: Bool[Tensor, "batch response"]) -> Int[Tensor, "batch res
 
 def response_hidden(model: CausalLM, batch: Rollout) -> Float[Tensor, "tokens hidden"]:
     """The trunk's output one position before each response token: its distribution before the head."""
-    hidden = model.trunk(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
-    return predictors(hidden, start=batch.prompt_width)[batch.response_mask]
+    return pack(batch, packs=model.packs).predicting(model)

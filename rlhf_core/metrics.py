@@ -1,6 +1,8 @@
 """What a step reports. Units stand in docs/algorithms.md."""
 
 import math
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +23,8 @@ from rlhf_core.statistics import ratio_estimate
 from rlhf_core.targets import Targets
 
 TOKENS_KEPT = 16_384  # one by one, of a step's samples: 64 completions of 256 tokens
+
+PHASES = ("generate", "reward", "score", "update", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +154,15 @@ def token_columns(experience: Experience, codec: Codec) -> Iterator[dict[str, li
 
 
 def durations(clock: Sequence[float], tokens: int) -> dict[str, float]:
-    """Seconds of each phase, and response tokens per second of the whole step."""
-    rollout, score, update = (later - earlier for earlier, later in pairwise(clock))
-    return {
-        "rollout_s": rollout,
-        "score_s": score,
-        "update_s": update,
-        "tokens_per_s": tokens / (clock[-1] - clock[0]),
-    }
+    """Seconds of each phase, of which evaluation may be missing, and response tokens per second of the others."""
+    phases = zip(PHASES, pairwise(clock), strict=False)
+    seconds = {f"{name}_s": later - earlier for name, (earlier, later) in phases}
+    return seconds | {"tokens_per_s": tokens / (clock[4] - clock[0])}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has ever held: on CUDA in torch's tensors, else in all its memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

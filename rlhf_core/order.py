@@ -9,10 +9,13 @@ from torch import Tensor
 
 def prompt_indices(count: int, *, batch: int, step: int, seed: int) -> list[int]:
     """The prompts of step number `step` (from 1): passes over all of them, each in its own random order."""
-    indices = []
-    for position in range((step - 1) * batch, step * batch):
+    indices: list[int] = []
+    position, end = (step - 1) * batch, step * batch
+    while position < end:
         epoch, offset = divmod(position, count)
-        indices.append(int(_permutation(count, f"{seed}/prompts/{epoch}")[offset]))
+        order = _permutation(count, f"{seed}/prompts/{epoch}")
+        indices += order[offset : offset + end - position].tolist()
+        position = (step - 1) * batch + len(indices)
     return indices
 
 

@@ -19,7 +19,15 @@ from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of,
 from rlhf_core.gradient_noise import signal_to_noise, watched_gradients
 from rlhf_core.judgement import Judges, describe_rewards, judge
 from rlhf_core.kl import sequence_kl
-from rlhf_core.metrics import RolloutSample, describe, durations, kl_shares, samples_of, standard_errors
+from rlhf_core.metrics import (
+    RolloutSample,
+    describe,
+    durations,
+    kl_shares,
+    peak_memory_bytes,
+    samples_of,
+    standard_errors,
+)
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.rewards import RewardFunction
 from rlhf_core.rollout import Rollout, response_ids
@@ -32,7 +40,7 @@ from rlhf_core.update import TrainState, in_micro_batches, require_finite, train
 class StepResult:
     """What one step did; step 0 is the evaluation before training.
 
-    `metrics` are reproducible to the bit, `timings` (seconds, tokens per second) are not.
+    `metrics` are reproducible to the bit, `timings` (seconds, tokens per second, bytes) are not.
     """
 
     step: int
@@ -88,6 +96,7 @@ def train(
         judged = judge(judges, texts, completions, lengths, step=step)
         shaped = shape_scores(judged.scores, rollout.ended.cpu(), **config.scores.model_dump())
         require_finite(step, "shaped reward", torch.cat([shaped.scores, shaped.std.view(1)]))
+        clock.append(time.monotonic())
 
         # 2. Both models score the policy's tokens, packed as in the first epoch: ratio exactly 1.
         plan = minibatch_plan(
@@ -137,10 +146,11 @@ def train(
             metrics |= {
                 f"eval/{name}": number for name, number in summarise(evaluation).items() if name != "n"
             }
+            clock.append(time.monotonic())
         yield StepResult(
             step=step,
             metrics=metrics,
-            timings=durations(clock, sum(lengths)),
+            timings=durations(clock, sum(lengths)) | {"peak_memory_bytes": peak_memory_bytes(device)},
             samples=samples_of(texts, completions, judged.scores, experience, policy.codec),
             evaluation=evaluation,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 LEAST_ROWS = 4  # for fewer MKL is as fast
 
@@ -27,20 +28,40 @@ def accelerate(model: nn.Module) -> None:
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = OneDNNLinear
+            elif type(module) is Conv1D:
+                module.__class__ = OneDNNConv1D
 
 
 class OneDNNLinear(nn.Linear):
     """x Wᵀ + b; anything but many rows of float32 on a CPU is nn.Linear's."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
-        rows = input.numel() // self.in_features
-        fits = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
-        if not fits or rows < LEAST_ROWS:
+        if not _fits(input, self.weight, self.in_features):
             return super().forward(input)
-        if torch.is_grad_enabled():
-            product: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return _product(input, self.weight, self.bias)
+
+
+class OneDNNConv1D(Conv1D):  # type: ignore[misc]
+    """x W + b, GPT-2's linear layer; anything but many rows of float32 on a CPU is Conv1D's."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if not _fits(x, self.weight, self.nx):
+            product: Tensor = super().forward(x)
             return product
-        return _times_transposed(input, self.weight, self.bias)
+        return _product(x, self.weight.t(), self.bias)
+
+
+def _fits(x: Tensor, weight: Tensor, width: int) -> bool:
+    float32_on_cpu = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    return float32_on_cpu and x.numel() // width >= LEAST_ROWS
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b, with a gradient where one is asked for."""
+    if torch.is_grad_enabled():
+        product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return product
+    return _times_transposed(x, weight, bias)
 
 
 class _Product(torch.autograd.Function):

@@ -4,23 +4,28 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_core.models import load_body
-from rlhf_core.products import LEAST_ROWS, OneDNNLinear, accelerate, available
+from rlhf_core.products import LEAST_ROWS, OneDNNConv1D, OneDNNLinear, accelerate, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="no oneDNN for this CPU")
 
 
 @pytest.mark.parametrize("shape", [(LEAST_ROWS, 5), (2, 17, 64), (1, 300, 33)])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layer", ["linear", "linear without bias", "conv1d"])
 @pytest.mark.parametrize("strided", [True, False])
-def test_values_and_gradients_are_as_exact_as_torchs_own(shape, bias, strided):
+def test_values_and_gradients_are_as_exact_as_torchs_own(shape, layer, strided):
     torch.manual_seed(0)
-    plain = torch.nn.Linear(shape[-1], 130, bias=bias)
+    if layer == "conv1d":
+        plain = Conv1D(130, shape[-1])
+        plain.bias.data.normal_()
+    else:
+        plain = torch.nn.Linear(shape[-1], 130, bias=layer == "linear")
     fast = copy.deepcopy(plain)
     accelerate(fast)
-    assert type(fast) is OneDNNLinear
+    assert type(fast) is (OneDNNConv1D if layer == "conv1d" else OneDNNLinear)
     x = torch.randn(*shape[:-1], shape[-1] * 2)[..., ::2] if strided else torch.randn(shape)
     of = torch.randn(*shape[:-1], 130)
 
@@ -39,8 +44,9 @@ def test_values_and_gradients_are_as_exact_as_torchs_own(shape, bias, strided):
         assert error <= 4 * usual + 1e-6
 
 
-def test_only_what_asks_for_a_gradient_gets_one():
-    layer = torch.nn.Linear(8, 8)
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Conv1D])
+def test_only_what_asks_for_a_gradient_gets_one(kind):
+    layer = kind(8, 8)
     accelerate(layer)
     layer.weight.requires_grad_(False)
     x = torch.randn(5, 8, requires_grad=True)
@@ -51,9 +57,10 @@ def test_only_what_asks_for_a_gradient_gets_one():
     assert not layer(x.detach().double().float()).detach().isnan().any()
 
 
-def test_other_dtypes_and_few_rows_are_torchs_own():
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Conv1D])
+def test_other_dtypes_and_few_rows_are_torchs_own(kind):
     torch.manual_seed(0)
-    plain = torch.nn.Linear(8, 8)
+    plain = kind(8, 8)
     fast = copy.deepcopy(plain)
     accelerate(fast)
     few = torch.randn(LEAST_ROWS - 1, 8)
@@ -73,3 +80,20 @@ def test_a_loaded_model_is_accelerated_and_says_the_same(tiny_model):
         theirs = AutoModelForCausalLM.from_pretrained(tiny_model)(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert set(body.model.state_dict()) == set(AutoModelForCausalLM.from_pretrained(tiny_model).state_dict())
+
+
+def test_gpt2_is_accelerated_and_says_the_same():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    layers = [type(m) for m in fast.modules() if isinstance(m, Conv1D)]
+    assert layers == [OneDNNConv1D] * 8  # attention in and out, and two of the perceptron, in each block
+    ids = torch.arange(24).reshape(2, 12)
+    results = []
+    for model in (fast, plain):
+        logits = model(input_ids=ids).logits
+        logits.square().mean().backward()
+        results.append((logits.detach(), model.transformer.h[0].attn.c_attn.weight.grad))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

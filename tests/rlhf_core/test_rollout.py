@@ -1,5 +1,7 @@
 """Sampling: masks by lengths (oracle T20), padding changes nothing (T7), greedy text as transformers writes it."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ from rlhf_core.config.ppo import LoraConfig
 from rlhf_core.errors import InputTooLong
 from rlhf_core.experience import response_hidden
 from rlhf_core.policies import LoraPolicy, new_lora_policy
-from rlhf_core.rollout import generate, response_ids
+from rlhf_core.rollout import LEAVE_AT, _inverse_cdf, generate, response_ids
 
 EOS = 0
 
@@ -106,3 +108,77 @@ def test_the_cached_path_and_one_forward_agree_on_log_probabilities(policy: Lora
 def test_a_prompt_that_leaves_no_room_is_refused(policy: LoraPolicy) -> None:
     with pytest.raises(InputTooLong, match="context of 96"):
         sampled(policy, ["The cat sat on the mat. " * 20], 0)
+
+
+@pytest.fixture
+def shapes(policy: LoraPolicy) -> Iterator[list[int]]:
+    """Rows of every call of the trunk."""
+    seen: list[int] = []
+    with policy.policy() as model:
+        hook = model.trunk.register_forward_hook(
+            lambda _, __, output: seen.append(len(output.last_hidden_state))
+        )
+    yield seen
+    hook.remove()
+
+
+def test_who_has_left_the_batch_changes_no_token(policy: LoraPolicy, shapes: list[int]) -> None:
+    """Against the same model, said to have a cache whose rows cannot be picked: all are computed to the end."""
+    with policy.policy() as model:
+        rollouts = [
+            generate(
+                replace(model, caches=caches),
+                [list(range(5, 8 + row % 4)) for row in range(12)],
+                max_new_tokens=20,
+                temperature=1.0,
+                eos_ids=range(60),
+                pad_id=0,
+                generator=torch.Generator().manual_seed(5),
+            )
+            for caches in (True, False)
+        ]
+    ours, all_rows = rollouts
+    steps = ours.response_mask.shape[1]
+    left, stayed = shapes[:steps], shapes[steps:]
+    assert stayed == [12] * steps
+    unfinished = ours.response_mask.sum(dim=0).tolist()
+    assert len(set(unfinished)) > 4  # they end at several places
+    assert all(LEAVE_AT * rows < n <= rows for n, rows in zip(unfinished, left, strict=True))
+    assert torch.equal(ours.input_ids, all_rows.input_ids)
+    assert torch.equal(ours.response_mask, all_rows.response_mask)
+    assert torch.equal(ours.ended, all_rows.ended)
+    torch.testing.assert_close(ours.sampled_logprob, all_rows.sampled_logprob, rtol=0, atol=2e-5)
+    first = next(step for step, rows in enumerate(left) if rows < 12)
+    assert torch.equal(ours.sampled_logprob[:, :first], all_rows.sampled_logprob[:, :first])
+
+
+def test_the_head_runs_for_unfinished_rows_alone(policy: LoraPolicy) -> None:
+    rows: list[int] = []
+    with policy.policy() as model:
+        hook = model.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+        rollout = generate(
+            replace(model, caches=False),
+            [[5, 6]] * 9,
+            max_new_tokens=8,
+            temperature=1.0,
+            eos_ids=range(60),
+            pad_id=0,
+            generator=torch.Generator().manual_seed(1),
+        )
+        hook.remove()
+    assert rows == rollout.response_mask.sum(dim=0).tolist()
+    assert rows[-1] < rows[0] == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_draw_falls_on_each_token_as_often_as_it_is_probable(dtype: torch.dtype) -> None:
+    """800 draws at the middles of 800 equal parts of [0, 1): counts are 800 p. Impossible ones are never drawn."""
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.125, 0.375, 0.0], dtype=dtype)
+    draws = (torch.arange(800, dtype=torch.float64) + 0.5) / 800
+    tokens = _inverse_cdf(probabilities.expand(800, -1), draws)
+    assert tokens.bincount(minlength=6).tolist() == [0, 400, 0, 100, 300, 0]
+    edges = torch.tensor([0.0, 0.5, 0.625, 1 - 2.0**-53], dtype=torch.float64)
+    assert _inverse_cdf(probabilities.expand(4, -1), edges).tolist() == [1, 3, 4, 4]
+    # Normalised in float32 a distribution may add up to less than 1: the last token takes no more than its share.
+    short = torch.tensor([0.25, 0.25], dtype=dtype).expand(800, -1)
+    assert _inverse_cdf(short, draws).bincount().tolist() == [400, 400]
