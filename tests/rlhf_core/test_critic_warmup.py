@@ -42,7 +42,8 @@ def test_only_the_value_head_is_trained_until_the_warmup_is_over(tiny_model: Pat
     assert not any(p in state.optimizer.state for p in policy.trainable_parameters().values())
     assert not same(dict(state.value_head.named_parameters()), head)
     assert state.controller == controller  # pi would have read two steps of KL 0 as a reason to lower β
-    assert [(m["kl/sequence"], m["policy/approx_kl"], m["grad/norm"]) for m in lines] == [(0.0, 0.0, 0.0)] * 2
+    assert [(m["kl/sequence"], m["grad/norm"]) for m in lines] == [(0.0, 0.0)] * 2
+    assert max(m["policy/approx_kl"] for m in lines) < 1e-10  # later epochs are packed otherwise: rounding
 
     advance(policy, state, options, WARMUP + 1)
     assert not same(policy.trainable_parameters(), weights)

@@ -129,7 +129,7 @@ def test_the_demo_is_healthy_at_every_step():
 
 def test_a_run_to_a_known_optimum_is_healthy():
     """Real metrics of the tabular loop of T13, which ends at its closed-form optimum."""
-    options = config(beta=BETA, tokens=1, steps=110, batch=64)
+    options = config({}, beta=BETA, tokens=1, steps=110, batch=64)
     once = options.optimization.model_copy(update={"epochs": 1, "minibatches": 1})
     options = options.model_copy(update={"optimization": once})
     results = run(TabularPolicy([REFERENCE]), options, lambda ids: SCORES[ids[0]])

@@ -10,6 +10,7 @@ import torch
 from rlhf_core import ppo
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.evaluation import Evaluation, paired_difference, repeated_bigrams, summarise
+from rlhf_core.judgement import Judges
 from rlhf_core.kl import divergences
 from rlhf_core.policies import LoraPolicy, new_lora_policy
 from rlhf_core.rewards import make_reward
@@ -74,7 +75,7 @@ def test_the_kl_of_an_evaluation_is_the_plain_one(tiny_model: Path, micro_batch:
     policy, options = moved_policy(tiny_model), config()
     head = fresh_state(policy, options).value_head
     found = ppo.evaluate(
-        policy, head, PROMPTS, make_reward(options.reward), options, step=0, micro_batch=micro_batch
+        policy, head, PROMPTS, Judges(make_reward(options.reward)), options, step=0, micro_batch=micro_batch
     )
     assert min(found.kl) > 1e-3
     random = [ppo.generator("evaluation", step=start, seed=0, device=torch.device("cpu")) for start in (0, 2)]

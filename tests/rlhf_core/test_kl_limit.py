@@ -67,7 +67,7 @@ def steps(policy: Any, state: TrainState, options: PPOConfig) -> Iterator[StepRe
 def test_so_many_steps_in_a_row_above_the_limit_are_one_too_many(
     monkeypatch: pytest.MonkeyPatch, kls: list[float], patience: int, ends_at: int | None
 ) -> None:
-    options = limited(tabular_config(beta=0.1, tokens=1, steps=len(kls), batch=8), 2.0, patience)
+    options = limited(tabular_config({}, beta=0.1, tokens=1, steps=len(kls), batch=8), 2.0, patience)
     policy, state = bandit(options)
     reported(monkeypatch, iter(kls))
     run, done = steps(policy, state, options), 0
@@ -97,7 +97,7 @@ def table(policy: TabularPolicy) -> Tensor:
 
 def test_the_exact_kl_of_the_rollouts_is_what_counts() -> None:
     """Step 1 has KL 0 to the bit, so step 2 is the first that a limit of almost nothing can end."""
-    options = limited(tabular_config(beta=0.1, tokens=1, steps=3, batch=8), 1e-12, 1)
+    options = limited(tabular_config({}, beta=0.1, tokens=1, steps=3, batch=8), 1e-12, 1)
     policy, state = bandit(options)
     run = steps(policy, state, options)
     assert next(run).metrics["kl/sequence"] == 0.0

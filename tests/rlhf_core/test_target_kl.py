@@ -56,7 +56,8 @@ class Recorded(list[float]):
 
 def one_step(target_kl: float | None, *, micro_batch: int | None = None) -> tuple[StepResult, Tensor]:
     """Four epochs of four minibatches on the bandit; the table after them."""
-    options = with_target(tabular_config(beta=0.5, tokens=1, steps=1), target_kl)
+    options = tabular_config({}, beta=0.5, tokens=1, steps=1, batch=256)
+    options = with_target(options, target_kl, epochs=4, minibatches=4, learning_rate=0.03)
     policy = TabularPolicy([REFERENCE])
 
     def reward(_: Any, completions: Any, __: Any) -> list[float]:

@@ -108,7 +108,7 @@ def test_generation_samples_what_is_left_and_reports_the_full_softmax() -> None:
 )
 def test_a_truncated_run_says_so(rollout: dict[str, Any]) -> None:
     """p = (.5, .3, .2): each of the three leaves the first two tokens."""
-    options = tabular_config(beta=0.5, tokens=1, steps=1, batch=64).model_dump()
+    options = tabular_config({}, beta=0.5, tokens=1, steps=1, batch=64).model_dump()
     options["rollout"] |= rollout | {"allow_truncated_sampling": True}
     config = PPOConfig.model_validate(options)
     policy = TabularPolicy([P.tolist()])
