@@ -22,7 +22,7 @@ from rlhf_core.order import generator
 from rlhf_core.rollout import Rollout
 
 PROMPTS, NEW_TOKENS = 4, 16  # what is sampled for the audit, at most
-BOUND = 2e-4  # nats: what packing and padding may move a float32 log-probability by (numerics: 8e-5 measured)
+BOUND = 2e-4  # nats at T = 1: what packing and padding may move a float32 log-probability by (8e-5 measured)
 BOUND_BFLOAT16 = 0.25  # the same for a trunk in bfloat16 (0.056 measured on SmolLM2-135M)
 
 
@@ -63,13 +63,14 @@ def audit(
         rollout = sample(policy, list(dict.fromkeys(prompts))[:PROMPTS], few, random)
     except FloatingPointError as error:
         raise NonFiniteLoss(0, "logprob of the audit's rollout", "NaN") from error
-    bound = BOUND if config.model.dtype == "float32" else BOUND_BFLOAT16
+    cold = min(1.0, options.temperature)  # log-probabilities are of logits / T: so is their rounding
+    float32, bound = BOUND / cold, (BOUND if config.model.dtype == "float32" else BOUND_BFLOAT16) / cold
     everything = torch.arange(len(rollout.input_ids), device=rollout.input_ids.device)
     seen = assess(policy, value_head, rollout, [everything], options.temperature)
     return [
         *_repeats(policy, seen, options.temperature),
         *_references(policy, seen, is_reference=is_reference),
-        _temperature(policy, seen, options.temperature),
+        _temperature(policy, seen, options.temperature, float32),
         _company(policy, value_head, seen, options.temperature, bound),
         _generation(seen, bound),
     ]
@@ -113,31 +114,35 @@ def _references(policy: TrainablePolicy, seen: Experience, *, is_reference: bool
     yield Check("kl_initial", _most(seen.kl), bound, "a policy that nobody trained is not its reference")
 
 
-def _temperature(policy: TrainablePolicy, seen: Experience, temperature: float) -> Check:
+def _temperature(policy: TrainablePolicy, seen: Experience, temperature: float, bound: float) -> Check:
     """Both sides against softmax(logits / temperature) of whole logits in float64."""
     mask = seen.rollout.response_mask
     ids = seen.rollout.response_ids[mask]
-    worst = 0.0
+    errors = []
     for side, told in ((policy.policy, seen.logprob), (policy.reference, seen.logprob - seen.k1)):
         with torch.no_grad(), side() as model:
             logits = model.logits(response_hidden(model, seen.rollout)).double()
-        worst = max(worst, _most(token_logprobs(logits, ids, temperature=temperature) - told[mask]))
-    return Check(
-        "temperature", worst, BOUND, "a log-probability is not that of softmax(logits / temperature)"
-    )
+        errors.append(token_logprobs(logits, ids, temperature=temperature) - told[mask])
+    meaning = "a log-probability is not that of softmax(logits / temperature)"
+    return Check("temperature", _most(torch.cat(errors)), bound, meaning)
 
 
 def _company(
     policy: TrainablePolicy, value_head: nn.Linear, seen: Experience, temperature: float, bound: float
 ) -> Check:
     """Every sequence alone and without padding."""
-    worst = 0.0
+    errors = []
     for row in range(len(seen.rollout.input_ids)):
         alone = assess(policy, value_head, *_unpadded(seen.rollout, row), temperature)
         length = alone.logprob.shape[1]
         for name in ("logprob", "k1"):
-            worst = max(worst, _most(getattr(alone, name) - getattr(seen, name)[row : row + 1, :length]))
-    return Check("company", worst, bound, "padding or the batch's other sequences move a log-probability")
+            errors.append((getattr(alone, name) - getattr(seen, name)[row : row + 1, :length]).flatten())
+    return Check(
+        "company",
+        _most(torch.cat(errors)),
+        bound,
+        "padding or the batch's other sequences move a log-probability",
+    )
 
 
 def _unpadded(rollout: Rollout, row: int) -> tuple[Rollout, list[Tensor]]:

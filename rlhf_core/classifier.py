@@ -14,6 +14,7 @@ from rlhf_core.config.rewards import ClassifierReward
 from rlhf_core.errors import ModelLoadError
 from rlhf_core.models import LOADER_ERRORS, load_tokenizer
 
+UNLIMITED = 10**9  # tokens; tokenizers say 1e30
 TextScores = Callable[[Sequence[str]], list[float]]
 
 
@@ -23,8 +24,8 @@ class Classifier:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._max_tokens = min(tokenizer.model_max_length, context or tokenizer.model_max_length)
+        limits = (tokenizer.model_max_length, _positions(model))
+        self._max_tokens = min((n for n in limits if 0 < n < UNLIMITED), default=None)
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[str], *, batch_size: int) -> Float[Tensor, "texts labels"]:
@@ -35,13 +36,21 @@ class Classifier:
             tokens = self.tokenizer(
                 batch,
                 padding=len(batch) > 1,
-                truncation=True,
+                truncation=self._max_tokens is not None,
                 max_length=self._max_tokens,
                 return_tensors="pt",
             ).to(self.model.device)
             found = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
             parts.append(found.logits.float().cpu())
         return torch.cat(parts)
+
+
+def _positions(model: Any) -> int:
+    """How many tokens it can read. RoBERTa's table has rows for padding that no token uses."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings) - int(module.padding_idx) - 1
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED)
 
 
 class Classifiers:

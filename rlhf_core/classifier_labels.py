@@ -7,6 +7,7 @@ from rlhf_core.errors import ModelLoadError
 
 KIND = "ForSequenceClassification"
 SHOWN_LABELS = 10
+MAX_LABELS = 10_000  # a config.json may claim any number
 
 
 def output_index(config: Mapping[str, Any], label: str | int | None) -> int:
@@ -38,6 +39,8 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
         architectures = [str(name) for name in config.get("architectures") or ()]
         names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
         count = len(names) or int(config.get("num_labels") or 2)
+        if not 0 < count <= MAX_LABELS:
+            raise ModelLoadError(f"the classifier has {count} labels: at most {MAX_LABELS} are supported")
         labels = [names.get(index, f"LABEL_{index}") for index in range(count)]
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise ModelLoadError("the classifier's config.json cannot be read") from None

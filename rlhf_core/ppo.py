@@ -138,6 +138,8 @@ def train(
             metrics["grad/snr"] = ratio
         metrics["text/repeated_bigrams"] = fmean(repeated_bigrams(text) for text in completions)
         metrics["rollout/truncated"] = float(config.rollout.truncates)
+        samples = samples_of(texts, completions, judged.scores, experience, policy.codec)
+        del experience, targets  # with `exact` they hold the reference's hidden states
         evaluation = None
         if is_due(config, step, eval_prompts):
             state.latest = evaluation = evaluate(
@@ -151,7 +153,7 @@ def train(
             step=step,
             metrics=metrics,
             timings=durations(clock, sum(lengths)) | {"peak_memory_bytes": peak_memory_bytes(device)},
-            samples=samples_of(texts, completions, judged.scores, experience, policy.codec),
+            samples=samples,
             evaluation=evaluation,
         )
 

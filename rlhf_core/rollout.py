@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.causal_lm import CausalLM
-from rlhf_core.errors import InputTooLong
+from rlhf_core.errors import EmptyInput, InputTooLong
 from rlhf_core.truncation import Truncation, truncate
 
 LEAVE_AT = 7 / 8  # of the rows in the cache go on: the others leave; each time costs a copy of what stays
@@ -73,10 +73,13 @@ def generate(
     The log-probabilities are those of the full softmax, whatever `truncation` leaves to be sampled.
 
     Raises:
+        EmptyInput: a prompt has no token; nothing would predict its completion.
         InputTooLong: a prompt and `max_new_tokens` together exceed the model's context.
         FloatingPointError: the logits hold NaN or +∞.
     """
     width, count, device = max(len(prompt) for prompt in prompts), len(prompts), model.device
+    if not all(len(prompt) for prompt in prompts):
+        raise EmptyInput("a prompt has no token: the tokenizer makes nothing of it")
     if width + max_new_tokens > model.context:
         raise InputTooLong(
             f"a prompt of {width} tokens and {max_new_tokens} new ones exceed the context of {model.context}"

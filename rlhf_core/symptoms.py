@@ -200,7 +200,11 @@ def value_useless(history: History) -> Symptom | None:
 def reward_constant(history: History) -> Symptom | None:
     """Every completion of the last steps got the same reward."""
     recent = history.last(RECENT, "reward/mean", "reward/std")
-    if recent is None or max(recent[1].values) > 0 or len(set(recent[0].values)) > 1:
+    if recent is None:
+        return None
+    means, deviations = (series.values for series in recent)
+    rounding = 1e-9 * max(1.0, abs(recent[0].mean))  # the deviation of equal numbers need not be 0
+    if max(deviations) > rounding or max(means) - min(means) > rounding:
         return None
     return over(recent[0], 0.0, 0.0, {"reward/mean": recent[0].mean, "max reward/std": 0.0})
 

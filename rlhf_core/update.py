@@ -74,6 +74,7 @@ def update_policy(
         )
         if is_too_far(reports[-1], config):
             break
+    state.optimizer.zero_grad(set_to_none=True)  # nobody needs them until the next update
     mask = experience.rollout.response_mask
     means = token_means(reports, [int(mask[rows].sum()) for rows in chain.from_iterable(plan)])
     means["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)

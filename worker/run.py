@@ -123,7 +123,10 @@ class TrainingRun:
         return self.saves.save(policy, state, FINAL)
 
     def _audit(self, policy: Policy, state: TrainState, prompts: list[str]) -> None:
-        """At the start of every attempt: it may be on another machine. The report is an event."""
+        """At the start of every attempt: it may be on another machine. The report is an event.
+
+        A run that has begun is not ended by it: a stop must not change what becomes of a job.
+        """
         self._phase("audit")
         checks = audit(policy, state.value_head, self.config, prompts, is_reference=state.step == 0)
         report = [check._asdict() | {"passed": check.passed} for check in checks]
@@ -131,10 +134,11 @@ class TrainingRun:
         self._event(
             "job.audited",
             f"{failed} of {len(checks)} checks failed." if failed else f"{len(checks)} checks passed.",
-            level="error" if failed else "info",
+            level="warning" if failed else "info",
             checks=report,
         )
-        require_passed(checks)
+        if state.step == 0:
+            require_passed(checks)
 
     def _record(self, step: StepResult) -> None:
         samples = [

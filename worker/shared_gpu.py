@@ -10,11 +10,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from jobs.settings import Settings
 
 CALL_TIMEOUT_S = 5.0
+MAX_SLEEP_S = 3600.0  # that a scorer takes at once
 log = logging.getLogger(__name__)
 
 
@@ -32,39 +33,41 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 @contextmanager
-def scorers_asleep(settings: Settings) -> Iterator[None]:
+def scorers_asleep(settings: Settings, who: str) -> Iterator[None]:
     """Inside, the deployment's scorers hold no models, if it says that they share the worker's GPU.
 
     Entered once they have answered what waited and given up their models. A scorer that cannot be reached holds
-    nothing back: the log says so.
+    nothing back: the log says so. One that several workers want asleep wakes when the last has ended.
     """
     if not settings.scorer_shares_gpu:
         yield
         return
     over = threading.Event()
 
+    def ask(what: str, *, timeout_s: float, **query: float) -> None:
+        path = f"{what}?{urlencode({'who': who, **query})}"
+        for url in settings.scorer_urls:
+            try:
+                _ask(url, path, timeout_s)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                log.warning("scorer %s: %s failed: %s", url, what, error)
+
     def keep_asleep() -> None:
         while not over.wait(settings.heartbeat_s):
-            _ask_all(settings, "/sleep", timeout_s=CALL_TIMEOUT_S)
+            ask("/sleep", timeout_s=CALL_TIMEOUT_S, for_s=min(settings.lease_s, MAX_SLEEP_S))
 
     renewing = threading.Thread(target=keep_asleep, name="scorers-asleep", daemon=True)
+    drain_s = settings.score_timeout_s  # what waits is answered by then, or has given up
     try:
-        _ask_all(settings, "/sleep", timeout_s=settings.score_timeout_s + CALL_TIMEOUT_S)
+        first_s = min(drain_s + settings.lease_s, MAX_SLEEP_S)
+        ask("/sleep", timeout_s=drain_s + CALL_TIMEOUT_S, for_s=first_s)
         renewing.start()
         yield
     finally:
         over.set()
         if renewing.ident is not None:
             renewing.join()  # a renewal under way would put them back to sleep
-        _ask_all(settings, "/wake", timeout_s=CALL_TIMEOUT_S)
-
-
-def _ask_all(settings: Settings, what: str, *, timeout_s: float) -> None:
-    for url in settings.scorer_urls:
-        try:
-            _ask(url, f"{what}?for_s={settings.lease_s:g}" if what == "/sleep" else what, timeout_s)
-        except (OSError, http.client.HTTPException) as error:
-            log.warning("scorer %s: %s failed: %s", url, what, error)
+        ask("/wake", timeout_s=CALL_TIMEOUT_S)
 
 
 def _ask(url: str, path: str, timeout_s: float) -> None:

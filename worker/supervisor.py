@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -178,7 +179,13 @@ class Supervisor:
             return None
         heart = Heartbeat(self._store, job, asked_at=asked_at, settings=self._settings, clock=self._clock)
         try:
-            with scorers_asleep(self._settings):
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(scorers_asleep(self._settings, self._worker))
+                except SystemExit:
+                    with suppress(LeaseLost, StoreUnavailable):
+                        self._store.hand_back(job.id, job.attempt, reason=Cause.SHUTDOWN)
+                    raise
                 return self._run(job, heart)
         finally:
             heart.stop()

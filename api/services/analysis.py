@@ -38,7 +38,8 @@ class RunAnalysis:
         """The rules that fire over the completed steps; None for a score job."""
         if not isinstance(job.spec, PPOSpec):
             return None
-        return self._remembered(job.id, job.first_step, job.step, job.ppo.evaluation.every_steps or 1)
+        every = job.ppo.evaluation.every_steps or 1
+        return self._remembered(job.id, job.attempt, job.first_step, job.step, every)
 
     def frontier(self, job: Job) -> Frontier:
         """Without any points for a score job."""
@@ -48,11 +49,15 @@ class RunAnalysis:
         curves = {name: points_of(rows, name) for name in SERIES}
         return Frontier(job.step, {name: Curve(points, fit_gao(points)) for name, points in curves.items()})
 
-    def _diagnose(self, job_id: str, start: int, step: int, evaluated_every: int) -> tuple[Finding, ...]:
+    def _diagnose(
+        self, job_id: str, attempt: int, start: int, step: int, evaluated_every: int
+    ) -> tuple[Finding, ...]:
+        """Another attempt may have written the same steps again."""
         return tuple(diagnose(self._rows(job_id, start, step, evaluated_every)))
 
     def _rows(self, job_id: str, start: int, step: int, evaluated_every: int) -> list[Row]:
-        """All rows up to `step` of a short run; else the first, the last, and between them every so many.
+        """All rows up to `step` of a short run; else the first, the last, and between them every so many steps and
+        every so many evaluated ones.
 
         Rows beyond `step` are those of an attempt that was lost after its checkpoint.
         """
@@ -61,8 +66,9 @@ class RunAnalysis:
             return []
         parts: list[tuple[int, int, int]] = [(start + 1, steps, 1)]
         if steps > BETWEEN + LAST:
-            every = evaluated_every * -(-steps // (BETWEEN * evaluated_every))  # keeps the evaluated steps
-            parts = [(start + 1, FIRST, 1), (start + 1, BETWEEN, every), (step - LAST + 1, LAST, 1)]
+            strides = {stride * -(-steps // (BETWEEN * stride)) for stride in (1, evaluated_every)}
+            parts = [(start + 1, FIRST, 1), (step - LAST + 1, LAST, 1)]
+            parts += [(start + 1, BETWEEN, stride) for stride in sorted(strides)]
         found = {
             row.step: Row(row.step, row.metrics)
             for first, most, every in parts

@@ -44,7 +44,9 @@ class ScheduledBeta(Config):
     kind: Literal["schedule"] = "schedule"
     shape: Literal["linear", "cosine"] = "linear"
     final_beta: float = Field(ge=0)
-    steps: int = Field(ge=1, description="Step number steps + 1 is the first with final_beta.")
+    steps: int = Field(
+        ge=1, description="The step after so many has final_beta; a critic warm-up is not counted."
+    )
 
 
 BetaController = Annotated[FixedBeta | ScheduledBeta | AdaptiveBeta | PIBeta, Field(discriminator="kind")]

@@ -84,12 +84,18 @@ def test_polls_read_the_rows_once_per_step(
         assert len(read) == step
 
 
+@pytest.mark.parametrize(("evaluated_every", "kept"), [(3, 6), (60, 60)])  # 3 · ⌈100 / (20 · 3)⌉ = 6
 def test_a_long_run_is_read_in_part_with_its_start_its_end_and_its_evaluations(
-    client: TestClient, store: SqlStore, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    client: TestClient,
+    store: SqlStore,
+    spec: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    evaluated_every: int,
+    kept: int,
 ) -> None:
     monkeypatch.setattr(analysis, "BETWEEN", 20)
     monkeypatch.setattr(analysis, "LAST", 15)
-    spec["config"]["evaluation"] = {"every_steps": 3}
+    spec["config"]["evaluation"] = {"every_steps": evaluated_every}
     job_id = create(client, spec)
     attempt = claimed(store, job_id)
     steps = 100
@@ -99,8 +105,9 @@ def test_a_long_run_is_read_in_part_with_its_start_its_end_and_its_evaluations(
     seen = [point["step"] for point in points]
     assert seen == sorted(set(seen))
     assert set(range(1, FIRST + 1)) | set(range(steps - 14, steps + 1)) < set(seen)
-    assert set(range(6, steps, 6)) <= set(seen)  # 3 · ⌈100 / (20 · 3)⌉ = 6: steps that were evaluated
-    assert len(seen) <= FIRST + 20 + 15
+    assert set(range(kept, steps, kept)) <= set(seen)  # steps that were evaluated
+    assert set(range(5, steps, 5)) <= set(seen)  # ⌈100 / 20⌉ = 5
+    assert len(seen) <= FIRST + 20 + 20 + 15
 
 
 def test_the_frontier_has_points_the_law_and_its_peak(

@@ -61,6 +61,15 @@ def test_a_fresh_policy_passes_and_nothing_random_is_used(policy):
     assert exact == {"dropout": 0.0, "log_ratio": 0.0, "kl_reference": 0.0, "kl_initial": 0.0}
 
 
+def test_a_cold_policy_passes(tiny_model):
+    """Rounding of logits / T grows as 1/T, and so do the bounds."""
+    cold = config(temperature=0.01)
+    policy = new_lora_policy(str(tiny_model), cold.model.lora, seed=0)
+    checks = audit(policy, fresh_state(policy, cold).value_head, cold, PROMPTS, is_reference=True)
+    require_passed(checks)
+    assert {check.name: check.bound for check in checks}["company"] == pytest.approx(2e-2)
+
+
 def test_a_trained_policy_passes_and_its_distance_is_recorded(policy):
     state, reward = fresh_state(policy, config()), make_reward(config().reward)
     list(train(policy, state, config(), prompts=PROMPTS, eval_prompts=[], reward=reward))
@@ -101,6 +110,16 @@ def padding_is_attended(policy: LoraPolicy, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(room, "response_hidden", hidden)
 
 
+def a_sequence_alone_is_nan(policy: LoraPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = room.assess
+
+    def assess(*args: Any, **options: Any) -> Any:
+        seen = real(*args, **options)
+        return seen._replace(logprob=seen.logprob * float("nan")) if len(seen.logprob) == 1 else seen
+
+    monkeypatch.setattr(room, "assess", assess)
+
+
 def generation_differs(policy: LoraPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     real = rollout._sample
 
@@ -126,6 +145,7 @@ def update_differs(policy: LoraPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
         (dropout_left_on, {"dropout", "log_ratio"}),  # no two passes of the update agree
         (temperature_on_one_side, {"kl_initial", "temperature"}),
         (padding_is_attended, {"company", "generation"}),
+        (a_sequence_alone_is_nan, {"company"}),
         (generation_differs, {"generation"}),
         (update_differs, {"log_ratio"}),
     ],

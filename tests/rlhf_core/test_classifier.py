@@ -186,6 +186,7 @@ def test_which_output_a_label_is(config: Mapping[str, Any], label: str | int | N
         (NAMED, None, "has 2 labels: label must name one of bad, good"),
         (NAMED, "joy", "no such label, by name or index; it has bad, good"),
         (NAMED, 2, "no such label"),
+        ({"architectures": ["XForSequenceClassification"], "num_labels": 10**12}, 0, "at most 10000"),
         (NAMED, "1", "no such label"),  # an index is a number
         (KIND | {"id2label": dict(enumerate("abcdefghijkl"))}, "x", "h, i, j, …"),
         ({"architectures": ["LlamaForCausalLM"]}, 0, "is no sequence classifier"),

@@ -43,19 +43,19 @@ def create_app(
     async def is_ready() -> Response:
         if batcher.closed:
             return _refusal(503, "draining", "the scorer is shutting down")
-        if not batcher.rest.over:
-            return _refusal(503, "asleep", "a job trains on the scorer's GPU")
-        if ready.is_set():
-            return JSONResponse({"status": "ready"})
+        if ready.is_set():  # also asleep: the API behind it can do all but score
+            return JSONResponse({"status": "ready" if batcher.rest.over else "asleep"})
         return _refusal(503, "starting", "the default pair is being loaded and warmed up")
 
-    @app.post("/sleep", status_code=204)
-    def sleep(for_s: Annotated[float, Query(gt=0, le=MAX_SLEEP_S)]) -> None:
-        batcher.rest.sleep(for_s)
+    @app.post("/sleep")
+    def sleep(who: str, for_s: Annotated[float, Query(gt=0, le=MAX_SLEEP_S)]) -> Response:
+        if batcher.rest.sleep(who, for_s):
+            return Response(status_code=204)
+        return _refusal(503, "not_asleep", "the models were not given up in time")
 
     @app.post("/wake", status_code=204)
-    def wake() -> None:
-        batcher.rest.wake()
+    def wake(who: str) -> None:
+        batcher.rest.wake(who)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

@@ -56,7 +56,13 @@ class Batcher:
         self._queue = FairQueue(max_tokens=max_queued_tokens, max_requests=max_queued_requests)
         self._totals = Totals()
         self._closed = False
-        self.rest = Rest(pairs, self._changed, idle=self._idle, load=self.preload, clock=clock)
+        self.rest = Rest(
+            *(pairs, self._changed),
+            idle=self._idle,
+            closed=lambda: self._closed,
+            load=self.preload,
+            clock=clock,
+        )
         self._next_load = clock()  # when another pair may be loaded while those in memory have work
 
     @property
@@ -100,16 +106,17 @@ class Batcher:
 
     def preload(self, pair: PairKey) -> None:
         """Load a pair before its first request, and warm it up. Only for the thread that calls `run`."""
-        loaded = self._pairs.get(pair)
-        for texts in warmup_batches(loaded, max_batch_tokens=self._max_batch_tokens):
-            self._score_texts(loaded, texts, temperature=1.0, top_k=0)
+        with self.rest.busy():
+            loaded = self._pairs.get(pair)
+            for texts in warmup_batches(loaded, max_batch_tokens=self._max_batch_tokens):
+                self._score_texts(loaded, texts, temperature=1.0, top_k=0)
 
     def run(self) -> None:
         """Score until closed and the queue is empty. Raises what a GPU did not survive."""
         while True:
             with self._changed:
                 while self._idle() and not self._closed and not self.rest.due:
-                    self._changed.wait(self.rest.left_s)
+                    self._changed.wait(self.rest.wait_s)
                 idle = self._idle()
             if not idle:
                 self.step()
@@ -126,9 +133,13 @@ class Batcher:
                 ticket = self._to_tokenize()
             if self._closed or ticket is None:
                 return
-            if pair := self._pairs.find(ticket.key.pair):
-                with self._failing([ticket]):
-                    self._tokenize_once(ticket, pair)
+            self._tokenize_if_resident(ticket)
+
+    def _tokenize_if_resident(self, ticket: Ticket) -> None:
+        """In a frame of its own: one that waits would keep the pair in memory."""
+        if pair := self._pairs.find(ticket.key.pair):
+            with self._failing([ticket]):
+                self._tokenize_once(ticket, pair)
 
     def close(self) -> None:
         """Take no more requests; those that wait are still answered."""

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import threading
 import weakref
 from concurrent.futures import Future
 
@@ -24,12 +25,13 @@ LONG_S = 600.0
 
 @pytest.fixture
 def running(batcher, pair_key):
-    """The batcher with its thread, and the default pair in memory."""
+    """The batcher with its threads, and the default pair in memory."""
     batcher.preload(pair_key)
-    ended = in_background(batcher.run)
+    ended = [in_background(batcher.run), in_background(batcher.tokenize_ahead)]
     yield batcher
     batcher.close()
-    ended.result(60)
+    for thread in ended:
+        thread.result(60)
 
 
 def kl(future: Future):
@@ -38,14 +40,16 @@ def kl(future: Future):
 
 def test_what_waits_is_answered_then_all_models_go_and_come_back_the_same(running, tiny, pair_key, loader):
     models = weakref.ref(running._pairs.find(pair_key).models)
+    for _ in range(5):  # so that either thread has tokenised with it
+        kl(running.submit(request(tiny, "a dog"), pair_key))
     waiting = running.submit(request(tiny, "the cat sat"), pair_key)
-    running.rest.sleep(LONG_S)
+    assert running.rest.sleep("w", LONG_S)
     assert waiting.done()
     gc.collect()
     assert models() is None
     with pytest.raises(ScorerAsleep):
         running.submit(request(tiny, "the cat sat"), pair_key)
-    running.rest.wake()
+    running.rest.wake("w")
     wait_until(lambda: running.rest.over)
     assert pair_key in running._pairs
     again = running.submit(request(tiny, "the cat sat"), pair_key)
@@ -53,8 +57,47 @@ def test_what_waits_is_answered_then_all_models_go_and_come_back_the_same(runnin
     assert len(loader.loaded) == 2
 
 
+def test_it_sleeps_as_long_as_one_worker_wants_it_to(running):
+    assert running.rest.sleep("one", LONG_S)
+    assert running.rest.sleep("other", LONG_S)
+    running.rest.wake("one")
+    assert running.rest.asleep
+    assert not len(running._pairs)
+    running.rest.wake("other")
+    wait_until(lambda: running.rest.over)
+    assert len(running._pairs) == 1
+
+
+def test_sleep_waits_for_what_is_being_loaded(running, loader, monkeypatch):
+    """A job that follows another: the models are neither there nor gone while they come back."""
+    loading, go_on = threading.Event(), threading.Event()
+    real = running._pairs._load
+
+    def slowly(*key, **rest):
+        loading.set()
+        assert go_on.wait(60)
+        return real(*key, **rest)
+
+    assert running.rest.sleep("w", LONG_S)
+    monkeypatch.setattr(running._pairs, "_load", slowly)
+    running.rest.wake("w")
+    assert loading.wait(60)
+    asleep = in_background(lambda: running.rest.sleep("w", LONG_S))
+    assert not asleep.done()
+    go_on.set()
+    assert asleep.result(60)
+    assert not len(running._pairs)
+
+
+def test_a_scorer_that_is_closed_keeps_no_worker_waiting(batcher, pair_key):
+    batcher.preload(pair_key)
+    asleep = in_background(lambda: batcher.rest.sleep("w", LONG_S))  # nobody runs the batcher
+    batcher.close()
+    assert asleep.result(60) is False
+
+
 def test_it_wakes_by_itself_when_nobody_asks_again(running, tiny, pair_key):
-    running.rest.sleep(0.2)
+    assert running.rest.sleep("w", 3.0)
     wait_until(lambda: running.rest.over)
     assert kl(running.submit(request(tiny, "the cat"), pair_key))[1] > 0
 
@@ -62,8 +105,9 @@ def test_it_wakes_by_itself_when_nobody_asks_again(running, tiny, pair_key):
 @pytest.fixture
 def shared(tmp_path, tiny, running):
     """Settings of a worker on the scorer's GPU, and the scorer over HTTP."""
-    settings = settings_for(tmp_path, tiny)
-    with serving(running, settings, tmp_path) as (client, path):
+    settings, ready = settings_for(tmp_path, tiny), threading.Event()
+    ready.set()
+    with serving(running, settings, tmp_path, ready=ready) as (client, path):
         yield (
             Settings(
                 data=tmp_path,
@@ -91,7 +135,7 @@ def test_it_sleeps_while_a_job_runs_and_only_then(tmp_path, shared, running, mon
     run = in_background(lambda: supervisor.run("job_1", store.get_job("job_1").epoch))
     wait_until(lambda: (tmp_path / "starts").exists())
     assert not len(running._pairs)
-    assert client.get("/ready").json()["code"] == "asleep"
+    assert client.get("/ready").json() == {"status": "asleep"}
     store.request("job_1", Action.CANCEL)
     assert run.result(60) is Status.CANCELLED
     wait_until(lambda: running.rest.over)
@@ -101,7 +145,7 @@ def test_it_sleeps_while_a_job_runs_and_only_then(tmp_path, shared, running, mon
 
 def test_a_scorer_that_is_not_there_holds_no_job_back(tmp_path, caplog):
     settings = Settings(data=tmp_path, scorer_url=f"unix:{tmp_path}/none.sock", scorer_shares_gpu=True)
-    with scorers_asleep(settings):
+    with scorers_asleep(settings, "w"):
         pass
     assert f"{tmp_path}/none.sock" in caplog.text
     assert os.listdir(tmp_path) == []
