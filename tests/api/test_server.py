@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ MAX_BODY = 20_000
 
 @pytest.fixture
 def server(settings: Settings, store: SqlStore, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """`python -m api` without broker and scorer: its URL and its log."""
+    """Its URL and its log."""
+    with serving(settings, tmp_path) as (url, log, _):
+        yield url, log
+
+
+@contextmanager
+def serving(settings: Settings, tmp_path: Path) -> Iterator[tuple[str, Path, subprocess.Popen[bytes]]]:
+    """`python -m api` without broker and scorer."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -43,10 +51,29 @@ def server(settings: Settings, store: SqlStore, tmp_path: Path) -> Iterator[tupl
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(url, process)
-        yield url, log
+        yield url, log, process
     finally:
         process.terminate()
         assert process.wait(30) == -signal.SIGTERM  # uvicorn ends in order, then by the signal itself
+
+
+def test_a_connection_that_was_accepted_is_answered_through_a_shutdown(
+    settings: Settings, store: SqlStore, tmp_path: Path
+) -> None:
+    """uvicorn alone ends it without a word: the request comes after the signal."""
+    with serving(settings, tmp_path) as (url, _, process):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            httpx2.get(f"{url}/health")  # a later connection has been served, so this one has been accepted
+            process.send_signal(signal.SIGTERM)
+            refused = False
+            while not refused:  # until the shutdown has begun
+                try:
+                    socket.create_connection((host, int(port)), timeout=30).close()
+                except OSError:
+                    refused = True
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
