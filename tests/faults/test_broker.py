@@ -64,32 +64,35 @@ def test_a_job_outlives_a_broker_that_was_down_and_one_that_was_emptied(
 class Requests(threading.Thread):
     """Requests without a pause on two replicas: a refused connection is tried on the other, nothing else is."""
 
-    def __init__(self, urls: list[str], request: Callable[[httpx2.Client, str], httpx2.Response]) -> None:
+    def __init__(self, urls: list[str], work: Callable[["Requests"], object]) -> None:
         super().__init__(daemon=True)
         self.failed: list[str] = []
         self.served = self.refused = 0
-        self._urls, self._request, self._enough = urls, request, threading.Event()
+        self._urls, self._work, self._enough, self._turn = urls, work, threading.Event(), 0
 
     def run(self) -> None:
-        turn = 0
         while not self._enough.is_set():
-            turn += 1
-            for url in (self._urls[turn % 2], self._urls[1 - turn % 2]):
-                try:
-                    with httpx2.Client(timeout=10, trust_env=False) as client:
-                        response = self._request(client, url)
-                except httpx2.ConnectError:
-                    self.refused += 1
-                    continue
-                except httpx2.TransportError as error:
-                    self.failed.append(f"{type(error).__name__}: {error}")
-                else:
-                    self.served += response.is_success
-                    if not response.is_success:
-                        self.failed.append(f"{response.status_code} {response.text}")
-                break
-            else:
-                self.failed.append("both replicas refused")
+            self._work(self)
+
+    def send(self, method: str, path: str, **content: Any) -> httpx2.Response | None:
+        """One request on a connection of its own; None if it had no answer, which is a failure."""
+        self._turn += 1
+        for url in (self._urls[self._turn % 2], self._urls[1 - self._turn % 2]):
+            try:
+                with httpx2.Client(timeout=10, trust_env=False) as client:
+                    response = client.request(method, f"{url}{path}", **content)
+            except httpx2.ConnectError:
+                self.refused += 1
+                continue
+            except httpx2.TransportError as error:
+                self.failed.append(f"{type(error).__name__}: {error}")
+                return None
+            self.served += response.is_success
+            if not response.is_success:
+                self.failed.append(f"{response.status_code} {response.text}")
+            return response
+        self.failed.append("both replicas refused")
+        return None
 
     def end(self) -> None:
         self._enough.set()
@@ -119,9 +122,9 @@ def test_sigterm_under_load(tmp_path: Path, tiny_registry: Path) -> None:
         create = json.dumps(job(steps=1, name="beside") | {"priority": 0}).encode()
         headers = {"Content-Type": "application/json"}
         load: list[Requests] = [
-            Requests(cluster.urls, lambda client, url: client.get(f"{url}/v1/jobs/{job_id}")),
-            Requests(cluster.urls, lambda client, url: client.get(f"{url}/v1/jobs")),
-            Requests(cluster.urls, lambda c, url: _create_and_cancel(c, url, create, headers)),
+            Requests(cluster.urls, lambda requests: requests.send("GET", f"/v1/jobs/{job_id}")),
+            Requests(cluster.urls, lambda requests: requests.send("GET", "/v1/jobs")),
+            Requests(cluster.urls, lambda requests: _create_and_cancel(requests, create, headers)),
         ]
         for requests in load:
             requests.start()
@@ -146,15 +149,11 @@ def test_sigterm_under_load(tmp_path: Path, tiny_registry: Path) -> None:
         caller.close()
 
 
-def _create_and_cancel(
-    client: httpx2.Client, url: str, body: bytes, headers: dict[str, str]
-) -> httpx2.Response:
+def _create_and_cancel(requests: Requests, body: bytes, headers: dict[str, str]) -> None:
     time.sleep(0.2)
-    response = client.post(f"{url}/v1/jobs", content=body, headers=headers)
-    if response.is_success:
-        job_id = response.json()["id"]
-        return client.post(f"{url}/v1/jobs/{job_id}/cancel")
-    return response
+    response = requests.send("POST", "/v1/jobs", content=body, headers=headers)
+    if response is not None and response.is_success:
+        requests.send("POST", f"/v1/jobs/{response.json()['id']}/cancel")
 
 
 def _assert_handed_back(seen: JobRows) -> None:
