@@ -90,7 +90,6 @@ def read_checkpoint(
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if moments:
-                moments["step"] = moments["step"].cpu()
                 state.optimizer.state[parameter] = moments
         state.step = int(numbers["step"])
         state.controller = controller_from_state(numbers["controller"])

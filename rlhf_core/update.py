@@ -47,7 +47,8 @@ def fresh_state(policy: TrainablePolicy, config: PPOConfig) -> TrainState:
         [
             {"params": list(parameters.values()), "lr": config.optimization.learning_rate},
             {"params": list(head.parameters()), "lr": config.optimization.value_learning_rate},
-        ]
+        ],
+        fused=True,  # one pass over weights, gradients and moments
     )
     return TrainState(0, make_controller(config.kl), head, optimizer)
 

@@ -15,12 +15,6 @@ The exit code is 1 unless all start from KL 0 and do the stated number of optimi
 JSON object; null: not measured.
 """
 
-import os
-
-from kleash.up import QUIET
-
-os.environ |= QUIET  # before the libraries that read it
-
 import argparse
 import json
 import sys

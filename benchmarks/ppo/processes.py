@@ -62,6 +62,7 @@ def started(task: Task) -> Iterator[Contender]:
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
     }
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
