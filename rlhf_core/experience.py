@@ -14,6 +14,7 @@ from rlhf_core.config.ppo import RolloutConfig
 from rlhf_core.kl import k1
 from rlhf_core.packing import pack
 from rlhf_core.rollout import Rollout, generate
+from rlhf_core.stopping import StopStrings, require_producible
 from rlhf_core.truncation import Truncation
 
 
@@ -88,17 +89,22 @@ def device_of(policy: TrainablePolicy) -> torch.device:
 def sample(
     policy: TrainablePolicy, texts: Sequence[str], config: RolloutConfig, random: torch.Generator
 ) -> Rollout:
-    """One completion per text."""
+    """One completion per text, which ends as its codec or the configuration says. Raises UnusableStop."""
+    codec, strings, token_ids = policy.codec, config.stop, config.stop_token_ids
     with policy.policy() as model:
+        require_producible(
+            strings, token_ids, vocab_size=model.vocab_size, encode=codec.encode, decode=codec.decode
+        )
         return generate(
             model,
-            [policy.codec.encode(text) for text in texts],
+            [codec.encode(text) for text in texts],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            eos_ids=policy.codec.eos_ids,
-            pad_id=policy.codec.pad_id,
+            eos_ids=codec.eos_ids.union(token_ids),
+            pad_id=codec.pad_id,
             generator=random,
             truncation=Truncation.of(config),
+            stop=StopStrings(strings, codec.decode) if strings else None,
         )
 
 

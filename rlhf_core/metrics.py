@@ -136,7 +136,7 @@ def samples_of(
 def token_columns(experience: Experience, codec: Codec) -> Iterator[dict[str, list[Any]]]:
     """Ids, texts and exact KL of each completion's tokens; nothing once a step has given TOKENS_KEPT of them.
 
-    A text is the token's own: U+FFFD for a part of a character, empty for a stop token.
+    A text is the token's own: U+FFFD for a part of a character, empty for a special token.
     """
     text = cache(lambda token: codec.decode([token]))
     left = TOKENS_KEPT

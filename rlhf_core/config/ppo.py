@@ -1,8 +1,8 @@
 """A PPO run, section by section."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from rlhf_core.config.base import Config, PathName, Strings
 from rlhf_core.config.kl import AdaptiveBeta, KLConfig
@@ -55,11 +55,27 @@ class DataConfig(Config):
         return self
 
 
+ShortStrings = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
+    Strict(False),
+    Field(max_length=16, fail_fast=True),
+]
+TokenIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False), Field(fail_fast=True)]
+
+
 class RolloutConfig(Config):
     """How completions are sampled: from the full softmax at one temperature, unless truncation is allowed."""
 
     batch_size: int = Field(16, ge=1, le=4096, description="Completions per step.")
     max_new_tokens: int = Field(16, ge=1, le=4096)
+    stop: ShortStrings = Field(
+        (),
+        description="A completion ends with the token that completes one of these strings in its decoded text, "
+        "beside the model's EOS. The reward, samples and evaluations see the text of all tokens, this one included.",
+    )
+    stop_token_ids: TokenIds = Field(
+        (), description="They end a completion as EOS does. Special tokens have no text: they belong here."
+    )
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits of policy and reference alike."
     )
