@@ -1,4 +1,4 @@
-"""What ends a completion besides the model's own EOS: stop strings, found while it grows, and stop token ids."""
+"""Stop strings, found while a completion grows, and what can be no stop at all."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,7 +16,7 @@ class StopStrings:
     """Stop strings, and the completions of one batch as far as a stop string may still begin in them.
 
     A token completes a stop string if the completion, decoded up to it, is the first to hold one. Of each
-    completion a few tokens are decoded again at every step, however long it has become.
+    completion the tokens since its last whole character are decoded again at every step, and a few before them.
     """
 
     def __init__(self, strings: Sequence[str], decode: Decode) -> None:

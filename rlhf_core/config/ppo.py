@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from rlhf_core.config.base import Config, PathName, Strings
 from rlhf_core.config.kl import AdaptiveBeta, KLConfig
@@ -86,6 +86,15 @@ class RolloutConfig(Config):
         False,
         description="With top_k, top_p or min_p the KL penalty and PPO's ratio are no longer what they say.",
     )
+
+    @field_validator("stop")
+    @classmethod
+    def _of_whole_characters(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\ufffd" in string for string in stop):
+            raise ValueError(
+                "stop: U+FFFD stands for a part of a character, which the next token may complete"
+            )
+        return stop
 
     @property
     def truncates(self) -> bool:

@@ -153,6 +153,7 @@ REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that s
     ({"data.eval_prompts": ["a"], "data.eval_prompts_file": "b"}, "at most one of eval_prompts"),
     ({"reward": {"kind": "regex", "pattern": "("}}, "not a regular expression"),
     ({"rollout.batch_size": 5}, r"batch_size \(5\) must be a multiple of optimization.minibatches \(2\)"),
+    ({"rollout.stop": ["a", "b\ufffd"]}, "U\\+FFFD stands for a part of a character"),
     ({"rollout.top_k": 3}, "top_k: truncated sampling does not sample from the policy.*k1 and k3.*ratio"),
     ({"rollout.top_p": 0.9, "rollout.min_p": 0.1}, "top_p, min_p: truncated sampling"),
     (
