@@ -83,6 +83,6 @@ def require_producible(
     for string in strings:
         if string not in decode(encode("." + string)):  # some tokenizers drop a space in front of all
             raise UnusableStop(
-                f"rollout.stop: no completion holds {string!r}, as its tokenizer writes it. Special tokens have no "
-                "text: they belong in rollout.stop_token_ids"
+                f"rollout.stop: the model's tokenizer never writes {string!r}. Special tokens have no text: "
+                "they belong in rollout.stop_token_ids"
             )

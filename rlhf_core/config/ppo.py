@@ -71,7 +71,7 @@ class RolloutConfig(Config):
     stop: ShortStrings = Field(
         (),
         description="A completion ends with the token that completes one of these strings in its decoded text, "
-        "beside the model's EOS. The reward, samples and evaluations see the text of all tokens, this one included.",
+        "if EOS has not ended it before. Reward, samples and evaluations see the text with the stop string in it.",
     )
     stop_token_ids: TokenIds = Field(
         (), description="They end a completion as EOS does. Special tokens have no text: they belong here."
