@@ -118,9 +118,9 @@ def straddling(said: list[list[int]], decode: Any) -> Iterator[tuple[int, int, s
         for place in range(2, len(ids)):
             string = decode([ids[place - 1]])[-1:] + decode([ids[place]])[:1]
             whole = len(string) == 2 and "\ufffd" not in string
-            if whole and end_of(ids, (string,), decode) == place + 1:
-                if not any(string in decode([token]) for token in ids):
-                    yield row, place, string
+            in_one = any(string in decode([token]) for token in ids)
+            if whole and not in_one and end_of(ids, (string,), decode) == place + 1:
+                yield row, place, string
 
 
 def test_t20_a_completion_is_what_it_would_be_up_to_the_token_that_stops_it(policy: LoraPolicy) -> None:
@@ -192,7 +192,8 @@ def steps_of(model: Path, **rollout: Any) -> tuple[list[StepResult], list[str]]:
         return [float(len(text)) for text in completions]
 
     state = fresh_state(policy, config)
-    return list(train(policy, state, config, prompts=PROMPTS, eval_prompts=PROMPTS[:2], reward=reward)), asked
+    steps = train(policy, state, config, prompts=PROMPTS, eval_prompts=PROMPTS[:2], reward=reward)
+    return list(steps), asked
 
 
 def test_training_sees_a_completion_up_to_its_stop_and_no_further(
@@ -201,7 +202,8 @@ def test_training_sees_a_completion_up_to_its_stop_and_no_further(
     """Reward, samples and evaluation see the text of all tokens, the stop string in it; a stop has ended."""
     decode, strings, stop_id = policy.codec.decode, ("e", "a"), policy.codec.encode("o")[0]
     (first, *steps), asked = steps_of(tiny_model, stop=strings, stop_token_ids=[stop_id])
-    assert first.evaluation and steps[-1].evaluation
+    assert first.evaluation is not None
+    assert steps[-1].evaluation is not None
     seen = [*first.evaluation.completions]
     for step in steps:
         completed = []
@@ -219,7 +221,7 @@ def test_training_sees_a_completion_up_to_its_stop_and_no_further(
         assert step.metrics["reward/shaped_mean"] == pytest.approx(
             (sum(rewards) - 5 * (8 - sum(completed))) / 8
         )
-        assert 0 < sum(completed)
+        assert sum(completed) > 0
     assert any(text.endswith(strings) for text in seen)
     assert asked == [*seen, *steps[-1].evaluation.completions]
 
@@ -243,7 +245,7 @@ def test_what_no_completion_can_hold_is_refused(policy: LoraPolicy) -> None:
     with pytest.raises(UnusableStop, match=f"stop_token_ids: {vocab} is none of the model's {vocab} tokens"):
         rolled(policy, ["The"], stop_token_ids=(3, vocab))
     for string in ("<|end|>", "a<|end|>b"):  # decoding leaves special tokens out
-        with pytest.raises(UnusableStop, match="rollout.stop: .*belong in rollout.stop_token_ids"):
+        with pytest.raises(UnusableStop, match=r"rollout\.stop: .*belong in rollout\.stop_token_ids"):
             rolled(policy, ["The"], stop=("a", string))
     ended = rolled(policy, ["The"], stop=(" a", "\n\n", "語", "|end|>"), stop_token_ids=range(vocab))
     assert ended.response_mask.sum() == 1
