@@ -36,6 +36,8 @@ MEANINGS = {
     "loss/policy": "clipped policy loss",
     "loss/kl": "KL loss times β_L, as it is added",
     "loss/entropy": "entropy bonus, as it is added",
+    "loss/ptx": "pretraining loss times its coefficient, as it is added, mean over minibatches",
+    "ptx/nats_per_token": "cross-entropy of the pretraining mix's texts, at temperature 1, mean over minibatches",
     "value/loss": "clipped value loss",
     "value/clip_fraction": "share of the tokens whose value the value loss clipped",
     "value/explained_variance": "1 − Var(return − value)/Var(return) before the update",

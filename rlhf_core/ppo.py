@@ -29,6 +29,7 @@ from rlhf_core.metrics import (
     standard_errors,
 )
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
+from rlhf_core.pretraining_mix import tokenize_texts
 from rlhf_core.rewards import RewardFunction
 from rlhf_core.rollout import Rollout, response_ids
 from rlhf_core.score_shaping import describe_shaping, shape_scores
@@ -59,6 +60,7 @@ def train(
     eval_prompts: Sequence[str],
     reward: RewardFunction,
     gold: RewardFunction | None = None,
+    ptx_texts: Sequence[str] = (),
     micro_batch: int | None = None,
 ) -> Iterator[StepResult]:
     """Run the steps that are left. `policy` and `state` change in place; both are consistent at each yield, and
@@ -71,9 +73,11 @@ def train(
         RewardError: the reward raised or did not return one number per completion.
         NonFiniteLoss: NaN or infinity in a reward, log-probability, loss or gradient; no optimizer step followed.
         KLDiverged: the exact sequence KL stayed above `kl.limit`; the step under way has changed nothing.
-        InputTooLong: a prompt with its completion exceeds the model's context.
+        InputTooLong: a prompt with its completion, or a text of `ptx_texts`, exceeds the model's context.
+        EmptyInput: a text of `ptx_texts` is shorter than two tokens.
     """
     device, judges = device_of(policy), Judges(reward, gold)
+    texts_mixed_in = tokenize_texts(policy, ptx_texts, config)
     if state.step == 0 and state.baseline is None and eval_prompts:
         state.baseline = state.latest = evaluate(
             policy, state.value_head, eval_prompts, judges, config, step=0, micro_batch=micro_batch
@@ -123,7 +127,11 @@ def train(
         state.intact = False
         trained = list(policy.trainable_parameters().values())
         with watched_gradients(state.optimizer, trained, first=len(plan[0])) as gradients:
-            update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
+            update = update_policy(
+                *(policy, state, experience, targets, plan, config),
+                micro_batch=micro_batch,
+                ptx_texts=texts_mixed_in,
+            )
         clock.append(time.monotonic())
 
         # 4. The controller looks at the exact KL of the policy that made the rollout, once that policy can move.

@@ -67,6 +67,7 @@ def test_what_the_worker_needs_is_resolved_at_creation(
         "classifiers": {},
         "prompts_file": str((roots / "prompts.jsonl").resolve()),
         "eval_prompts_file": None,
+        "ptx_texts_file": None,
         "resume_from": None,
     }
 

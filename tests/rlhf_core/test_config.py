@@ -64,7 +64,7 @@ COMPANIONS: dict[str, Values] = {
     "evaluation.every_steps=int": {"evaluation.every_steps": 1},
 }
 ELSEWHERE = {  # no part of a step
-    "data.": "the worker reads prompts before training: tests/worker",
+    "data.": "the worker reads prompts and texts before training: tests/worker; test_pretraining_mix",
 }
 BRANCHES = [b for b in branches_of(PPOConfig) if not b.name.startswith(tuple(ELSEWHERE))]
 
@@ -151,6 +151,9 @@ def test_no_section_has_more_than_a_dozen_fields() -> None:
 REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that say what is wrong with it
     ({"data.prompts": None}, "exactly one of prompts and prompts_file"),
     ({"data.eval_prompts": ["a"], "data.eval_prompts_file": "b"}, "at most one of eval_prompts"),
+    ({"data.ptx_texts": ["a"], "data.ptx_texts_file": "b"}, "at most one of ptx_texts"),
+    ({"loss.ptx_coefficient": 0.5}, r"ptx_coefficient \(0.5\) needs data.ptx_texts or data.ptx_texts_file"),
+    ({"data.ptx_texts": ["a"]}, "need loss.ptx_coefficient above 0: no gradient"),
     ({"reward": {"kind": "regex", "pattern": "("}}, "not a regular expression"),
     ({"rollout.batch_size": 5}, r"batch_size \(5\) must be a multiple of optimization.minibatches \(2\)"),
     ({"rollout.top_k": 3}, "top_k: truncated sampling does not sample from the policy.*k1 and k3.*ratio"),
