@@ -77,7 +77,7 @@ def train(
         EmptyInput: a text of `ptx_texts` is shorter than two tokens.
     """
     device, judges = device_of(policy), Judges(reward, gold)
-    texts_mixed_in = tokenize_texts(policy, ptx_texts, config)
+    mixed_in = tokenize_texts(policy, ptx_texts, config)
     if state.step == 0 and state.baseline is None and eval_prompts:
         state.baseline = state.latest = evaluate(
             policy, state.value_head, eval_prompts, judges, config, step=0, micro_batch=micro_batch
@@ -130,7 +130,7 @@ def train(
             update = update_policy(
                 *(policy, state, experience, targets, plan, config),
                 micro_batch=micro_batch,
-                ptx_texts=texts_mixed_in,
+                ptx_texts=mixed_in,
             )
         clock.append(time.monotonic())
 
