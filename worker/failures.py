@@ -50,6 +50,7 @@ HINTS = {
     "model_load_failed": "The model must be a folder with safetensors weights and a fast tokenizer.",
     "path_not_allowed": "The worker needs the KLEASH_MODELS_FILE, KLEASH_MODEL_ROOTS and "
     "KLEASH_ALLOW_HUB_MODELS of the API.",
+    "unknown_token": "A token is an id of the model, a text that its tokenizer makes one token of, or eos.",
     "dataset_error": "Prompts: one JSON object a line, with a text field `prompt`. A score job's items_file must "
     "have a line, and must not change while the job runs.",
     "reward_error": "The reward must return one finite number for each completion.",
