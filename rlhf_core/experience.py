@@ -150,12 +150,12 @@ def assess(
                 policy_logits = model.logits
             with policy.reference() as model:
                 theirs = response_hidden(model, batch)
-                both = (hidden, theirs, policy_logits, model.logits, ids)
+                given = (hidden, theirs, policy_logits, model.logits, ids)
                 charged: tuple[Tensor, ...] = ()
                 if weights is None:
-                    scores = chunked_scores(*both, temperature=temperature)
+                    scores = chunked_scores(*given, temperature=temperature)
                 else:
-                    scores, charged = weighted_scores(*both, weights, temperature=temperature)
+                    scores, charged = weighted_scores(*given, weights, temperature=temperature)
             if places is not None:
                 if kept is None:
                     kept = theirs.new_empty(int(rollout.response_mask.sum()), theirs.shape[-1])

@@ -81,7 +81,7 @@ class KLWeights(Config):
     """Weights on the KL that penalty `k1` charges (docs/algorithms.md).
 
     What is not listed has the weight 1; a token's and its position's are multiplied. The controller, the limit
-    and every report but `kl/penalty` and `kl/weighted_sequence` see the KL without weights.
+    and every metric of KL but `kl/penalty` and `kl/weighted_sequence` are without weights.
     """
 
     tokens: Annotated[tuple[TokenWeight, ...], Strict(False)] = Field((), max_length=100)
