@@ -72,8 +72,8 @@ class TokenWeight(Config):
 class PositionWeight(Config):
     """The weight of some positions of every response, as in a slice: `start` is in, `end` is not."""
 
-    start: int = Field(0, ge=0, description="0 is the response's first token.")
-    end: int | None = Field(None, ge=1, description="null: to the end.")
+    start: int = Field(0, ge=0, le=4096, description="0 is the response's first token.")
+    end: int | None = Field(None, ge=1, le=4096, description="null: to the end.")
     weight: float = Field(ge=0)
 
 
