@@ -357,6 +357,19 @@ def test_a_command_that_cannot_start_is_a_crash(tmp_path: Path, store: SqlStore)
     assert supervisor.run("job_1", 2) is None
 
 
+def test_a_shutdown_before_there_is_a_child_hands_the_job_back(tmp_path: Path, store: SqlStore) -> None:
+    store.create_job("job_1", "me", spec(), {})
+
+    def shut_down(*_: object) -> Any:
+        sys.exit(0)  # as Celery does wherever we are
+
+    supervisor = Supervisor(store, Settings(data=tmp_path), worker="w", start_child=shut_down)
+    with pytest.raises(SystemExit):
+        supervisor.run("job_1", 1)
+    job = store.get_job("job_1")
+    assert (job.status, job.crash_count, job.epoch) == (Status.QUEUED, 0, 2)
+
+
 def test_the_childs_environment_fixes_what_results_depend_on(
     tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
