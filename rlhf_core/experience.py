@@ -113,7 +113,7 @@ def assess(
 ) -> Experience:
     """Log-probabilities, exact KL, entropy and value of every response token under the present policy.
 
-    `keep_reference` keeps the reference's hidden states too: tokens × width, in the trunk's dtype.
+    `keep_reference` keeps the reference's hidden states too: tokens × width, in float32.
     """
     shape = rollout.response_mask.shape
     logprob, d, kl, entropy, value = (
