@@ -10,17 +10,13 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from jobs.migrate import upgrade
 from jobs.settings import Settings
-from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
 from tests.worker.scorer.bench import in_background, request, serving, settings_for, wait_until
-from tests.worker.test_supervisor import CHILD, ROOT, spec
+from tests.worker.supervised import CHILD, LONG_S, spec
 from worker.scorer.rest import ScorerAsleep
 from worker.shared_gpu import scorers_asleep
 from worker.supervisor import Supervisor
-
-LONG_S = 600.0
 
 
 @pytest.fixture
@@ -123,14 +119,9 @@ def shared(tmp_path, tiny, running):
         )
 
 
-def test_it_sleeps_while_a_job_runs_and_only_then(tmp_path, shared, running, monkeypatch):
+def test_it_sleeps_while_a_job_runs_and_only_then(tmp_path, shared, running, store):
     """A real supervisor with a real child, which starts when the models have gone."""
     settings, client = shared
-    url = f"sqlite:///{tmp_path}/kleash.db"
-    upgrade(url)
-    monkeypatch.setenv("KLEASH_DATABASE_URL", url)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    store = SqlStore(url)
     store.create_job("job_1", "me", spec(), {})
     command = [sys.executable, str(CHILD), "obey", str(tmp_path)]
     supervisor = Supervisor(store, settings, worker="w", command=command)
@@ -145,7 +136,6 @@ def test_it_sleeps_while_a_job_runs_and_only_then(tmp_path, shared, running, mon
     assert ended is Status.CANCELLED
     wait_until(lambda: running.rest.over)
     assert len(running._pairs) == 1
-    store.close()
 
 
 def test_a_scorer_that_is_not_there_holds_no_job_back(tmp_path, caplog):
