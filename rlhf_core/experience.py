@@ -130,8 +130,8 @@ def assess(
 ) -> Experience:
     """Log-probabilities, exact KL, entropy and value of every response token under the present policy.
 
-    `keep_reference` keeps the reference's hidden states too: tokens × width, in the trunk's dtype. `weights` adds
-    the weighted KL.
+    `keep_reference` keeps the reference's hidden states too: tokens × width, in float32. `weights` adds the
+    weighted KL.
     """
     shape = rollout.response_mask.shape
     logprob, d, kl, entropy, value = (
