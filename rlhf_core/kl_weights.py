@@ -20,9 +20,9 @@ from rlhf_core.kl import k1, weighted_kl
 
 
 class WeightTable(NamedTuple):
-    """`KLWeights` of one model; the weight of a slot's token is the product."""
+    """`KLWeights` of one model; a slot's weight is that of its token times that of its position."""
 
-    listed: Int[Tensor, " listed"]  # items whose weight is not 1 by default
+    listed: Int[Tensor, " listed"]  # items with a weight of their own
     of_tokens: Float[Tensor, " vocab"]
     of_positions: Float[Tensor, " longest_response"]
 
@@ -123,9 +123,7 @@ class _KeptColumns:
 
     def __call__(self, rows: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
         logits = self._logits_fn(rows)
-        if (
-            self._kept is None
-        ):  # before the first chunk: what is allocated later fragments the memory of chunks
+        if self._kept is None:  # before the first chunk: see chunked.assemble
             self._kept = logits.new_empty(self._columns.shape)
         part = slice(self._at, self._at + len(rows))
         self._kept[part] = logits.gather(1, self._columns[part])
