@@ -21,6 +21,7 @@ MEANINGS = {
     "kl/k1_sequence": "mean Σ_t k1, nats per sequence",
     "kl/k1_sequence_se": "its standard error, by prompt",
     "kl/penalty": "mean Σ_t of what was subtracted from the rewards, in their units",
+    "kl/weighted_sequence": "mean Σ_t of the exact KL weighted by `kl.weights`, nats per sequence",
     "kl/beta": "β of the step, reward units per nat",
     "kl/beta_in_loss": "β as a loss term takes it: β/σ_A under whitening",
     "kl/target": "what the controller aims at, nats per sequence",

@@ -15,7 +15,7 @@ from torch import nn
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import KLDiverged, NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
-from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample
+from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample, weights_of
 from rlhf_core.gradient_noise import signal_to_noise, watched_gradients
 from rlhf_core.judgement import Judges, describe_rewards, judge
 from rlhf_core.kl import sequence_kl
@@ -75,8 +75,9 @@ def train(
         KLDiverged: the exact sequence KL stayed above `kl.limit`; the step under way has changed nothing.
         InputTooLong: a prompt with its completion, or a text of `ptx_texts`, exceeds the model's context.
         EmptyInput: a text of `ptx_texts` is shorter than two tokens.
+        UnknownToken: `kl.weights` names a token that the policy's tokenizer or model does not have.
     """
-    device, judges = device_of(policy), Judges(reward, gold)
+    device, judges, weights = device_of(policy), Judges(reward, gold), weights_of(policy, config)
     mixed_in = tokenize_texts(policy, ptx_texts, config)
     if state.step == 0 and state.baseline is None and eval_prompts:
         state.baseline = state.latest = evaluate(
@@ -112,9 +113,14 @@ def train(
             device=device,
         )
         packed = in_micro_batches(plan[0], micro_batch)
-        exact = config.kl.penalty == "exact"
         experience = assess(
-            policy, state.value_head, rollout, packed, config.rollout.temperature, keep_reference=exact
+            policy,
+            state.value_head,
+            rollout,
+            packed,
+            config.rollout.temperature,
+            keep_reference=config.kl.penalty == "exact",
+            weights=weights,
         )
         require_finite_experience(step, experience)
         kl = experience.kl.sum(dim=1).mean().item()
