@@ -27,9 +27,7 @@ FULL: dict[str, Any] = {"lora": None}
 BFLOAT16 = FULL | {"dtype": "bfloat16", "gradient_checkpointing": True}
 
 
-def config(
-    controller: dict[str, Any], model: dict[str, Any] = LORA, *, penalty: str = "k1"
-) -> PPOConfig:
+def config(controller: dict[str, Any], model: dict[str, Any] = LORA, *, penalty: str = "k1") -> PPOConfig:
     return PPOConfig.model_validate(
         {
             "model": {"name": "tiny", **model},
