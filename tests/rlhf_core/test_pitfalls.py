@@ -113,7 +113,7 @@ PITFALLS = {
     13: Pitfall(
         "Pads are counted in the reported means.",
         (
-            f"{TRAINING}::test_13_what_stands_in_the_pads_changes_no_bit_of_a_step",
+            f"{TRAINING}::test_13_pads_change_no_metric_and_no_weight_of_a_step",
             "rlhf_core/test_packing::test_t22_columns_of_padding_change_no_metric",
             "rlhf_core/test_metrics::test_t22_columns_of_padding_change_no_metric_and_no_sample",
         ),

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from rlhf_core.rollout import Rollout
 from tests.rlhf_core import tiny_policies
 from tests.rlhf_core.test_fixed_points import OPTIMUM, REFERENCE, SCORES, TabularPolicy, run, total_variation
 from tests.rlhf_core.test_fixed_points import config as tabular_config
+from tests.rlhf_core.test_packing import padded
 from tests.rlhf_core.test_update import begin, config, drift, steps
 
 
@@ -69,34 +69,36 @@ def test_07_bfloat16_rounds_neither_logits_nor_small_steps(tmp_path: Path) -> No
             assert (weight.bfloat16() != before[name].bfloat16()).double().mean() < 0.01
 
 
+def soiled(rollout: Rollout) -> Rollout:
+    """Other ids and NaN where nothing was said."""
+    pads = rollout.attention_mask == 0
+    assert pads[:, : rollout.prompt_width].any()
+    assert pads[:, rollout.prompt_width :].any()
+    return rollout._replace(
+        input_ids=torch.where(pads, 5, rollout.input_ids),
+        sampled_logprob=torch.where(rollout.response_mask, rollout.sampled_logprob, math.nan),
+    )
+
+
 @pytest.mark.parametrize("kl", [{"penalty": "k1"}, {"penalty": "exact"}], ids=str)
-def test_13_what_stands_in_the_pads_changes_no_bit_of_a_step(
+def test_13_pads_change_no_metric_and_no_weight_of_a_step(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, kl: dict[str, str]
 ) -> None:
-    """13: metrics and weights after a step with uneven lengths, under any ids and NaN where nothing was said."""
-
-    def soiled(rollout: Rollout) -> Rollout:
-        pads = rollout.attention_mask == 0
-        assert pads[:, : rollout.prompt_width].any()
-        assert pads[:, rollout.prompt_width :].any()
-        return rollout._replace(
-            input_ids=torch.where(pads, 5, rollout.input_ids),
-            sampled_logprob=torch.where(rollout.response_mask, rollout.sampled_logprob, math.nan),
-        )
-
-    found: list[Any] = []
+    """13: what stands in them not a bit (T19), more columns of them the rounding of wider sums at most (T22)."""
+    metrics, weights = [], []
     real = ppo.roll_out
-    for pads in (lambda rollout: rollout, soiled):
+    for pads in (lambda rollout: rollout, soiled, padded):
         monkeypatch.setattr(ppo, "roll_out", lambda *a, pads=pads, **more: pads(real(*a, **more)))
         options = config(kl, steps=1)
         policy, state = begin(tiny_model, options)
         drift(policy)
         (step,) = steps(policy, state, options)
-        found.append(
-            (step.metrics, step.samples, [p.tolist() for p in policy.trainable_parameters().values()])
-        )
-    assert found[0] == found[1]
-    assert found[0][0]["kl/sequence"] > 0
+        metrics.append(step.metrics)
+        weights.append(torch.cat([p.detach().flatten() for p in policy.trainable_parameters().values()]))
+    assert metrics[1] == metrics[0]
+    assert torch.equal(weights[1], weights[0])
+    assert metrics[2] == pytest.approx(metrics[0], rel=1e-5, abs=1e-6)
+    assert metrics[0]["kl/sequence"] > 0
 
 
 def test_15_reported_means_are_over_the_tokens_of_uneven_minibatches(tiny_model: Path) -> None:
