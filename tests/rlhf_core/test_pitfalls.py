@@ -5,6 +5,7 @@ test_pitfalls_in_training.py.
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,6 +171,7 @@ PITFALLS = {
 }
 
 
+@cache
 def named(module: str) -> dict[str, str]:
     """A module's tests by name, with what decorates them."""
     tree = ast.parse((Path(__file__).parents[1] / f"{module}.py").read_text())
