@@ -10,7 +10,8 @@ RLHFError
 │   ├── NoChatTemplate      messages for a tokenizer without a chat template
 │   ├── ChatTemplateFailed  the template raises on these messages, or runs too long
 │   └── ChatTemplateMismatch  it renders a conversation that does not go on from the prompt's
-├── UnusableStop        a stop string or token that no completion can hold
+├── UnknownToken        a setting names a token that the tokenizer or the model does not have
+├── UnusableStop        a stop string that the tokenizer never writes
 ├── RewardError         a reward function raised or did not return one number per completion
 ├── AuditFailed         what PPO takes for granted does not hold for this model on this machine
 ├── NonFiniteLoss       NaN or infinity in a reward, log-probability, loss or gradient
@@ -80,8 +81,14 @@ class ChatTemplateMismatch(UnusableInput):
     code = "chat_template_mismatch"
 
 
+class UnknownToken(RLHFError):
+    """A setting names a token that the tokenizer or the model does not have."""
+
+    code = "unknown_token"
+
+
 class UnusableStop(RLHFError):
-    """A stop string or token that no completion can hold."""
+    """A stop string that the tokenizer never writes, so that no completion would end with it."""
 
     code = "unusable_stop"
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from rlhf_core.errors import UnusableStop
+from rlhf_core.errors import UnknownToken, UnusableStop
 
 Decode = Callable[[list[int]], str]
 INCOMPLETE = "\ufffd"  # what the bytes of a character decode to while some are missing
@@ -73,10 +73,15 @@ def require_producible(
     encode: Callable[[str], list[int]],
     decode: Decode,
 ) -> None:
-    """Raise UnusableStop for a stop token that the model does not have, or a stop string that is never decoded."""
+    """Refuse what would end no completion.
+
+    Raises:
+        UnknownToken: a stop token that the model does not have.
+        UnusableStop: a stop string that is not decoded as it is encoded.
+    """
     for token_id in token_ids:
         if token_id >= vocab_size:
-            raise UnusableStop(
+            raise UnknownToken(
                 f"rollout.stop_token_ids: {token_id} is none of the model's {vocab_size} tokens, "
                 f"0 to {vocab_size - 1}"
             )

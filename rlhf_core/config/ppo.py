@@ -39,12 +39,18 @@ class ModelConfig(Config):
 
 
 class DataConfig(Config):
-    """Prompts, inline or from a JSONL file with a field `prompt` below the configured roots."""
+    """Prompts, inline or from a JSONL file with a field `prompt` below the configured roots.
+
+    Texts of the pretraining mix likewise, with a field `text`; only with `loss.ptx_coefficient`.
+    """
 
     prompts: Strings | None = None
     prompts_file: PathName | None = None
     eval_prompts: Strings | None = None
     eval_prompts_file: PathName | None = None
+    ptx_texts: Strings | None = None
+    ptx_texts_file: PathName | None = None
+    ptx_max_tokens: int = Field(256, ge=2, le=2**20, description="Of a text; the rest of it is not read.")
 
     @model_validator(mode="after")
     def _one_source_each(self) -> "DataConfig":
@@ -52,6 +58,8 @@ class DataConfig(Config):
             raise ValueError("give exactly one of prompts and prompts_file")
         if self.eval_prompts is not None and self.eval_prompts_file is not None:
             raise ValueError("give at most one of eval_prompts and eval_prompts_file")
+        if self.ptx_texts is not None and self.ptx_texts_file is not None:
+            raise ValueError("give at most one of ptx_texts and ptx_texts_file")
         return self
 
 
@@ -153,6 +161,21 @@ class PPOConfig(Config):
         if batch % parts:
             raise ValueError(
                 f"rollout.batch_size ({batch}) must be a multiple of optimization.minibatches ({parts})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mix_has_texts_and_weight(self) -> "PPOConfig":
+        texts = self.data.ptx_texts is not None or self.data.ptx_texts_file is not None
+        if self.loss.ptx_coefficient and not texts:
+            raise ValueError(
+                f"loss.ptx_coefficient ({self.loss.ptx_coefficient}) needs data.ptx_texts or data.ptx_texts_file: "
+                "there is nothing to take its gradient of"
+            )
+        if texts and not self.loss.ptx_coefficient:
+            raise ValueError(
+                "data.ptx_texts and data.ptx_texts_file need loss.ptx_coefficient above 0: "
+                "no gradient would come from the texts"
             )
         return self
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_core.config.ppo import PPOConfig, RolloutConfig
-from rlhf_core.errors import UnusableStop
+from rlhf_core.errors import UnknownToken, UnusableStop
 from rlhf_core.experience import assess, sample
 from rlhf_core.policies import LoraPolicy, TokenizerCodec, new_lora_policy
 from rlhf_core.ppo import StepResult, train
@@ -242,7 +242,7 @@ def test_the_score_lands_on_the_token_that_completes_the_string(policy: LoraPoli
 
 def test_what_no_completion_can_hold_is_refused(policy: LoraPolicy) -> None:
     vocab = len(policy.tokenizer)
-    with pytest.raises(UnusableStop, match=f"stop_token_ids: {vocab} is none of the model's {vocab} tokens"):
+    with pytest.raises(UnknownToken, match=f"stop_token_ids: {vocab} is none of the model's {vocab} tokens"):
         rolled(policy, ["The"], stop_token_ids=(3, vocab))
     for string in ("<|end|>", "a<|end|>b"):  # decoding leaves special tokens out
         with pytest.raises(UnusableStop, match=r"rollout\.stop: .*belong in rollout\.stop_token_ids"):
