@@ -105,7 +105,7 @@ def weights_of(policy: TrainablePolicy, config: PPOConfig) -> WeightTable | None
 def sample(
     policy: TrainablePolicy, texts: Sequence[str], config: RolloutConfig, random: torch.Generator
 ) -> Rollout:
-    """One completion per text, which ends as its codec or the configuration says. Raises UnknownToken, UnusableStop."""
+    """One completion per text. Raises UnknownToken and UnusableStop for what cannot end one."""
     codec, strings, token_ids = policy.codec, config.stop, config.stop_token_ids
     with policy.policy() as model:
         require_producible(
