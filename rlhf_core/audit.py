@@ -153,7 +153,6 @@ def _unpadded(rollout: Rollout, row: int) -> tuple[Rollout, list[Tensor]]:
     alone = Rollout(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
         response_mask=rollout.response_mask[row : row + 1, : end - rollout.prompt_width],
         sampled_logprob=rollout.sampled_logprob[row : row + 1, : end - rollout.prompt_width],
         ended=rollout.ended[row : row + 1],

@@ -5,20 +5,8 @@ policy that is sampled, trained and held on the leash is softmax(logits / temper
 """
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
-
-
-def predictors(
-    states: Shaped[Tensor, "batch time *rest"], *, start: int
-) -> Shaped[Tensor, "batch scored *rest"]:
-    """The positions whose output is the distribution of tokens `start` … `time − 1`: one before each of them.
-
-    `states` are hidden states or logits; `start` ≥ 1, because nothing predicts token 0.
-    """
-    if start < 1:
-        raise ValueError(f"start must be at least 1, not {start}: no position predicts token 0")
-    return states[:, start - 1 : -1]
 
 
 def token_logprobs(

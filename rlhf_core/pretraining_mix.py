@@ -76,7 +76,6 @@ def as_rollout(texts: Sequence[TokenIds], device: torch.device) -> Rollout:
     return Rollout(
         input_ids=ids.to(device),
         attention_mask=real.long().to(device),
-        position_ids=column.expand(ids.shape).to(device),
         response_mask=real[:, 1:].to(device),
         sampled_logprob=torch.zeros(real[:, 1:].shape, device=device),
         ended=torch.zeros(len(texts), dtype=torch.bool, device=device),

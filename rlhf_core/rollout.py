@@ -28,7 +28,6 @@ class Rollout(NamedTuple):
 
     input_ids: Int[Tensor, "batch time"]
     attention_mask: Int[Tensor, "batch time"]
-    position_ids: Int[Tensor, "batch time"]
     response_mask: Bool[Tensor, "batch response"]  # True up to and including the token that ends it
     sampled_logprob: Float[Tensor, "batch response"]  # of the generation path, at the sampling temperature
     ended: Bool[Tensor, " batch"]  # by EOS, a stop token or a stop string, not by length
@@ -44,7 +43,6 @@ class Rollout(NamedTuple):
         return Rollout(
             input_ids=self.input_ids[index],
             attention_mask=self.attention_mask[index],
-            position_ids=self.position_ids[index],
             response_mask=self.response_mask[index],
             sampled_logprob=self.sampled_logprob[index],
             ended=self.ended[index],
@@ -113,7 +111,6 @@ def generate(
     return Rollout(
         input_ids=torch.cat([prompt_ids, ids[:, :length]], dim=1),
         attention_mask=attention,
-        position_ids=_positions(attention),
         response_mask=mask,
         sampled_logprob=logprobs[:, :length].to(logits.dtype),
         ended=torch.ones_like(mask[:, 0]).index_fill(0, unfinished, value=False),

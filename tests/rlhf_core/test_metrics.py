@@ -24,7 +24,6 @@ def rollout_of(lengths: list[int], ended: list[bool], *, columns: int = 0) -> Ro
     return Rollout(
         input_ids=torch.ones(batch, 1 + width, dtype=torch.long),
         attention_mask=attention,
-        position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
         response_mask=mask,
         sampled_logprob=torch.zeros(batch, width, dtype=torch.float64),
         ended=torch.tensor(ended),

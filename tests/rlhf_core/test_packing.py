@@ -1,6 +1,8 @@
 """Rollouts without padding: every number is that of the sequence alone (T7), whatever padding there was (T22)."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from rlhf_core import packing, ppo, update
 from rlhf_core.causal_lm import CausalLM, split
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import response_hidden
+from rlhf_core.kl import divergences
+from rlhf_core.logprobs import token_logprobs
 from rlhf_core.packing import pack
 from rlhf_core.policies import new_lora_policy
 from rlhf_core.rewards import make_reward
@@ -38,8 +42,7 @@ def rollout_of(lengths: list[tuple[int, int]]) -> Rollout:
     attention = ((at >= -prompts) & (at < responses)).long()
     mask = attention[:, width:].bool()
     ids = torch.randint(97, attention.shape, generator=torch.Generator().manual_seed(3))  # pads as well
-    positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-    return Rollout(ids, attention, positions, mask, torch.zeros(mask.shape), mask[:, -1], width)
+    return Rollout(ids, attention, mask, torch.zeros(mask.shape), mask[:, -1], width)
 
 
 def padded(rollout: Rollout) -> Rollout:
@@ -51,7 +54,6 @@ def padded(rollout: Rollout) -> Rollout:
     return rollout._replace(
         input_ids=pad(rollout.input_ids, 3, 7),
         attention_mask=pad(rollout.attention_mask, 3),
-        position_ids=pad(rollout.position_ids, 3),
         response_mask=pad(rollout.response_mask),
         sampled_logprob=pad(rollout.sampled_logprob),
         prompt_width=rollout.prompt_width + 3,
@@ -72,6 +74,38 @@ def test_a_sequence_among_others_is_as_if_alone(name: str, lengths: list[tuple[i
     rows = len(pack(rollout, packs=model.packs).ids)
     assert rows == (1 if model.packs and lengths == RAGGED else len(lengths))
     assert torch.equal(response_hidden(model, padded(rollout)), found)  # T22, to the bit
+
+
+BIGRAM = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], dtype=torch.float64).log()
+
+
+class OneHot(torch.nn.Module):
+    """A trunk that says which token stands at a position."""
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=torch.nn.functional.one_hot(input_ids, 3).double())
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize(("left", "right", "others"), [(0, 0, 0), (3, 0, 0), (0, 4, 0), (3, 4, 0), (3, 4, 4)])
+def test_t7_the_state_before_a_token_scores_it(left: int, right: int, others: int, packs: bool) -> None:
+    """0 1 | 2 0 1 in a bigram model: P(2|1) = .25, P(0|2) = .2, P(1|0) = .6. A place later Σk1 is −.9038682119."""
+    ids = torch.tensor([[2] * left + [0, 1, 2, 0, 1] + [1] * right] * (1 + others))
+    attention = torch.tensor([[0] * left + [1] * 5 + [0] * right] * (1 + others))
+    mask = torch.tensor([[True] * 3 + [False] * right] * (1 + others))
+    rollout = Rollout(ids, attention, mask, torch.zeros(mask.shape), mask[:, 0], prompt_width=left + 2)
+    head = torch.nn.Linear(3, 3, bias=False, dtype=torch.float64)
+    head.weight.data.copy_(BIGRAM.T)
+    model = CausalLM(OneHot(), head, vocab_size=3, context=16, packs=packs)
+    logits = model.logits(response_hidden(model, rollout).detach())
+    logprobs = token_logprobs(logits, rollout.response_ids[mask]).view(-1, 3)
+    expected = torch.tensor([0.25, 0.2, 0.6], dtype=torch.float64).log().expand_as(logprobs)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-14)
+    # Σk1 against uniform is ln(.25 · .2 · .6 · 27) = ln .81: negative, as a sampled KL may be; an exact one is not.
+    assert float((logprobs[0] + math.log(3)).sum()) == pytest.approx(-0.2107210313, abs=5e-11)
+    exact = divergences(logits[:3], torch.zeros_like(logits[:3])).kl
+    steps = torch.tensor([0.0588915178, 0.1483417494, 0.2006665638], dtype=torch.float64)
+    torch.testing.assert_close(exact, steps, rtol=0, atol=5e-11)
 
 
 def test_rows_are_filled_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

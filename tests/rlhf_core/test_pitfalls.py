@@ -57,7 +57,7 @@ PITFALLS = {
     5: Pitfall(
         "Padding is on the side that the code does not expect.",
         (
-            "rlhf_core/test_logprobs::test_the_logits_before_a_token_score_it_whatever_the_padding",
+            "rlhf_core/test_packing::test_t7_the_state_before_a_token_scores_it",
             "rlhf_core/test_packing::test_a_sequence_among_others_is_as_if_alone",
             "rlhf_core/test_rollout::test_the_cached_path_and_one_forward_agree_on_log_probabilities",
         ),

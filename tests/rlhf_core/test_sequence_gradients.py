@@ -69,7 +69,7 @@ def ppo_gradient(score: Tensor, beta: float, kl: dict[str, str], value: Tensor |
 
     ids = torch.stack([torch.zeros(4, dtype=torch.long), FIRST, SECOND], dim=1)
     every = torch.ones(4, 2, dtype=torch.bool)
-    rollout = Rollout(ids, torch.ones_like(ids), ids, every, old.logprob, every[:, 0], prompt_width=1)
+    rollout = Rollout(ids, torch.ones_like(ids), every, old.logprob, every[:, 0], prompt_width=1)
     experience = Experience(rollout, old.logprob, old.logprob - reference, old.kl, old.entropy, values)
     targets = make_targets(experience, score[FIRST, SECOND], beta, options)
 

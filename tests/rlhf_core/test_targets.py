@@ -41,7 +41,7 @@ def experience(*, k1: Tensor, kl: Tensor, value: Tensor, mask: Tensor | None = N
     real = torch.ones_like(k1, dtype=torch.bool) if mask is None else mask
     ids = torch.zeros(len(k1), 1 + k1.shape[1], dtype=torch.long)
     ended = torch.ones(len(k1), dtype=torch.bool)
-    rollout = Rollout(ids, ids + 1, ids, real, torch.zeros_like(k1), ended, prompt_width=1)
+    rollout = Rollout(ids, ids + 1, real, torch.zeros_like(k1), ended, prompt_width=1)
     return Experience(rollout, torch.zeros_like(k1), k1, kl, torch.zeros_like(k1), value)
 
 

@@ -92,9 +92,8 @@ def every_sequence(tables: Tables, length: int, given: Given) -> Experience:
     spoken = torch.tensor(list(itertools.product(range(len(tables[0][0])), repeat=length)))
     ids = torch.cat([torch.zeros_like(spoken[:, :1]), spoken], dim=1)
     mask = torch.ones_like(spoken, dtype=torch.bool)
-    positions = torch.arange(length + 1).expand_as(ids)
     none = torch.zeros(spoken.shape, dtype=torch.float64)
-    rollout = Rollout(ids, torch.ones_like(ids), positions, mask, none, mask[:, 0], prompt_width=1)
+    rollout = Rollout(ids, torch.ones_like(ids), mask, none, mask[:, 0], prompt_width=1)
     torch.manual_seed(0)
     head = nn.Linear(policy.hidden_size, 1, dtype=torch.float64)  # a baseline moves no mean gradient
     parts = torch.arange(len(spoken)).tensor_split(2)
