@@ -29,8 +29,8 @@ SENTENCES = (
     "The train was late, the coffee was cold, and nobody told us why.",
 )
 STOP_GRACE_S = 40.0
-LEAST_RISE_SE = 3.0
-LARGEST_MISS = 0.5  # of the target KL
+LEAST_RISE_SE = 5.0
+LARGEST_MISS = 0.25  # of the target KL
 LOG_TAIL = 25
 
 

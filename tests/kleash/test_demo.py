@@ -61,13 +61,13 @@ EVALUATION = {"reward_difference": {"mean": 0.1875, "se": 0.0625, "n": 64.0}}  #
 @pytest.mark.parametrize(
     ("evaluation", "held", "missed"),
     [
-        (EVALUATION, demo.Leash(6.0, 8, 4.0), []),  # +50 % is just within
-        (EVALUATION, demo.Leash(2.0, 8, 4.0), []),
+        (EVALUATION, demo.Leash(5.0, 8, 4.0), []),  # +25 % is just within
+        (EVALUATION, demo.Leash(3.0, 8, 4.0), []),
         (EVALUATION, demo.Leash(99.0, 8, None), []),
-        (EVALUATION, demo.Leash(6.1, 8, 4.0), ["KL"]),
-        (EVALUATION, demo.Leash(1.9, 8, 4.0), ["KL"]),
+        (EVALUATION, demo.Leash(5.1, 8, 4.0), ["KL"]),
+        (EVALUATION, demo.Leash(2.9, 8, 4.0), ["KL"]),
         (EVALUATION, demo.Leash(math.nan, 8, 4.0), ["KL"]),
-        ({"reward_difference": {"mean": 0.18, "se": 0.0625, "n": 64.0}}, demo.Leash(4.0, 8, 4.0), ["reward"]),
+        ({"reward_difference": {"mean": 0.3, "se": 0.0625, "n": 64.0}}, demo.Leash(4.0, 8, 4.0), ["reward"]),
         (
             {"reward_difference": {"mean": -9.0, "se": 0.1, "n": 64.0}},
             demo.Leash(9.0, 8, 4.0),

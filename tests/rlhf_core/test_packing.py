@@ -97,11 +97,11 @@ def test_t7_the_state_before_a_token_scores_it(left: int, right: int, others: in
     head = torch.nn.Linear(3, 3, bias=False, dtype=torch.float64)
     head.weight.data.copy_(BIGRAM.T)
     model = CausalLM(OneHot(), head, vocab_size=3, context=16, packs=packs)
-    logits = model.logits(response_hidden(model, rollout).detach())
+    logits = model.logits(response_hidden(model, rollout)).detach()
     logprobs = token_logprobs(logits, rollout.response_ids[mask]).view(-1, 3)
     expected = torch.tensor([0.25, 0.2, 0.6], dtype=torch.float64).log().expand_as(logprobs)
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-14)
-    # Σk1 against uniform is ln(.25 · .2 · .6 · 27) = ln .81: negative, as a sampled KL may be; an exact one is not.
+    # Σk1 against uniform is ln(.25 · .2 · .6 · 27) = ln .81: negative, as a sampled KL may be. The exact is not.
     assert float((logprobs[0] + math.log(3)).sum()) == pytest.approx(-0.2107210313, abs=5e-11)
     exact = divergences(logits[:3], torch.zeros_like(logits[:3])).kl
     steps = torch.tensor([0.0588915178, 0.1483417494, 0.2006665638], dtype=torch.float64)
