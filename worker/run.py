@@ -18,7 +18,7 @@ from rlhf_core.classifier import Classifiers
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
 from rlhf_core.policies import Policy, new_policy
-from rlhf_core.ppo import StepResult, train
+from rlhf_core.ppo import StepResult, lacks_baseline, train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
 from worker.failures import EXIT_STOPPED, DatasetError
@@ -71,7 +71,7 @@ class TrainingRun:
             final = self._train(policy, state, stop)
         if final is None:
             return EXIT_STOPPED
-        self._succeed(final, state.baseline, state.latest)
+        self._succeed(final, state)
         return 0
 
     def _fresh(self) -> Restored:
@@ -86,6 +86,8 @@ class TrainingRun:
         prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
         eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
         forget_other_prompts(state, eval_prompts)
+        forget_other_n(state, self.config.evaluation.best_of_n)
+        self._tell_best_of_n(state)
         self._audit(policy, state, prompts)
         classifiers = Classifiers(resolved.get("classifiers"), device=self.device)
         gold = self.config.evaluation.gold_reward
@@ -99,11 +101,13 @@ class TrainingRun:
             gold=None if gold is None else make_reward(gold, classifiers),
             micro_batch=self._micro_batch(),
         )
-        self._phase("evaluation" if state.step == 0 and eval_prompts else "training")
+        self._phase("evaluation" if lacks_baseline(state, self.config, eval_prompts) else "training")
         generators = Generators.now()
         try:
             for step in steps:
                 stop.unsaved = step.step > 0
+                if step.step == 0:
+                    self._tell_best_of_n(state)
                 self._record(step)
                 last = step.step == self.config.optimization.steps
                 due = step.step % self.config.checkpoint.every_steps == 0
@@ -164,7 +168,17 @@ class TrainingRun:
         self.step = step.step
         log.info("step", step=step.step, reward=step.metrics["reward/mean"], kl=step.metrics["kl/sequence"])
 
-    def _succeed(self, final: Checkpoint, before: Evaluation | None, after: Evaluation | None) -> None:
+    def _tell_best_of_n(self, state: TrainState) -> None:
+        """As an event, once per job: the frontier shows it while the job runs."""
+        if not state.best_of_n or any(self._events("job.best_of_n")):
+            return
+        points = [point._asdict() for point in state.best_of_n]
+        best = points[-1]
+        message = f"Best of {best['n']} by the reference: reward {best['reward']:.4g}, without training."
+        self._event("job.best_of_n", message, level="info", points=points)
+
+    def _succeed(self, final: Checkpoint, state: TrainState) -> None:
+        before, after = state.baseline, state.latest
         result: dict[str, Any] = {
             "model": f"{self.job.id}@{FINAL}",
             "checkpoint_id": final.id,
@@ -177,8 +191,10 @@ class TrainingRun:
                 "after": summarise(after),
                 "reward_difference": paired_difference(before, after),
             }
-            if before.gold and after.gold:  # a checkpoint of another job may have been judged without
+            if before.gold and after.gold:
                 result["evaluation"]["gold_difference"] = paired_difference(before, after, of="gold")
+            if state.best_of_n:
+                result["evaluation"]["best_of_n"] = [point._asdict() for point in state.best_of_n]
         self.store.finish(self.job.id, self.job.attempt, Status.SUCCEEDED, result=result)
 
     def roll_back(self, error: NonFiniteLoss) -> bool:
@@ -226,7 +242,13 @@ class TrainingRun:
 def forget_other_prompts(state: TrainState, eval_prompts: list[str]) -> None:
     """A checkpoint of another job may have been evaluated on other prompts: nothing to compare with."""
     if state.baseline is not None and list(state.baseline.prompts) != eval_prompts:
-        state.baseline = state.latest = None
+        state.baseline, state.latest, state.best_of_n = None, None, ()
+
+
+def forget_other_n(state: TrainState, n: int | None) -> None:
+    """A checkpoint of another job may have asked for the best of another number."""
+    if state.best_of_n and state.best_of_n[-1].n != n:
+        state.best_of_n = ()
 
 
 def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:

@@ -37,6 +37,7 @@ class State:
     value_head: None = None
     baseline: None = None
     latest: None = None
+    best_of_n: tuple[()] = ()
     intact: bool = False
 
 
