@@ -85,8 +85,7 @@ class TrainingRun:
         resolved = self.job.resolved
         prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
         eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
-        forget_other_prompts(state, eval_prompts)
-        forget_other_n(state, self.config.evaluation.best_of_n)
+        forget_other_baseline(state, eval_prompts, self.config.evaluation.best_of_n)
         self._tell_best_of_n(state)
         self._audit(policy, state, prompts)
         classifiers = Classifiers(resolved.get("classifiers"), device=self.device)
@@ -239,14 +238,10 @@ class TrainingRun:
         self.store.set_phase(self.job.id, self.job.attempt, phase)
 
 
-def forget_other_prompts(state: TrainState, eval_prompts: list[str]) -> None:
-    """A checkpoint of another job may have been evaluated on other prompts: nothing to compare with."""
+def forget_other_baseline(state: TrainState, eval_prompts: list[str], n: int | None) -> None:
+    """A checkpoint of another job may have been evaluated on other prompts, or against the best of another n."""
     if state.baseline is not None and list(state.baseline.prompts) != eval_prompts:
         state.baseline, state.latest, state.best_of_n = None, None, ()
-
-
-def forget_other_n(state: TrainState, n: int | None) -> None:
-    """A checkpoint of another job may have asked for the best of another number."""
     if state.best_of_n and state.best_of_n[-1].n != n:
         state.best_of_n = ()
 
