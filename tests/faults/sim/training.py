@@ -80,6 +80,10 @@ class Training:
     def fresh_state(self, policy: Policy, config: PPOConfig) -> State:
         return State(0)
 
+    def lacks_baseline(self, *_: object) -> bool:
+        """It evaluates nothing."""
+        return False
+
     def train(self, policy: Policy, state: State, config: PPOConfig, **_: Any) -> Iterator[StepResult]:
         """As rlhf_core.ppo.train: in the middle of a step, policy and state do not belong together."""
         while state.step < config.optimization.steps:
