@@ -10,6 +10,8 @@ RLHFError
 │   ├── NoChatTemplate      messages for a tokenizer without a chat template
 │   ├── ChatTemplateFailed  the template raises on these messages, or runs too long
 │   └── ChatTemplateMismatch  it renders a conversation that does not go on from the prompt's
+├── UnknownToken        a setting names a token that the tokenizer or the model does not have
+├── UnusableStop        a stop string that the tokenizer never writes
 ├── RewardError         a reward function raised or did not return one number per completion
 ├── AuditFailed         what PPO takes for granted does not hold for this model on this machine
 ├── NonFiniteLoss       NaN or infinity in a reward, log-probability, loss or gradient
@@ -77,6 +79,18 @@ class ChatTemplateMismatch(UnusableInput):
     """The template renders a conversation that does not go on from its prompt's rendering."""
 
     code = "chat_template_mismatch"
+
+
+class UnknownToken(RLHFError):
+    """A setting names a token that the tokenizer or the model does not have."""
+
+    code = "unknown_token"
+
+
+class UnusableStop(RLHFError):
+    """A stop string that the tokenizer never writes, so that no completion would end with it."""
+
+    code = "unusable_stop"
 
 
 class RewardError(RLHFError):

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from rlhf_core.causal_lm import CausalLM
 from rlhf_core.chunked import chunked_scores
-from rlhf_core.config.ppo import RolloutConfig
+from rlhf_core.config.ppo import PPOConfig, RolloutConfig
 from rlhf_core.kl import k1
+from rlhf_core.kl_weights import WeightedKL, WeightTable, weight_table, weighted_scores
 from rlhf_core.packing import pack
 from rlhf_core.rollout import Rollout, generate
+from rlhf_core.stopping import StopStrings, require_producible
 from rlhf_core.truncation import Truncation
 
 
@@ -78,6 +80,7 @@ class Experience(NamedTuple):
     value: Float[Tensor, "batch response"]
     # One position before each token, row by row without padding; kept only where a loss needs it.
     reference_hidden: Float[Tensor, "tokens hidden"] | None = None
+    weighted: WeightedKL | None = None  # only where `kl.weights` asks for it
 
 
 def device_of(policy: TrainablePolicy) -> torch.device:
@@ -85,20 +88,39 @@ def device_of(policy: TrainablePolicy) -> torch.device:
     return next(iter(policy.trainable_parameters().values())).device
 
 
+def weights_of(policy: TrainablePolicy, config: PPOConfig) -> WeightTable | None:
+    """`kl.weights` for this policy's vocabulary. Raises UnknownToken."""
+    if config.kl.weights is None:
+        return None
+    with policy.policy() as model:
+        return weight_table(
+            config.kl.weights,
+            policy.codec,
+            vocab_size=model.vocab_size,
+            longest_response=config.rollout.max_new_tokens,
+            device=model.device,
+        )
+
+
 def sample(
     policy: TrainablePolicy, texts: Sequence[str], config: RolloutConfig, random: torch.Generator
 ) -> Rollout:
-    """One completion per text."""
+    """One completion per text. Raises UnknownToken and UnusableStop for what cannot end one."""
+    codec, strings, token_ids = policy.codec, config.stop, config.stop_token_ids
     with policy.policy() as model:
+        require_producible(
+            strings, token_ids, vocab_size=model.vocab_size, encode=codec.encode, decode=codec.decode
+        )
         return generate(
             model,
-            [policy.codec.encode(text) for text in texts],
+            [codec.encode(text) for text in texts],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            eos_ids=policy.codec.eos_ids,
-            pad_id=policy.codec.pad_id,
+            eos_ids=codec.eos_ids.union(token_ids),
+            pad_id=codec.pad_id,
             generator=random,
             truncation=Truncation.of(config),
+            stop=StopStrings(strings, codec.decode) if strings else None,
         )
 
 
@@ -110,16 +132,19 @@ def assess(
     temperature: float,
     *,
     keep_reference: bool = False,
+    weights: WeightTable | None = None,
 ) -> Experience:
     """Log-probabilities, exact KL, entropy and value of every response token under the present policy.
 
-    `keep_reference` keeps the reference's hidden states too: tokens × width, in the trunk's dtype.
+    `keep_reference` keeps the reference's hidden states too: tokens × width, in float32. `weights` adds the
+    weighted KL.
     """
     shape = rollout.response_mask.shape
     logprob, d, kl, entropy, value = (
         torch.zeros(shape, dtype=rollout.sampled_logprob.dtype, device=rollout.input_ids.device)
         for _ in range(5)
     )
+    weighted = () if weights is None else tuple(torch.zeros_like(kl) for _ in WeightedKL._fields)
     kept: Tensor | None = None
     places = token_places(rollout.response_mask) if keep_reference else None
     for rows in minibatches:
@@ -131,9 +156,12 @@ def assess(
                 policy_logits = model.logits
             with policy.reference() as model:
                 theirs = response_hidden(model, batch)
-                scores = chunked_scores(
-                    hidden, theirs, policy_logits, model.logits, ids, temperature=temperature
-                )
+                given = (hidden, theirs, policy_logits, model.logits, ids)
+                charged: tuple[Tensor, ...] = ()
+                if weights is None:
+                    scores = chunked_scores(*given, temperature=temperature)
+                else:
+                    scores, charged = weighted_scores(*given, weights, temperature=temperature)
             if places is not None:
                 if kept is None:
                     kept = theirs.new_empty(int(rollout.response_mask.sum()), theirs.shape[-1])
@@ -144,9 +172,14 @@ def assess(
                 (kl, scores.kl),
                 (entropy, scores.entropy),
                 (value, value_head(hidden).squeeze(-1)),
+                *zip(weighted, charged, strict=True),
             ):
                 target[rows] = target[rows].masked_scatter(batch.response_mask, flat)
-    return Experience(rollout, logprob, d, kl, entropy, value, kept)
+    found = Experience(rollout, logprob, d, kl, entropy, value, kept)
+    if weights is None:
+        return found
+    of_positions = weights.of_positions[: shape[1]].to(kl)
+    return found._replace(weighted=WeightedKL(*(of_positions * column for column in weighted)))
 
 
 def token_places(mask: Bool[Tensor, "batch response"]) -> Int[Tensor, "batch response"]:

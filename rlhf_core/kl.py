@@ -79,6 +79,19 @@ def kl_terms(
     return torch.where(small == delta, near, far)
 
 
+def weighted_kl(
+    logprobs: Float[Tensor, "*b items"],
+    ref_logprobs: Float[Tensor, "*b items"],
+    weights: Float[Tensor, " items"],
+) -> Float[Tensor, "*b"]:
+    """Σ_v w_v h_v: KL(π ‖ ref) if w = 1 on the whole vocabulary, never negative if w ≥ 0.
+
+    Over the whole vocabulary its gradient is E[w(y) d ∇ ln π(y)], that of w(y) k1 as a reward. The mean of w(y) d
+    is another number, Σ_v w_v p_v δ_v, which may be negative.
+    """
+    return torch.where(weights == 0, 0.0, weights * kl_terms(logprobs, ref_logprobs)).sum(-1)
+
+
 def divergences(
     policy_logits: Float[Tensor, "*b vocab"],
     reference_logits: Float[Tensor, "*b vocab"],

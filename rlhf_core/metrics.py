@@ -48,6 +48,7 @@ def describe(
     k1_sequence = sequence_kl(experience.k1, mask)
     charged = sequence_kl(targets.penalty, mask)
     target = getattr(config.kl.controller, "target_nats_per_sequence", None)
+    weighted = experience.weighted
     metrics = {
         "reward/adjusted_mean": (scores.to(charged.device) - charged).mean(),
         "kl/sequence": sequence_kl(experience.kl, mask).mean(),
@@ -62,6 +63,7 @@ def describe(
         "value/explained_variance": explained_variance(targets.returns, experience.value, mask),
         "length/mean": mask.sum(dim=1).double().mean(),
         "length/eos_rate": experience.rollout.ended.double().mean(),
+        **({} if weighted is None else {"kl/weighted_sequence": sequence_kl(weighted.kl, mask).mean()}),
     }
     numbers = {name: float(value) for name, value in metrics.items()} | {"kl/beta": beta}
     return numbers | ({"kl/target": target} if target is not None else {})
@@ -136,7 +138,7 @@ def samples_of(
 def token_columns(experience: Experience, codec: Codec) -> Iterator[dict[str, list[Any]]]:
     """Ids, texts and exact KL of each completion's tokens; nothing once a step has given TOKENS_KEPT of them.
 
-    A text is the token's own: U+FFFD for a part of a character, empty for a stop token.
+    A text is the token's own: U+FFFD for a part of a character, empty for a special token.
     """
     text = cache(lambda token: codec.decode([token]))
     left = TOKENS_KEPT

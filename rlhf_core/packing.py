@@ -14,9 +14,7 @@ from rlhf_core.causal_lm import CausalLM
 from rlhf_core.rollout import Rollout
 
 PACKED_TOKENS = 192  # a row; a dense mask is the attention there: longer rows cost more than they save
-PADDING_WASTE = (
-    1.1  # computed tokens of one sequence a row over those of packed rows: less is cheaper than a mask
-)
+PADDING_WASTE = 1.1  # tokens of one sequence a row over those of packed rows: for less a mask costs more
 
 
 class PackedRollout(NamedTuple):
@@ -24,9 +22,7 @@ class PackedRollout(NamedTuple):
 
     ids: Int[Tensor, "rows time"]
     told_apart: dict[str, Tensor]  # what tells a trunk where sequences begin and end
-    before: Int[
-        Tensor, " tokens"
-    ]  # where the trunk has read up to each response token, in rows laid end to end
+    before: Int[Tensor, " tokens"]  # the place before each response token, in rows laid end to end
 
     def predicting(self, model: CausalLM) -> Float[Tensor, "tokens hidden"]:
         """The hidden state before every response token, sequence after sequence."""

@@ -18,6 +18,7 @@ from rlhf_core.causal_lm import CausalLM
 from rlhf_core.config.ppo import LoraConfig, ModelConfig
 from rlhf_core.errors import ModelLoadError
 from rlhf_core.models import Body, as_load_error, load_body, load_tokenizer
+from rlhf_core.products import arrange_for_forward
 from rlhf_core.trained_trunk import TrainedTrunk, checkpoint_activations, silence
 
 
@@ -134,7 +135,7 @@ class FullPolicy(Policy):
 def new_policy(source: str, options: ModelConfig, *, seed: int, device: str = "cpu") -> Policy:
     """A policy equal to its reference. Raises ModelLoadError."""
     if options.lora is not None:
-        body = _load(source, options, device)
+        body = _load_base(source, options, device)
         with as_load_error(source):
             _add_adapter(body, options.lora, seed)
         return _lora_policy(body, source, options)
@@ -147,7 +148,7 @@ def new_policy(source: str, options: ModelConfig, *, seed: int, device: str = "c
 def load_policy(source: str, folder: Path, options: ModelConfig, *, device: str = "cpu") -> Policy:
     """A policy that goes on from what was saved in a folder. Raises ModelLoadError."""
     if options.lora is not None:
-        body = _load(source, options, device)
+        body = _load_base(source, options, device)
         with as_load_error(str(folder)):
             body.load_trainable_adapter(folder)
         return _lora_policy(body, source, options)
@@ -163,6 +164,13 @@ def _load(path: str, options: ModelConfig, device: str) -> Body:
     body = load_body(path, device=device, products=options.dtype == "float32")
     if not body.causal_lm.splits:
         raise ModelLoadError(f"{path}: its head is not one linear layer; it can be scored, not trained")
+    return body
+
+
+def _load_base(path: str, options: ModelConfig, device: str) -> Body:
+    """What adapters are trained on: it runs forward three times for every time that it runs backward."""
+    body = _load(path, options, device)
+    arrange_for_forward(body.model)
     return body
 
 

@@ -16,7 +16,7 @@ from rlhf_core.answers import answers, roll_out
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import KLDiverged
 from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
-from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of
+from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, weights_of
 from rlhf_core.gradient_noise import signal_to_noise, watched_gradients
 from rlhf_core.judgement import Judges, describe_rewards, judge
 from rlhf_core.kl import sequence_kl
@@ -30,6 +30,7 @@ from rlhf_core.metrics import (
     standard_errors,
 )
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
+from rlhf_core.pretraining_mix import tokenize_texts
 from rlhf_core.rewards import RewardFunction
 from rlhf_core.rollout import response_ids
 from rlhf_core.score_shaping import describe_shaping, shape_scores
@@ -61,6 +62,7 @@ def train(
     eval_prompts: Sequence[str],
     reward: RewardFunction,
     gold: RewardFunction | None = None,
+    ptx_texts: Sequence[str] = (),
     micro_batch: int | None = None,
 ) -> Iterator[StepResult]:
     """Run the steps that are left. `policy` and `state` change in place; both are consistent at each yield, and
@@ -73,9 +75,13 @@ def train(
         RewardError: the reward raised or did not return one number per completion.
         NonFiniteLoss: NaN or infinity in a reward, log-probability, loss or gradient; no optimizer step followed.
         KLDiverged: the exact sequence KL stayed above `kl.limit`; the step under way has changed nothing.
-        InputTooLong: a prompt with its completion exceeds the model's context.
+        InputTooLong: a prompt with its completion, or a text of `ptx_texts`, exceeds the model's context.
+        EmptyInput: a text of `ptx_texts` is shorter than two tokens.
+        UnknownToken: `kl.weights` or `rollout.stop_token_ids` names a token that the policy does not have.
+        UnusableStop: a string of `rollout.stop` is one that the policy's tokenizer never writes.
     """
-    device, judges = device_of(policy), Judges(reward, gold)
+    device, judges, weights = device_of(policy), Judges(reward, gold), weights_of(policy, config)
+    mixed_in = tokenize_texts(policy, ptx_texts, config)
     if lacks_baseline(state, config, eval_prompts):
         measure_baseline(policy, state, eval_prompts, judges, config, micro_batch=micro_batch)
         yield StepResult(step=0, evaluation=state.baseline)
@@ -108,9 +114,14 @@ def train(
             device=device,
         )
         packed = in_micro_batches(plan[0], micro_batch)
-        exact = config.kl.penalty == "exact"
         experience = assess(
-            policy, state.value_head, rollout, packed, config.rollout.temperature, keep_reference=exact
+            policy,
+            state.value_head,
+            rollout,
+            packed,
+            config.rollout.temperature,
+            keep_reference=config.kl.penalty == "exact",
+            weights=weights,
         )
         require_finite_experience(step, experience)
         kl = experience.kl.sum(dim=1).mean().item()
@@ -123,7 +134,11 @@ def train(
         state.intact = False
         trained = list(policy.trainable_parameters().values())
         with watched_gradients(state.optimizer, trained, first=len(plan[0])) as gradients:
-            update = update_policy(policy, state, experience, targets, plan, config, micro_batch=micro_batch)
+            update = update_policy(
+                *(policy, state, experience, targets, plan, config),
+                micro_batch=micro_batch,
+                ptx_texts=mixed_in,
+            )
         clock.append(time.monotonic())
 
         # 4. The controller looks at the exact KL of the policy that made the rollout, once that policy can move.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 LEAST_ROWS = 4  # for fewer MKL is as fast
@@ -30,6 +31,18 @@ def accelerate(model: nn.Module) -> None:
                 module.__class__ = OneDNNLinear
             elif type(module) is Conv1D:
                 module.__class__ = OneDNNConv1D
+
+
+def arrange_for_forward(model: PreTrainedModel) -> None:
+    """Copy the weights of a frozen model, those of its linear layers into the order that x Wᵀ reads them in.
+
+    The forward pass is then some fifth faster, the way back to x by as much slower. Of the file that weights were
+    mapped from nothing is needed any more. Values, shapes and names stay.
+    """
+    linear = {m.weight for m in model.modules() if type(m) is OneDNNLinear and m.weight.device.type == "cpu"}
+    linear -= {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    for weight in model.parameters() if linear else ():
+        weight.data = weight.data.t().contiguous().t() if weight in linear else weight.data.clone()
 
 
 class OneDNNLinear(nn.Linear):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_core.causal_lm import CausalLM
 from rlhf_core.errors import EmptyInput, InputTooLong
+from rlhf_core.stopping import StopStrings
 from rlhf_core.truncation import Truncation, truncate
 
 LEAVE_AT = 7 / 8  # of the rows in the cache go on: the others leave; each time costs a copy of what stays
@@ -28,14 +29,14 @@ class Rollout(NamedTuple):
     input_ids: Int[Tensor, "batch time"]
     attention_mask: Int[Tensor, "batch time"]
     position_ids: Int[Tensor, "batch time"]
-    response_mask: Bool[Tensor, "batch response"]  # True up to and including the stop token
+    response_mask: Bool[Tensor, "batch response"]  # True up to and including the token that ends it
     sampled_logprob: Float[Tensor, "batch response"]  # of the generation path, at the sampling temperature
-    ended: Bool[Tensor, " batch"]  # by a stop token, not by length
+    ended: Bool[Tensor, " batch"]  # by EOS, a stop token or a stop string, not by length
     prompt_width: int
 
     @property
     def response_ids(self) -> Int[Tensor, "batch response"]:
-        """The sampled tokens; padding behind the stop token."""
+        """The sampled tokens; padding behind the last."""
         return self.input_ids[:, self.prompt_width :]
 
     def rows(self, index: Int[Tensor, " rows"]) -> "Rollout":
@@ -52,7 +53,7 @@ class Rollout(NamedTuple):
 
 
 def response_ids(rollout: Rollout) -> list[list[int]]:
-    """The sampled tokens of each sequence, up to and including its stop token."""
+    """The sampled tokens of each sequence, up to and including the one that ends it."""
     return [ids[mask].tolist() for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
 
 
@@ -67,10 +68,12 @@ def generate(
     pad_id: int,
     generator: torch.Generator | None,
     truncation: Truncation | None = None,
+    stop: StopStrings | None = None,
 ) -> Rollout:
     """Sample one completion per prompt; without a generator, take the most likely token instead.
 
-    The log-probabilities are those of the full softmax, whatever `truncation` leaves to be sampled.
+    The log-probabilities are those of the full softmax, whatever `truncation` leaves to be sampled. A completion
+    ends with one of `eos_ids`, or with the token that completes a string of `stop`, which is of this batch alone.
 
     Raises:
         EmptyInput: a prompt has no token; nothing would predict its completion.
@@ -100,6 +103,8 @@ def generate(
         now = (unfinished, length)
         ids[now], logprobs[now], mask[now] = token, logprob.double(), True
         goes_on = ~torch.isin(token, stops)
+        if stop is not None:
+            goes_on &= ~stop.completed_by(unfinished, token)
         unfinished, length = unfinished[goes_on], length + 1
         decoding.append(token, goes_on)
 

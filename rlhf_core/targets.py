@@ -29,12 +29,14 @@ def make_targets(
     """Rewards with the KL penalty in them, GAE, whitening; the loss's β follows the whitening.
 
     Exact KL is known before the token is drawn: where it is the penalty, the value head predicts what follows
-    it, and the state's value is the head's minus it. Advantages without variance are whitened to zeros. They
-    carry no reward units, so β stays what it is.
+    it, and the state's value is the head's minus it; likewise for what `kl.weights` charge to the state.
+    Advantages without variance are whitened to zeros. They carry no reward units, so β stays what it is.
     """
     mask, options = experience.rollout.response_mask, config.advantages
     penalty = torch.where(mask, beta * _charge(experience, config), 0.0)
     known = penalty if config.kl.penalty in ("hybrid", "exact") else torch.zeros_like(penalty)
+    if experience.weighted is not None:
+        known = torch.where(mask, beta * experience.weighted.of_state, 0.0)
     rewards = token_rewards(scores.to(experience.value), penalty, mask)
     estimate = gae(rewards, experience.value - known, mask, gamma=options.gamma, lam=options.gae_lambda)
     advantage, returns = estimate.advantages, estimate.returns + known
@@ -50,6 +52,8 @@ def make_targets(
 
 def _charge(experience: Experience, config: PPOConfig) -> Float[Tensor, "batch response"]:
     """What is charged per token in the reward, in nats."""
+    if experience.weighted is not None:
+        return experience.weighted.own + experience.weighted.of_state
     if config.kl.penalty == "k1":
         return experience.k1
     if config.kl.penalty in ("hybrid", "exact"):

@@ -17,10 +17,12 @@ from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation
 from rlhf_core.experience import Experience, TrainablePolicy, response_hidden, token_places
 from rlhf_core.objective import Tokens, objective
+from rlhf_core.pretraining_mix import TokenIds, text_logprobs, texts_of
 from rlhf_core.schedules import learning_rate_factor
 from rlhf_core.targets import Targets
 
 Report = dict[str, float]
+PER_MINIBATCH = ("grad/norm", "loss/ptx", "ptx/nats_per_token")  # what knows nothing of the rollout's tokens
 
 
 @dataclass
@@ -64,6 +66,7 @@ def update_policy(
     config: PPOConfig,
     *,
     micro_batch: int | None = None,
+    ptx_texts: Sequence[TokenIds] = (),
 ) -> Report:
     """All epochs of minibatches, or up to the first that `is_too_far`; returns the means over tokens.
 
@@ -71,9 +74,12 @@ def update_policy(
     """
     set_learning_rates(state, config)
     reports: list[Report] = []
-    for rows in chain.from_iterable(plan):
+    for number, rows in enumerate(chain.from_iterable(plan)):
+        texts = texts_of(number, ptx_texts, config, steps_done=state.step)
         reports.append(
-            update_minibatch(policy, state, experience, targets, rows, config, micro_batch=micro_batch)
+            update_minibatch(
+                policy, state, experience, targets, rows, config, micro_batch=micro_batch, ptx_texts=texts
+            )
         )
         if is_too_far(reports[-1], config):
             break
@@ -86,10 +92,10 @@ def update_policy(
 
 
 def token_means(reports: Sequence[Report], counts: Sequence[int]) -> Report:
-    """Means over all minibatches' tokens, from the means over each one's; a gradient's norm counts once each."""
+    """Means over all minibatches' tokens, from the means over each one's; PER_MINIBATCH counts once each."""
 
     def mean(name: str) -> float:
-        weights = [1 if name == "grad/norm" else count for _, count in zip(reports, counts, strict=False)]
+        weights = [1 if name in PER_MINIBATCH else count for _, count in zip(reports, counts, strict=False)]
         total = math.fsum(weight * r[name] for weight, r in zip(weights, reports, strict=True))
         return total / sum(weights)
 
@@ -105,10 +111,11 @@ def update_minibatch(
     config: PPOConfig,
     *,
     micro_batch: int | None = None,
+    ptx_texts: Sequence[TokenIds] = (),
 ) -> Report:
     """One optimizer step, unless the whole minibatch `is_too_far` by now.
 
-    The gradient is summed over micro-batches of at most `micro_batch` sequences.
+    The gradient is summed over micro-batches of at most `micro_batch` sequences or texts.
 
     Raises:
         NonFiniteLoss: before the optimizer is stepped.
@@ -119,12 +126,13 @@ def update_minibatch(
         add_gradient(policy, state, experience, targets, part, config, token_count=count)
         for part in in_micro_batches([rows], micro_batch)
     ]
+    mixed = add_ptx_gradient(policy, state, ptx_texts, config, micro_batch=micro_batch)
     norm = clip_gradients(policy, state, config.optimization.max_grad_norm)
     total = {name: math.fsum(r[name] for r in reports) for name in reports[0]}
     total["policy/ratio_max"] = max(r["policy/ratio_max"] for r in reports)
     if not is_too_far(total, config):
         state.optimizer.step()
-    return total | {"grad/norm": norm}
+    return total | mixed | {"grad/norm": norm}
 
 
 def trains_value_only(state: TrainState, config: PPOConfig) -> bool:
@@ -186,6 +194,29 @@ def add_gradient(
         terms = {"value/loss": terms["value/loss"]}
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     return report
+
+
+def add_ptx_gradient(
+    policy: TrainablePolicy,
+    state: TrainState,
+    texts: Sequence[TokenIds],
+    config: PPOConfig,
+    *,
+    micro_batch: int | None,
+) -> Report:
+    """Add the gradient of −ptx_coefficient · mean log π over the texts' tokens, none in the critic's warm-up."""
+    if not texts or trains_value_only(state, config):
+        return {}
+    coefficient, count = config.loss.ptx_coefficient, sum(len(text) - 1 for text in texts)
+    nats = []
+    for rows in in_micro_batches([torch.arange(len(texts))], micro_batch):
+        with policy.policy() as model:
+            logprob = text_logprobs(model, [texts[row] for row in rows.tolist()])
+        share = -logprob.sum() / count
+        require_finite(state.step + 1, "loss/ptx", coefficient * share)
+        (coefficient * share).backward()  # type: ignore[no-untyped-call]
+        nats.append(share.item())
+    return {"loss/ptx": coefficient * math.fsum(nats), "ptx/nats_per_token": math.fsum(nats)}
 
 
 def kept_reference(

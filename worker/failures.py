@@ -46,12 +46,15 @@ HINTS = {
     "stalled": "The last lines of the log show where it stood. A reward that waits for something needs a timeout.",
     "crashed": "The last lines of the log say where. The job can go on with resume_from its last checkpoint.",
     "timeout": "Raise limits.max_runtime_s; a job with resume_from goes on from the last checkpoint.",
-    "input_too_long": "Shorten the prompts or lower rollout.max_new_tokens.",
+    "input_too_long": "Shorten the prompts or lower rollout.max_new_tokens (texts: data.ptx_max_tokens).",
     "model_load_failed": "The model must be a folder with safetensors weights and a fast tokenizer.",
     "path_not_allowed": "The worker needs the KLEASH_MODELS_FILE, KLEASH_MODEL_ROOTS and "
     "KLEASH_ALLOW_HUB_MODELS of the API.",
-    "dataset_error": "Prompts: one JSON object a line, with a text field `prompt`. A score job's items_file must "
-    "have a line, and must not change while the job runs.",
+    "empty_input": "A prompt needs a token, a text of data.ptx_texts or data.ptx_texts_file two.",
+    "unknown_token": "A token is an id of the model, a text that its tokenizer makes one token of, or eos.",
+    "unusable_stop": "rollout.stop holds texts that the model can write; rollout.stop_token_ids names tokens.",
+    "dataset_error": "Prompts: one JSON object a line, with a text field `prompt`; in data.ptx_texts_file it is "
+    "`text`. A score job's items_file must have a line, and must not change while the job runs.",
     "reward_error": "The reward must return one finite number for each completion.",
     "checkpoint_failed": "Resume from another checkpoint of that job.",
 }
@@ -78,7 +81,7 @@ class DiskFull(StorageError):
 
 
 class DatasetError(RLHFError):
-    """A prompts file cannot be used."""
+    """A file of prompts or texts cannot be used."""
 
     code = "dataset_error"
 

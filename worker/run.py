@@ -83,8 +83,10 @@ class TrainingRun:
     def _train(self, policy: Policy, state: TrainState, stop: Stop) -> Checkpoint | None:
         """The final checkpoint; None if the run was stopped before."""
         resolved = self.job.resolved
-        prompts = read_prompts(self.config.data.prompts, resolved.get("prompts_file"))
-        eval_prompts = read_prompts(self.config.data.eval_prompts, resolved.get("eval_prompts_file"))
+        data = self.config.data
+        prompts = read_texts(data.prompts, resolved.get("prompts_file"))
+        eval_prompts = read_texts(data.eval_prompts, resolved.get("eval_prompts_file"))
+        ptx_texts = read_texts(data.ptx_texts, resolved.get("ptx_texts_file"), field="text")
         forget_other_baseline(state, eval_prompts, self.config.evaluation.best_of_n)
         self._tell_best_of_n(state)
         self._audit(policy, state, prompts)
@@ -98,6 +100,7 @@ class TrainingRun:
             eval_prompts=eval_prompts,
             reward=make_reward(self.config.reward, classifiers),
             gold=None if gold is None else make_reward(gold, classifiers),
+            ptx_texts=ptx_texts,
             micro_batch=self._micro_batch(),
         )
         self._phase("evaluation" if lacks_baseline(state, self.config, eval_prompts) else "training")
@@ -171,9 +174,8 @@ class TrainingRun:
         """As an event, once per job: the frontier shows it while the job runs."""
         if not state.best_of_n or any(self._events("job.best_of_n")):
             return
-        points = [point._asdict() for point in state.best_of_n]
-        best = points[-1]
-        message = f"Best of {best['n']} by the reference: reward {best['reward']:.4g}, without training."
+        points, best = [point._asdict() for point in state.best_of_n], state.best_of_n[-1]
+        message = f"Best of {best.n} by the reference: reward {best.reward:.4g}, without training."
         self._event("job.best_of_n", message, level="info", points=points)
 
     def _succeed(self, final: Checkpoint, state: TrainState) -> None:
@@ -267,11 +269,11 @@ def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
     ]
 
 
-def read_prompts(inline: tuple[str, ...] | None, file: str | None) -> list[str]:
-    """Prompts from the config, or from the field `prompt` of a JSONL file.
+def read_texts(inline: tuple[str, ...] | None, file: str | None, *, field: str = "prompt") -> list[str]:
+    """Texts from the config, or from one field of a JSONL file.
 
     Raises:
-        DatasetError: the file cannot be read, or a line has no prompt.
+        DatasetError: the file cannot be read, or a line has no text there.
     """
     if inline is not None:
         return list(inline)
@@ -279,12 +281,14 @@ def read_prompts(inline: tuple[str, ...] | None, file: str | None) -> list[str]:
         return []
     try:
         lines = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-        prompts = [json.loads(line)["prompt"] for line in lines]
+        texts = [json.loads(line)[field] for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{Path(file).name}: {type(error).__name__}: {error}") from error
-    if not prompts or not all(isinstance(prompt, str) and prompt for prompt in prompts):
-        raise DatasetError(f"{Path(file).name}: every line needs a field `prompt` with text")
-    return prompts
+    empty = next((n for n, text in enumerate(texts) if not (isinstance(text, str) and text)), None)
+    if empty is not None or not texts:
+        which = "" if empty is None else f"; text {empty} (from 0) has none"
+        raise DatasetError(f"{Path(file).name}: every line needs a field `{field}` with text{which}")
+    return texts
 
 
 def fixed_device() -> str:

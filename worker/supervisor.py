@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -179,14 +179,13 @@ class Supervisor:
             return None
         heart = Heartbeat(self._store, job, asked_at=asked_at, settings=self._settings, clock=self._clock)
         try:
-            with ExitStack() as stack:
-                try:
-                    stack.enter_context(scorers_asleep(self._settings, self._worker))
-                except SystemExit:
-                    with suppress(LeaseLost, StoreUnavailable):
-                        self._store.hand_back(job.id, job.attempt, reason=Cause.SHUTDOWN)
-                    raise
+            with scorers_asleep(self._settings, self._worker):
                 return self._run(job, heart)
+        except SystemExit:
+            # Celery raises it wherever we are when the worker shuts down. A run that is settled is not ours.
+            with suppress(LeaseLost, StoreUnavailable):
+                self._store.hand_back(job.id, job.attempt, reason=Cause.SHUTDOWN)
+            raise
         finally:
             heart.stop()
 
@@ -201,7 +200,6 @@ class Supervisor:
             code = run.watch()
             return self._settle(heart, run.cause, child.failure(code), code)
         except SystemExit:
-            # Celery raises it wherever we are when the worker shuts down.
             run.stop(Cause.SHUTDOWN)
             code = run.watch()
             self._settle(heart, run.cause, child.failure(code), code)

@@ -201,6 +201,7 @@ class JobService:
             "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
             "prompts_file": data.prompts_file and self._models.resolve_file(data.prompts_file),
             "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),
+            "ptx_texts_file": data.ptx_texts_file and self._models.resolve_file(data.ptx_texts_file),
         }
 
     def _start(self, spec: PPOSpec, name: str, model: ModelSource, owner: str) -> dict[str, object]:

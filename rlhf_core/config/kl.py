@@ -1,8 +1,9 @@
 """The leash: what is charged for drift, and who sets its price."""
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from rlhf_core.config.base import Config
 
@@ -59,6 +60,51 @@ class KLLimit(Config):
     patience_steps: int = Field(3, ge=1, description="1: the first step above it is the last.")
 
 
+class TokenWeight(Config):
+    """The weight of one item of the vocabulary, wherever in a response."""
+
+    token: Annotated[str, Field(min_length=1, max_length=200)] | Annotated[int, Field(ge=0)] = Field(
+        description="An id, a text that is exactly one token, or `eos`: every token that ends a completion."
+    )
+    weight: float = Field(ge=0, description="0 charges nothing for the token itself.")
+
+
+class PositionWeight(Config):
+    """The weight of some positions of every response, as in a slice: `start` is in, `end` is not."""
+
+    start: int = Field(0, ge=0, le=4096, description="0 is the response's first token.")
+    end: int | None = Field(None, ge=1, le=4096, description="null: to the end.")
+    weight: float = Field(ge=0)
+
+
+class KLWeights(Config):
+    """Weights on the KL that penalty `k1` charges (docs/algorithms.md).
+
+    What is not listed has the weight 1; a token's and its position's are multiplied. The controller, the limit
+    and every metric of KL but `kl/penalty` and `kl/weighted_sequence` are without weights.
+    """
+
+    tokens: Annotated[tuple[TokenWeight, ...], Strict(False)] = Field((), max_length=100)
+    positions: Annotated[tuple[PositionWeight, ...], Strict(False)] = Field((), max_length=100)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "KLWeights":
+        if not self.tokens and not self.positions:
+            raise ValueError("give weights for tokens, positions or both")
+        names = [listed.token for listed in self.tokens]
+        if len(set(names)) < len(names):
+            raise ValueError("a token has two weights")
+        last = 0.0
+        for place in sorted(self.positions, key=lambda place: place.start):
+            end = math.inf if place.end is None else place.end
+            if end <= place.start:
+                raise ValueError(f"end ({place.end}) must be above start ({place.start})")
+            if place.start < last:
+                raise ValueError(f"position {place.start} has two weights")
+            last = end
+        return self
+
+
 # What a user may ask for and must not get, with the reason (docs/algorithms.md).
 _NO_GRADIENT = "its gradient is not that of KL(policy || reference); k1 in the reward has the right one"
 _EXACT_ALONE = (
@@ -100,6 +146,7 @@ class KLConfig(Config):
     )
     controller: BetaController = FixedBeta()
     limit: KLLimit | None = None
+    weights: KLWeights | None = None
 
     @field_validator("penalty", mode="before")
     @classmethod
@@ -117,6 +164,15 @@ class KLConfig(Config):
             raise ValueError(
                 f"penalty {self.penalty!r} and loss {self.loss!r} would charge beta ({self.beta}) twice: "
                 "set one of them to 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_have_a_gradient(self) -> "KLConfig":
+        if self.weights is not None and self.penalty != "k1":
+            raise ValueError(
+                f"weights need penalty 'k1', not {self.penalty!r} with loss {self.loss!r}: only for k1 in the "
+                "reward is the gradient derived that charges the weighted KL"
             )
         return self
 

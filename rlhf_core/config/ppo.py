@@ -1,8 +1,8 @@
 """A PPO run, section by section."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from rlhf_core.config.base import Config, PathName, Strings
 from rlhf_core.config.kl import AdaptiveBeta, KLConfig
@@ -39,12 +39,18 @@ class ModelConfig(Config):
 
 
 class DataConfig(Config):
-    """Prompts, inline or from a JSONL file with a field `prompt` below the configured roots."""
+    """Prompts, inline or from a JSONL file with a field `prompt` below the configured roots.
+
+    Texts of the pretraining mix likewise, with a field `text`; only with `loss.ptx_coefficient`.
+    """
 
     prompts: Strings | None = None
     prompts_file: PathName | None = None
     eval_prompts: Strings | None = None
     eval_prompts_file: PathName | None = None
+    ptx_texts: Strings | None = None
+    ptx_texts_file: PathName | None = None
+    ptx_max_tokens: int = Field(256, ge=2, le=2**20, description="Of a text; the rest of it is not read.")
 
     @model_validator(mode="after")
     def _one_source_each(self) -> "DataConfig":
@@ -52,7 +58,17 @@ class DataConfig(Config):
             raise ValueError("give exactly one of prompts and prompts_file")
         if self.eval_prompts is not None and self.eval_prompts_file is not None:
             raise ValueError("give at most one of eval_prompts and eval_prompts_file")
+        if self.ptx_texts is not None and self.ptx_texts_file is not None:
+            raise ValueError("give at most one of ptx_texts and ptx_texts_file")
         return self
+
+
+ShortStrings = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
+    Strict(False),
+    Field(max_length=16, fail_fast=True),
+]
+TokenIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False), Field(fail_fast=True)]
 
 
 class RolloutConfig(Config):
@@ -60,6 +76,14 @@ class RolloutConfig(Config):
 
     batch_size: int = Field(16, ge=1, le=4096, description="Completions per step.")
     max_new_tokens: int = Field(16, ge=1, le=4096)
+    stop: ShortStrings = Field(
+        (),
+        description="A completion ends with the token that completes one of these strings in its decoded text, "
+        "if EOS has not ended it before. Reward, samples and evaluations see the text with the stop string in it.",
+    )
+    stop_token_ids: TokenIds = Field(
+        (), description="They end a completion as EOS does. Special tokens have no text: they belong here."
+    )
     temperature: float = Field(
         1.0, gt=0, le=10, description="Divides the logits of policy and reference alike."
     )
@@ -70,6 +94,15 @@ class RolloutConfig(Config):
         False,
         description="With top_k, top_p or min_p the KL penalty and PPO's ratio are no longer what they say.",
     )
+
+    @field_validator("stop")
+    @classmethod
+    def _of_whole_characters(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\ufffd" in string for string in stop):
+            raise ValueError(
+                "stop: U+FFFD stands for a part of a character, which the next token may complete"
+            )
+        return stop
 
     @property
     def truncates(self) -> bool:
@@ -148,6 +181,21 @@ class PPOConfig(Config):
             raise ValueError(
                 "evaluation.best_of_n with truncated sampling: ln n − (n−1)/n bounds the KL to what was "
                 "sampled from, which is then not the reference"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mix_has_texts_and_weight(self) -> "PPOConfig":
+        texts = self.data.ptx_texts is not None or self.data.ptx_texts_file is not None
+        if self.loss.ptx_coefficient and not texts:
+            raise ValueError(
+                f"loss.ptx_coefficient ({self.loss.ptx_coefficient}) needs data.ptx_texts or data.ptx_texts_file: "
+                "there is nothing to take its gradient of"
+            )
+        if texts and not self.loss.ptx_coefficient:
+            raise ValueError(
+                "data.ptx_texts and data.ptx_texts_file need loss.ptx_coefficient above 0: "
+                "no gradient would come from the texts"
             )
         return self
 

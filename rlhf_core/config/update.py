@@ -28,6 +28,12 @@ class LossConfig(Config):
         ge=0,
         description="Bonus per nat of entropy, in units of whitened advantages (of the reward if not whitened).",
     )
+    ptx_coefficient: float = Field(
+        0.0,
+        ge=0,
+        description="Of the pretraining mix (Ouyang et al. 2022): per nat of cross-entropy per token of "
+        "data.ptx_texts, in the same units.",
+    )
 
 
 class OptimizationConfig(Config):
@@ -36,6 +42,9 @@ class OptimizationConfig(Config):
     steps: int = Field(ge=1, le=1_000_000)
     epochs: int = Field(2, ge=1, le=100)
     minibatches: int = Field(2, ge=1, le=1024)
+    ptx_batch_size: int = Field(
+        4, ge=1, le=4096, description="Texts of the pretraining mix in each minibatch's gradient."
+    )
     learning_rate: float = Field(1e-4, gt=0)
     value_learning_rate: float = Field(1e-3, gt=0)
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(

@@ -189,6 +189,8 @@ def test_a_prompts_file_that_cannot_be_read(client: TestClient, spec: dict[str, 
     for name, code in (("/etc/passwd", "path_not_allowed"), (f"{CANARY}.jsonl", "file_not_found")):
         for data in ({"prompts_file": name}, {"prompts": ["a"], "eval_prompts_file": name}):
             refused(client.post("/v1/jobs", json=with_config(data=data)(spec)), 422, code)
+        mix = with_config(data={"prompts": ["a"], "ptx_texts_file": name}, loss={"ptx_coefficient": 1.0})
+        refused(client.post("/v1/jobs", json=mix(spec)), 422, code)
 
 
 def test_curl_d_is_told_what_to_type(client: TestClient) -> None:

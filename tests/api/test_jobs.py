@@ -68,8 +68,18 @@ def test_what_the_worker_needs_is_resolved_at_creation(
         "classifiers": {},
         "prompts_file": str((roots / "prompts.jsonl").resolve()),
         "eval_prompts_file": None,
+        "ptx_texts_file": None,
         "resume_from": None,
     }
+
+
+def test_the_file_of_the_pretraining_mix_is_resolved_likewise(
+    client: TestClient, store: SqlStore, spec: dict[str, Any], roots: Any
+) -> None:
+    spec["config"]["data"] = {"prompts": ["a"], "ptx_texts_file": "prompts.jsonl"}
+    spec["config"]["loss"] = {"ptx_coefficient": 0.5}
+    resolved = store.get_job(create(client, spec)["id"]).resolved
+    assert resolved["ptx_texts_file"] == str((roots / "prompts.jsonl").resolve())
 
 
 def test_a_poll_with_the_current_etag_costs_a_304(

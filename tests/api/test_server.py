@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ def server(settings: Settings, store: SqlStore, tmp_path: Path) -> Iterator[tupl
 
 
 @contextmanager
-def serving(settings: Settings, tmp_path: Path) -> Iterator[tuple[str, Path, subprocess.Popen[bytes]]]:
-    """`python -m api` without broker and scorer."""
+def serving(
+    settings: Settings, tmp_path: Path, *, command: Sequence[str] = ("-m", "api")
+) -> Iterator[tuple[str, Path, subprocess.Popen[bytes]]]:
+    """`python -m api` without broker and scorer; a test that ends it itself also waits for it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -47,21 +49,23 @@ def serving(settings: Settings, tmp_path: Path) -> Iterator[tuple[str, Path, sub
     }
     log = tmp_path / "api.log"
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "api"], cwd=ROOT, env=environment, stderr=output)
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=output)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(url, process)
         yield url, log, process
     finally:
-        process.terminate()
-        assert process.wait(30) == -signal.SIGTERM  # uvicorn ends in order, then by the signal itself
+        if process.returncode is None:
+            process.terminate()
+            assert process.wait(30) == -signal.SIGTERM  # uvicorn ends in order, then by the signal itself
 
 
 def test_a_connection_that_was_accepted_is_answered_through_a_shutdown(
     settings: Settings, store: SqlStore, tmp_path: Path
 ) -> None:
     """uvicorn alone ends it without a word: the request comes after the signal."""
-    with serving(settings, tmp_path) as (url, _, process):
+    patiently = "import api.__main__ as api; api.SETTLE_S = 600; api.main()"
+    with serving(settings, tmp_path, command=("-c", patiently)) as (url, _, process):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             httpx2.get(f"{url}/health")  # a later connection has been served, so this one has been accepted
@@ -74,6 +78,8 @@ def test_a_connection_that_was_accepted_is_answered_through_a_shutdown(
                     refused = True
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        process.kill()
+        process.wait()
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -27,7 +27,9 @@ from tests.faults.forking import fork, warm
 
 LONGEST_STOP_S = 10.0  # SIGTERM must have ended the process by then
 
-TRAININGS: dict[str, dict[str, Any]] = {"lora": {"lora": {"rank": 2}}, "full": {"lora": None}}
+LORA: dict[str, Any] = {"lora": {"rank": 2}}
+TRAININGS: dict[str, dict[str, Any]] = {"lora": LORA, "full": {"lora": None}, "lora-exact": LORA}
+PENALTIES = {"lora": "k1", "full": "k1", "lora-exact": "exact"}
 POLICIES = {"lora": "LoraPolicy", "full": "FullPolicy"}
 CONTROLLERS: dict[str, dict[str, Any]] = {
     "fixed": {"kind": "fixed"},
@@ -50,6 +52,9 @@ class Place(NamedTuple):
 
 def places(training: str, every_steps: int) -> Iterator[Place]:
     """Boundaries of every step, and the inside of rollout, assessment, update, evaluation and save."""
+    if training == "lora-exact":
+        yield from places_of_kept_reference()
+        return
     for nth in range(1, STEPS + 1):
         yield Place("jobs.sql_store:SqlStore.record_step", nth, True)
         yield Place("jobs.sql_store:SqlStore.record_step", nth, False)
@@ -82,6 +87,15 @@ def places(training: str, every_steps: int) -> Iterator[Place]:
     yield Place("jobs.sql_store:SqlStore.finish", 1, True)
 
 
+def places_of_kept_reference() -> Iterator[Place]:
+    """Where the reference's hidden states are kept and used: the adapter goes off inside the update, too."""
+    # The audit's seven and the first evaluation's; two a step to assess, four to update (11–14, 17–20, 24–27).
+    for nth in (10, 12, 17, 26):
+        yield Place("peft.tuners.tuners_utils:BaseTuner.enable_adapter_layers", nth, True)
+    yield Place("rlhf_core.update:kept_reference", 6, False)
+    yield from (Place("rlhf_core.update:update_minibatch", nth, False) for nth in (4, 11))
+
+
 QUICK = {  # the steps before are unsaved: what SIGTERM does there differs most from what kill -9 does
     "lora": {
         "after:SqlStore.record_step:2",
@@ -91,6 +105,7 @@ QUICK = {  # the steps before are unsaved: what SIGTERM does there differs most 
         "after:save_file:1",
     },
     "full": {"after:update_minibatch:6", "before:FullPolicy.save:1"},
+    "lora-exact": {"before:BaseTuner.enable_adapter_layers:17"},
 }
 
 
@@ -128,6 +143,7 @@ def spec_of(case: Case) -> Any:
     return spec(
         TRAININGS[case.training],
         controller=CONTROLLERS[case.controller],
+        penalty=PENALTIES[case.training],
         checkpoint={"every_steps": case.every_steps, "keep_last": 2},
     )
 

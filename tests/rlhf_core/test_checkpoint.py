@@ -27,14 +27,14 @@ FULL: dict[str, Any] = {"lora": None}
 BFLOAT16 = FULL | {"dtype": "bfloat16", "gradient_checkpointing": True}
 
 
-def config(controller: dict[str, Any], model: dict[str, Any] = LORA) -> PPOConfig:
+def config(controller: dict[str, Any], model: dict[str, Any] = LORA, *, penalty: str = "k1") -> PPOConfig:
     return PPOConfig.model_validate(
         {
             "model": {"name": "tiny", **model},
             "data": {"prompts": PROMPTS, "eval_prompts": PROMPTS[:2]},
             "reward": {"kind": "length", "target_tokens": 4},
             "rollout": {"batch_size": 4, "max_new_tokens": 6},
-            "kl": {"beta": 0.1, "controller": controller},
+            "kl": {"beta": 0.1, "penalty": penalty, "controller": controller},
             "optimization": {"steps": STEPS, "learning_rate": 0.01, "minibatches": 2},
         }
     )
@@ -75,21 +75,22 @@ ADAPTIVE: dict[str, Any] = {"kind": "adaptive", "target_nats_per_sequence": 0.5,
 
 
 @pytest.mark.parametrize(
-    ("controller", "model"),
+    ("controller", "model", "penalty"),
     [
-        ({"kind": "fixed"}, LORA),
-        (SCHEDULE, LORA),
-        (ADAPTIVE, LORA),
-        ({"kind": "pi"}, LORA),
-        ({"kind": "pi"}, FULL),
-        ({"kind": "pi"}, BFLOAT16),
+        ({"kind": "fixed"}, LORA, "k1"),
+        (SCHEDULE, LORA, "k1"),
+        (ADAPTIVE, LORA, "k1"),
+        ({"kind": "pi"}, LORA, "k1"),
+        ({"kind": "pi"}, LORA, "exact"),
+        ({"kind": "pi"}, FULL, "k1"),
+        ({"kind": "pi"}, BFLOAT16, "k1"),
     ],
-    ids=["lora-fixed", "lora-schedule", "lora-adaptive", "lora-pi", "full", "full-bfloat16"],
+    ids=["lora-fixed", "lora-schedule", "lora-adaptive", "lora-pi", "lora-exact", "full", "full-bfloat16"],
 )
 def test_t26_resume_is_bit_identical_at_every_step_boundary(
-    tiny_model: Path, tmp_path: Path, controller: dict[str, Any], model: dict[str, Any]
+    tiny_model: Path, tmp_path: Path, controller: dict[str, Any], model: dict[str, Any], penalty: str
 ) -> None:
-    options, source = config(controller, model), str(tiny_model)
+    options, source = config(controller, model, penalty=penalty), str(tiny_model)
     torch.manual_seed(11)  # the process's own generator is part of the state
     policy = new_policy(source, options.model, seed=0)
     state = fresh_state(policy, options)

@@ -55,6 +55,10 @@ COMPANIONS: dict[str, Values] = {
     "kl.loss=ratio_k1": {"kl.penalty": "none"},
     "kl.controller=schedule": {"kl.controller.final_beta": 0.2, "kl.controller.steps": 2},
     "kl.limit=KLLimit": {"kl.limit.max_nats_per_sequence": 100.0},
+    "kl.weights=KLWeights": {
+        "kl.weights.tokens": [{"token": "eos", "weight": 0.0}, {"token": 5, "weight": 0.5}],
+        "kl.weights.positions": [{"start": 0, "end": 1, "weight": 2.0}],
+    },
     "rollout.top_k=int": {"rollout.top_k": 20, "rollout.allow_truncated_sampling": True},
     "rollout.top_p=float": {"rollout.top_p": 0.9, "rollout.allow_truncated_sampling": True},
     "rollout.min_p=float": {"rollout.min_p": 0.1, "rollout.allow_truncated_sampling": True},
@@ -65,7 +69,7 @@ COMPANIONS: dict[str, Values] = {
     "evaluation.best_of_n=int": {"evaluation.best_of_n": 3, "data.eval_prompts": PROMPTS[:1]},
 }
 ELSEWHERE = {  # no part of a step
-    "data.": "the worker reads prompts before training: tests/worker",
+    "data.": "the worker reads prompts and texts before training: tests/worker; test_pretraining_mix",
 }
 BRANCHES = [b for b in branches_of(PPOConfig) if not b.name.startswith(tuple(ELSEWHERE))]
 
@@ -152,8 +156,12 @@ def test_no_section_has_more_than_a_dozen_fields() -> None:
 REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that say what is wrong with it
     ({"data.prompts": None}, "exactly one of prompts and prompts_file"),
     ({"data.eval_prompts": ["a"], "data.eval_prompts_file": "b"}, "at most one of eval_prompts"),
+    ({"data.ptx_texts": ["a"], "data.ptx_texts_file": "b"}, "at most one of ptx_texts"),
+    ({"loss.ptx_coefficient": 0.5}, r"ptx_coefficient \(0.5\) needs data.ptx_texts or data.ptx_texts_file"),
+    ({"data.ptx_texts": ["a"]}, "need loss.ptx_coefficient above 0: no gradient"),
     ({"reward": {"kind": "regex", "pattern": "("}}, "not a regular expression"),
     ({"rollout.batch_size": 5}, r"batch_size \(5\) must be a multiple of optimization.minibatches \(2\)"),
+    ({"rollout.stop": ["a", "b\ufffd"]}, "U\\+FFFD stands for a part of a character"),
     ({"rollout.top_k": 3}, "top_k: truncated sampling does not sample from the policy.*k1 and k3.*ratio"),
     ({"rollout.top_p": 0.9, "rollout.min_p": 0.1}, "top_p, min_p: truncated sampling"),
     (
@@ -190,6 +198,24 @@ REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that s
     ({"kl.loss": "k1"}, "the mean of its gradient is zero"),
     ({"kl.penalty": "k1", "kl.loss": "k2"}, "charge beta .* twice"),
     ({"kl.penalty": "none", "kl.controller": {"kind": "pi"}}, "beta is charged nowhere"),
+    ({"kl.weights": {}}, "give weights for tokens, positions or both"),
+    ({"kl.weights.tokens": [{"token": 5, "weight": 0.0}, {"token": 5, "weight": 1.0}]}, "two weights"),
+    (
+        {"kl.weights.positions": [{"start": 2, "end": 2, "weight": 0.0}]},
+        r"end \(2\) must be above start \(2\)",
+    ),
+    (
+        {"kl.weights.positions": [{"start": 3, "weight": 0.0}, {"end": 4, "weight": 0.5}]},
+        "position 3 has two weights",
+    ),
+    *(
+        ({"kl.weights.positions": [{"weight": 0.0}], **kl}, "weights need penalty 'k1'.*only for k1")
+        for kl in (
+            {"kl.penalty": "hybrid"},
+            {"kl.penalty": "exact"},
+            {"kl.penalty": "none", "kl.loss": "k3"},
+        )
+    ),
     ({"optimization.warmup_steps": 2}, r"warmup_steps \(2\) must be below steps \(2\)"),
     ({"optimization.value_only_steps": 2}, r"value_only_steps \(2\) must be below steps \(2\)"),
 ]

@@ -17,17 +17,10 @@ from rlhf_core.experience import Experience, assess
 from rlhf_core.rollout import generate
 from rlhf_core.targets import Targets, make_targets
 from rlhf_core.update import TrainState, add_gradient, fresh_state, in_micro_batches
+from tests.rlhf_core.kl_settings import KL_SETTINGS
 
 VOCAB, BATCH, TEMPERATURE, BETA = 40, 6, 0.8, 0.3
 PROMPTS = [[7, 8, 9], [11], [12, 13], [14, 15, 16, 17], [18, 19], [20]]
-KL_SETTINGS = [
-    {"penalty": "k1"},
-    {"penalty": "hybrid"},
-    {"penalty": "exact"},
-    {"penalty": "none", "loss": "k2"},
-    {"penalty": "none", "loss": "k3"},
-    {"penalty": "none", "loss": "ratio_k1"},
-]
 
 
 class Policy:

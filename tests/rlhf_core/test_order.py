@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf_core import order
-from rlhf_core.order import prompt_indices
+from rlhf_core.order import prompt_indices, text_indices
 
 
 @pytest.mark.parametrize(("count", "batch"), [(7, 3), (3, 7), (4, 4), (1, 5)])
@@ -15,6 +15,13 @@ def test_steps_go_through_pass_after_pass(count: int, batch: int) -> None:
         found = prompt_indices(count, batch=batch, step=step, seed=5)
         assert found == expected[(step - 1) * batch : step * batch]
     assert all(sorted(indices) == list(range(count)) for indices in passes)
+
+
+def test_texts_of_minibatches_are_drawn_likewise_but_in_an_order_of_their_own() -> None:
+    first, second = (order._permutation(7, f"5/ptx/{epoch}").tolist() for epoch in range(2))
+    drawn = [text_indices(7, batch=4, minibatch=number, seed=5) for number in (1, 2, 3)]
+    assert drawn == [first[:4], first[4:] + second[:1], second[1:5]]
+    assert first != order._permutation(7, "5/prompts/0").tolist()
 
 
 def test_a_step_draws_one_permutation_of_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """oneDNN's products against float64, beside torch's own."""
 
 import copy
+import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,14 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_core.models import load_body
-from rlhf_core.products import LEAST_ROWS, OneDNNConv1D, OneDNNLinear, accelerate, available
+from rlhf_core.products import (
+    LEAST_ROWS,
+    OneDNNConv1D,
+    OneDNNLinear,
+    accelerate,
+    arrange_for_forward,
+    available,
+)
 
 pytestmark = pytest.mark.skipif(not available(), reason="no oneDNN for this CPU")
 
@@ -97,3 +106,33 @@ def test_gpt2_is_accelerated_and_says_the_same():
         logits.square().mean().backward()
         results.append((logits.detach(), model.transformer.h[0].attn.c_attn.weight.grad))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_arranged_for_the_forward_pass_say_the_same(tiny_model):
+    plain, arranged = load_body(str(tiny_model)).model, load_body(str(tiny_model)).model
+    arrange_for_forward(arranged)
+    for name, weight in arranged.named_parameters():
+        assert torch.equal(weight, plain.get_parameter(name))
+        layer = arranged.get_submodule(name.rpartition(".")[0])
+        in_trunk = type(layer) is OneDNNLinear and layer is not arranged.get_output_embeddings()
+        assert weight.t().is_contiguous() if in_trunk else weight.is_contiguous()
+    results = []
+    for model in (arranged, plain):
+        x = model.get_input_embeddings()(torch.arange(24).reshape(2, 12)).detach().requires_grad_()
+        logits = model(inputs_embeds=x).logits
+        logits.square().mean().backward()
+        results.append((logits.detach(), x.grad))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    tied = AutoModelForCausalLM.from_pretrained(tiny_model).config.tie_word_embeddings
+    shared = arranged.get_input_embeddings().weight is arranged.get_output_embeddings().weight
+    assert shared == tied
+
+
+def test_nothing_is_left_of_the_file_of_arranged_weights(tiny_model):
+    body = load_body(str(tiny_model))
+    arrange_for_forward(body.model)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc")
+    gc.collect()
+    assert str(tiny_model) not in maps.read_text()

@@ -15,15 +15,7 @@ from rlhf_core.policies import new_lora_policy
 from rlhf_core.rollout import Rollout
 from rlhf_core.targets import make_targets
 from rlhf_core.update import fresh_state
-
-KL_SETTINGS = [
-    {"penalty": "k1"},
-    {"penalty": "hybrid"},
-    {"penalty": "exact"},
-    {"penalty": "none", "loss": "k2"},
-    {"penalty": "none", "loss": "k3"},
-    {"penalty": "none", "loss": "ratio_k1"},
-]
+from tests.rlhf_core.kl_settings import KL_SETTINGS
 
 
 def config(*, whiten: bool = False, **kl: Any) -> PPOConfig:

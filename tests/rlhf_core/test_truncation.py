@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_core.config.ppo import PPOConfig, RolloutConfig
 from rlhf_core.experience import sample
-from rlhf_core.kl import k1, k3
+from rlhf_core.kl import divergences, k1, k3
 from rlhf_core.ppo import train
 from rlhf_core.truncation import Truncation, truncate
 from rlhf_core.update import fresh_state
@@ -87,6 +87,14 @@ def test_t4_no_estimate_of_kl_survives_truncation() -> None:
     # .625 ln(.625/.4) + .375 ln(.375/.4): those of p′ give KL(p′‖q), which k3 misses by 1 − q(supp p′) = .2
     assert mean(k1, truncated.log()) == pytest.approx(0.25472749, abs=1e-8)
     assert mean(k3, truncated.log()) == pytest.approx(0.05472749, abs=1e-8)
+
+
+def test_the_k1_of_greedy_text_is_no_kl() -> None:
+    """p = (.4, .35, .25) says its first token always, at which q = (.5, .3, .2): k1 = ln(.4/.5) < 0 < KL."""
+    p, q = (torch.tensor(x, dtype=torch.float64).log() for x in ([0.4, 0.35, 0.25], [0.5, 0.3, 0.2]))
+    assert k1(p, q)[0].item() == pytest.approx(-0.2231435513, abs=1e-10)
+    # .4 ln(4/5) + .35 ln(7/6) + .25 ln(5/4)
+    assert divergences(p, q).kl.item() == pytest.approx(0.0204812052, abs=1e-10)
 
 
 def test_generation_samples_what_is_left_and_reports_the_full_softmax() -> None:

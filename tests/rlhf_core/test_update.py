@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def config(kl: dict[str, str] = K2, **optimization: Any) -> PPOConfig:
 
 
 def begin(tiny_model: Path, options: PPOConfig) -> tuple[LoraPolicy, TrainState]:
+    """Every eighth token ends a completion: with its own stop token alone, the model talks to the limit."""
     policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy.codec = replace(policy.codec, eos_ids=frozenset(range(0, len(policy.tokenizer), 8)))
     return policy, fresh_state(policy, options)
 
 
@@ -85,14 +88,15 @@ def test_t14_micro_batches_change_no_gradient(
 ) -> None:
     """The gradient of every optimizer step is that of the whole minibatch, up to the order of summation.
 
-    Sequences have 1 to 8 tokens: a mean per micro-batch instead of the global count would be far off.
+    Sequences have 1 to 8 tokens: a mean per micro-batch instead of the global count would be far off. Each
+    tensor's error is held against its norm: terms cancel in single elements, whose sign may be all rounding.
     """
-    gradients: list[Tensor] = []
+    gradients: list[list[Tensor]] = []
     real = update.clip_gradients
 
     def recorded(policy: Any, state: Any, max_norm: float) -> float:
         named = [*policy.trainable_parameters().values(), *state.value_head.parameters()]
-        gradients.append(torch.cat([p.grad.flatten() for p in named]))
+        gradients.append([p.grad.clone() for p in named])
         return real(policy, state, max_norm)
 
     monkeypatch.setattr(update, "clip_gradients", recorded)
@@ -102,10 +106,11 @@ def test_t14_micro_batches_change_no_gradient(
         policy, state = begin(tiny_model, options)
         drift(policy)
         (step,) = steps(policy, state, options, micro_batch=size)
+        assert len({sample.data["length"] for sample in step.samples}) > 2
         reports.append(step.metrics)
-    whole, parts = gradients
-    assert whole.norm() > 1e-3
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    for whole, parts in zip(*gradients, strict=True):
+        assert whole.norm() > 1e-3
+        assert (parts - whole).norm() <= 1e-4 * whole.norm()
     assert reports[1]["policy/ratio_max"] == 1.0  # assessed in the same packing: exactly
     torch.testing.assert_close(reports[1], reports[0], rtol=1e-3, atol=1e-5)
 
