@@ -7,9 +7,7 @@ from pydantic import Field
 from api.schemas import Document, Number
 from api.services.analysis import Curve, Frontier
 from rlhf_core.diagnosis import Finding
-from rlhf_core.frontier import Fit, best_of_n_kl
-
-BEST_OF = tuple(2**power for power in range(11))
+from rlhf_core.frontier import Fit
 
 
 class Evidence(Document):
@@ -79,7 +77,7 @@ class CurveDocument(Document):
     """One reward against d; of a long run, not every step."""
 
     points: list[PointDocument]
-    fit: FitDocument | None = Field(description="null while there are fewer than 8 points.")
+    fit: FitDocument | None = Field(description="null for fewer than 8 points, or one reward at all of them.")
 
     @classmethod
     def of(cls, curve: Curve) -> Self:
@@ -89,11 +87,15 @@ class CurveDocument(Document):
 
 
 class BestOfNDocument(Document):
-    """How far the best of n completions of the reference is from it: KL = ln n − (n−1)/n, without training."""
+    """The best of n completions of the reference by the reward: a mean over the held-out prompts."""
 
     n: int
-    kl: float
-    d: float
+    kl_bound: float = Field(description="ln n − (n−1)/n; the KL is less where rewards are equal.")
+    d: float = Field(description="√kl_bound.")
+    reward: float
+    reward_se: float | None = Field(description="Clustered by prompt; null for a single one.")
+    gold: float | None = Field(description="Of the completion that the reward takes for the best.")
+    gold_se: float | None
 
 
 class FrontierDocument(Document):
@@ -106,12 +108,14 @@ class FrontierDocument(Document):
     gold: CurveDocument
     held_out: CurveDocument
     held_out_gold: CurveDocument
-    best_of_n: list[BestOfNDocument]
+    best_of_n: list[BestOfNDocument] = Field(
+        description="With `evaluation.best_of_n`. A run whose held-out reward is below this at the same KL has "
+        "wasted its drift: choosing among completions of the reference buys more."
+    )
 
     @classmethod
     def of(cls, job_id: str, frontier: Frontier) -> Self:
         """The document of a frontier."""
         curves = {name: CurveDocument.of(curve) for name, curve in frontier.curves.items()}
-        kls = {n: best_of_n_kl(n) for n in BEST_OF}
-        best = [BestOfNDocument(n=n, kl=kl, d=kl**0.5) for n, kl in kls.items()]
+        best = [BestOfNDocument(**point, d=point["kl_bound"] ** 0.5) for point in frontier.best_of_n]
         return cls(job_id=job_id, last_step=frontier.last_step, **curves, best_of_n=best)

@@ -47,7 +47,8 @@ class PPOSpec(AnySpec):
         max_length=128,
         pattern=f"^{CHECKPOINT_NAME}$",
         description="A checkpoint `job_…@step-40` of the same model and LoRA; steps go on from there. "
-        "β goes on from its value there if `config.kl` is the same, else it starts as configured.",
+        "β goes on from its value there if `config.kl` is the same, else it starts as configured. The evaluation "
+        "before training is made again, with the reference, if prompts, rewards, rollouts or seed are others.",
     )
 
 
@@ -145,8 +146,9 @@ class Job:
 def first_step(resolved: Mapping[str, Any]) -> int:
     """The step of `resolved["resume_from"]`; 0 without one.
 
-    That is {"path", "sha256", "step", "job_id", "name", "same_kl"}: the last one is true if both jobs' `config.kl`
-    are equal, so that β's controller goes on too.
+    That is {"path", "sha256", "step", "job_id", "name", "same_kl", "same_evaluation"}. `same_kl` is true if both
+    jobs' `config.kl` are equal, so that β's controller goes on too; `same_evaluation`, if rewards, rollouts and
+    seed are, so that the evaluation before training holds for both.
     """
     start = resolved.get("resume_from")
     return int(start["step"]) if start else 0

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhf_core.best_of_n import BestOf
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.controllers import controller_from_state
 from rlhf_core.errors import CheckpointError
@@ -95,6 +96,7 @@ def read_checkpoint(
         state.controller = controller_from_state(numbers["controller"])
         state.steps_above_limit = int(numbers.get("steps_above_limit", 0))  # absent before there was a limit
         state.baseline, state.latest = _evaluation(numbers["baseline"]), _evaluation(numbers["latest"])
+        state.best_of_n = tuple(BestOf(*row) for row in numbers.get("best_of_n", ()))  # absent before it was
         _restore_rng(
             numbers["rng"], {name: t.cpu() for name, t in tensors.items() if name.startswith("rng.")}
         )
@@ -158,6 +160,7 @@ def _numbers(state: TrainState) -> dict[str, Any]:
         "steps_above_limit": state.steps_above_limit,
         "baseline": state.baseline,
         "latest": state.latest,
+        "best_of_n": state.best_of_n,
         "rng": _plain_generators(),
     }
 

@@ -1,8 +1,7 @@
-"""What a drift of d = √KL(π ‖ ref) has bought: Gao's law fitted to a run, its peak, and best-of-n beside it.
+"""What a drift of d = √KL(π ‖ ref) has bought: Gao's law fitted to a run, and its peak.
 
-Gao, Schulman, Hilton 2022 (arXiv 2210.10760), KL in nats per sequence:
-reinforcement learning R(d) − R(0) = d(a − b ln d), best-of-n R(d) − R(0) = d(a − b d).
-The coefficients belong to one set-up. numpy in float64, without torch.
+Gao, Schulman, Hilton 2022 (arXiv 2210.10760), KL in nats per sequence: reinforcement learning
+R(d) − R(0) = d(a − b ln d). The coefficients belong to one set-up. numpy in float64, without torch.
 """
 
 import math
@@ -17,6 +16,7 @@ from rlhf_core.student_t import t_quantile
 LEVEL = 0.95
 FARTHEST_PEAK = 300.0  # of ln d*: whatever is farther is no number to show
 FEWEST_POINTS = 8  # three coefficients and five degrees of freedom
+ROUNDING = 1e-12  # of the largest reward: means of equal rewards differ by less
 
 
 class Point(NamedTuple):
@@ -90,6 +90,8 @@ def gao_peak(a: float, b: float) -> float:
 def fit_gao(points: Sequence[Point]) -> Fit | None:
     """Least squares over r0, a and b, which are linear in the law; None where the points do not tell them apart.
 
+    That includes one reward, up to rounding, at every d.
+
     Standard errors take the residuals as independent. The peak's interval is that of ln d* = a/b − 1 by the delta
     method.
     """
@@ -99,6 +101,8 @@ def fit_gao(points: Sequence[Point]) -> Fit | None:
     log_d = np.log(np.where(d > 0, d, 1.0))
     columns = np.stack([np.ones_like(d), d, -d * log_d], axis=1)
     rewards = np.array([point.reward for point in points])
+    if np.ptp(rewards) <= ROUNDING * np.abs(rewards).max():
+        return None
     solution, _, rank, _ = np.linalg.lstsq(columns, rewards, rcond=None)
     if rank < columns.shape[1]:
         return None
@@ -117,13 +121,3 @@ def fit_gao(points: Sequence[Point]) -> Fit | None:
     at = gao_peak(a, b)
     low, high = (at * math.exp(side * min(reach, FARTHEST_PEAK)) for side in (-1, 1))
     return fit._replace(peak=Peak(at, low, high, reward=fit.reward(at)))
-
-
-def best_of_n_gain(d: float, a: float, b: float) -> float:
-    """R(d) − R(0) of best-of-n: d(a − b d), highest at d = a/2b."""
-    return d * (a - b * d)
-
-
-def best_of_n_kl(n: int) -> float:
-    """KL(best of n ‖ reference) = ln n − (n−1)/n in nats per sequence; it is less where rewards are equal."""
-    return math.log(n) - (n - 1) / n

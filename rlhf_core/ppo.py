@@ -12,10 +12,11 @@ from statistics import fmean
 import torch
 from torch import nn
 
+from rlhf_core.answers import answers, roll_out
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.errors import KLDiverged, NonFiniteLoss
+from rlhf_core.errors import KLDiverged
 from rlhf_core.evaluation import Evaluation, repeated_bigrams, summarise
-from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, sample, weights_of
+from rlhf_core.experience import Experience, TrainablePolicy, assess, device_of, weights_of
 from rlhf_core.gradient_noise import signal_to_noise, watched_gradients
 from rlhf_core.judgement import Judges, describe_rewards, judge
 from rlhf_core.kl import sequence_kl
@@ -31,9 +32,10 @@ from rlhf_core.metrics import (
 from rlhf_core.order import generator, minibatch_plan, prompt_indices
 from rlhf_core.pretraining_mix import tokenize_texts
 from rlhf_core.rewards import RewardFunction
-from rlhf_core.rollout import Rollout, response_ids
+from rlhf_core.rollout import response_ids
 from rlhf_core.score_shaping import describe_shaping, shape_scores
 from rlhf_core.targets import make_targets
+from rlhf_core.untrained import Untrained, best_of_reference
 from rlhf_core.update import TrainState, in_micro_batches, require_finite, trains_value_only, update_policy
 
 
@@ -64,7 +66,7 @@ def train(
     micro_batch: int | None = None,
 ) -> Iterator[StepResult]:
     """Run the steps that are left. `policy` and `state` change in place; both are consistent at each yield, and
-    still are while `state.intact`.
+    still are while `state.intact`. The evaluation before training is made where `state` lacks it.
 
     `micro_batch` sequences at most are scored and differentiated at a time; the gradient stays the minibatch's.
     What `gold` says is reported and reaches no update.
@@ -80,10 +82,8 @@ def train(
     """
     device, judges, weights = device_of(policy), Judges(reward, gold), weights_of(policy, config)
     mixed_in = tokenize_texts(policy, ptx_texts, config)
-    if state.step == 0 and state.baseline is None and eval_prompts:
-        state.baseline = state.latest = evaluate(
-            policy, state.value_head, eval_prompts, judges, config, step=0, micro_batch=micro_batch
-        )
+    if lacks_baseline(state, config, eval_prompts):
+        measure_baseline(policy, state, eval_prompts, judges, config, micro_batch=micro_batch)
         yield StepResult(step=0, evaluation=state.baseline)
 
     while state.step < config.optimization.steps:
@@ -173,16 +173,6 @@ def train(
         )
 
 
-def roll_out(
-    policy: TrainablePolicy, texts: Sequence[str], config: PPOConfig, random: torch.Generator, *, step: int
-) -> Rollout:
-    """One completion per text. Raises NonFiniteLoss."""
-    try:
-        return sample(policy, texts, config.rollout, random)
-    except FloatingPointError as error:
-        raise NonFiniteLoss(step, "logprob of the rollout", "NaN") from error
-
-
 def require_finite_experience(step: int, experience: Experience) -> None:
     """Raise NonFiniteLoss unless every number that the update will use is finite."""
     for name in ("logprob", "k1", "kl", "entropy", "value"):
@@ -200,6 +190,32 @@ def steps_above_limit(state: TrainState, kl: float, config: PPOConfig) -> int:
     return above
 
 
+def lacks_baseline(state: TrainState, config: PPOConfig, eval_prompts: Sequence[str]) -> bool:
+    """True if held-out prompts are still to be looked at before training."""
+    best_of_n = config.evaluation.best_of_n is not None and not state.best_of_n
+    return bool(eval_prompts) and (state.baseline is None or best_of_n)
+
+
+def measure_baseline(
+    policy: TrainablePolicy,
+    state: TrainState,
+    prompts: Sequence[str],
+    judges: Judges,
+    config: PPOConfig,
+    *,
+    micro_batch: int | None,
+) -> None:
+    """What `state` lacks of it: the evaluation before the first step, though it may be over, and best-of-n."""
+    if state.baseline is None:
+        before = policy if state.step == 0 else Untrained(policy)
+        state.baseline = state.latest = evaluate(
+            before, state.value_head, prompts, judges, config, step=0, micro_batch=micro_batch
+        )
+    n = config.evaluation.best_of_n
+    if n is not None and not state.best_of_n:
+        state.best_of_n = best_of_reference(policy, prompts, n, judges, config)
+
+
 def evaluate(
     policy: TrainablePolicy,
     value_head: nn.Linear,
@@ -214,18 +230,15 @@ def evaluate(
 
     Both models score them, no more at a time than in a step, for the exact KL.
     """
-    batch, device = config.rollout.batch_size, device_of(policy)
-    at_once = micro_batch or batch // config.optimization.minibatches
+    at_once = micro_batch or config.rollout.batch_size // config.optimization.minibatches
     completions: list[str] = []
     lengths: list[int] = []
     kl: list[float] = []
-    for start in range(0, len(prompts), batch):
-        random = generator("evaluation", step=start, seed=config.seed, device=device)
-        texts = prompts[start : start + batch]
-        rollout = roll_out(policy, texts, config, random, step=step)
+    for rollout in answers(policy, prompts, config, "evaluation", step=step):
         completions += [policy.codec.decode(ids) for ids in response_ids(rollout)]
         lengths += rollout.response_mask.sum(dim=1).tolist()
-        packed = in_micro_batches([torch.arange(len(texts), device=device)], at_once)
+        rows = torch.arange(len(rollout.input_ids), device=device_of(policy))
+        packed = in_micro_batches([rows], at_once)
         seen = assess(policy, value_head, rollout, packed, config.rollout.temperature)
         require_finite(step, "kl of the evaluation", seen.kl)
         kl += sequence_kl(seen.kl, rollout.response_mask).tolist()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from statistics import fmean, median
 from typing import NamedTuple
 
-from rlhf_core.frontier import fit_gao, points_of
+from rlhf_core.frontier import FEWEST_POINTS, fit_gao, points_of
 from rlhf_core.history import History, Window
 
 ENDS = 5  # steps at a run's start, and at its end
@@ -212,7 +212,7 @@ def reward_constant(history: History) -> Symptom | None:
 def past_the_peak(history: History) -> Symptom | None:
     """d = √KL beyond the fitted peak's interval, and the reward lower than around the peak beyond 3 SE."""
     series = (points_of(history.rows, name) for name in ("gold", "held_out_gold", "held_out"))
-    points = next(filter(None, series), [])
+    points = next((found for found in series if len(found) >= FEWEST_POINTS), [])
     fit = fit_gao(points)
     if fit is None or fit.peak is None:
         return None

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlhf_core.best_of_n import BestOf
 from rlhf_core.chunked_logprobs import Reference, chunked_logprobs
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.controllers import Controller, make_controller
@@ -35,6 +36,7 @@ class TrainState:
     steps_above_limit: int = 0  # of kl.limit, in a row, up to the last step
     baseline: Evaluation | None = None  # on the held-out prompts, before the first step
     latest: Evaluation | None = None  # on the same prompts, most recently
+    best_of_n: tuple[BestOf, ...] = ()  # of the reference on the same prompts, where it is asked for
     intact: bool = False  # True while the step under way has not changed policy or state yet
 
 

@@ -18,7 +18,7 @@ from rlhf_core.classifier import Classifiers
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
 from rlhf_core.policies import Policy, new_policy
-from rlhf_core.ppo import StepResult, train
+from rlhf_core.ppo import StepResult, lacks_baseline, train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
 from worker.failures import EXIT_STOPPED, DatasetError
@@ -71,7 +71,7 @@ class TrainingRun:
             final = self._train(policy, state, stop)
         if final is None:
             return EXIT_STOPPED
-        self._succeed(final, state.baseline, state.latest)
+        self._succeed(final, state)
         return 0
 
     def _fresh(self) -> Restored:
@@ -87,7 +87,8 @@ class TrainingRun:
         prompts = read_texts(data.prompts, resolved.get("prompts_file"))
         eval_prompts = read_texts(data.eval_prompts, resolved.get("eval_prompts_file"))
         ptx_texts = read_texts(data.ptx_texts, resolved.get("ptx_texts_file"), field="text")
-        forget_other_prompts(state, eval_prompts)
+        forget_other_baseline(state, eval_prompts, self.config.evaluation.best_of_n)
+        self._tell_best_of_n(state)
         self._audit(policy, state, prompts)
         classifiers = Classifiers(resolved.get("classifiers"), device=self.device)
         gold = self.config.evaluation.gold_reward
@@ -102,11 +103,13 @@ class TrainingRun:
             ptx_texts=ptx_texts,
             micro_batch=self._micro_batch(),
         )
-        self._phase("evaluation" if state.step == 0 and eval_prompts else "training")
+        self._phase("evaluation" if lacks_baseline(state, self.config, eval_prompts) else "training")
         generators = Generators.now()
         try:
             for step in steps:
                 stop.unsaved = step.step > 0
+                if step.step == 0:
+                    self._tell_best_of_n(state)
                 self._record(step)
                 last = step.step == self.config.optimization.steps
                 due = step.step % self.config.checkpoint.every_steps == 0
@@ -167,7 +170,16 @@ class TrainingRun:
         self.step = step.step
         log.info("step", step=step.step, reward=step.metrics["reward/mean"], kl=step.metrics["kl/sequence"])
 
-    def _succeed(self, final: Checkpoint, before: Evaluation | None, after: Evaluation | None) -> None:
+    def _tell_best_of_n(self, state: TrainState) -> None:
+        """As an event, once per job: the frontier shows it while the job runs."""
+        if not state.best_of_n or any(self._events("job.best_of_n")):
+            return
+        points, best = [point._asdict() for point in state.best_of_n], state.best_of_n[-1]
+        message = f"Best of {best.n} by the reference: reward {best.reward:.4g}, without training."
+        self._event("job.best_of_n", message, level="info", points=points)
+
+    def _succeed(self, final: Checkpoint, state: TrainState) -> None:
+        before, after = state.baseline, state.latest
         result: dict[str, Any] = {
             "model": f"{self.job.id}@{FINAL}",
             "checkpoint_id": final.id,
@@ -180,8 +192,10 @@ class TrainingRun:
                 "after": summarise(after),
                 "reward_difference": paired_difference(before, after),
             }
-            if before.gold and after.gold:  # a checkpoint of another job may have been judged without
+            if before.gold and after.gold:
                 result["evaluation"]["gold_difference"] = paired_difference(before, after, of="gold")
+            if state.best_of_n:
+                result["evaluation"]["best_of_n"] = [point._asdict() for point in state.best_of_n]
         self.store.finish(self.job.id, self.job.attempt, Status.SUCCEEDED, result=result)
 
     def roll_back(self, error: NonFiniteLoss) -> bool:
@@ -226,10 +240,12 @@ class TrainingRun:
         self.store.set_phase(self.job.id, self.job.attempt, phase)
 
 
-def forget_other_prompts(state: TrainState, eval_prompts: list[str]) -> None:
-    """A checkpoint of another job may have been evaluated on other prompts: nothing to compare with."""
+def forget_other_baseline(state: TrainState, eval_prompts: list[str], n: int | None) -> None:
+    """A checkpoint of another job may have been evaluated on other prompts, or against the best of another n."""
     if state.baseline is not None and list(state.baseline.prompts) != eval_prompts:
-        state.baseline = state.latest = None
+        state.baseline, state.latest, state.best_of_n = None, None, ()
+    if state.best_of_n and state.best_of_n[-1].n != n:
+        state.best_of_n = ()
 
 
 def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:

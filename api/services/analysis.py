@@ -1,7 +1,7 @@
 """What a training run's stored metrics say: its diagnosis, and the frontier of reward against √KL."""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jobs.spec import Job, PPOSpec
 from jobs.store import Store
@@ -11,6 +11,7 @@ from rlhf_core.history import Row
 
 FIRST, BETWEEN, LAST = 10, 400, 100  # rows that are read of a long run
 REMEMBERED = 256  # runs
+EVENTS_PER_PAGE = 100
 
 
 class Curve(NamedTuple):
@@ -25,6 +26,7 @@ class Frontier(NamedTuple):
 
     last_step: int
     curves: dict[str, Curve]
+    best_of_n: list[dict[str, Any]]  # as the worker's event has them; empty where they were not asked for
 
 
 class RunAnalysis:
@@ -47,7 +49,19 @@ class RunAnalysis:
         if isinstance(job.spec, PPOSpec):
             rows = self._rows(job.id, job.first_step, job.step, job.ppo.evaluation.every_steps or 1)
         curves = {name: points_of(rows, name) for name in SERIES}
-        return Frontier(job.step, {name: Curve(points, fit_gao(points)) for name, points in curves.items()})
+        fitted = {name: Curve(points, fit_gao(points)) for name, points in curves.items()}
+        return Frontier(job.step, fitted, self._best_of_n(job))
+
+    def _best_of_n(self, job: Job) -> list[dict[str, Any]]:
+        if not isinstance(job.spec, PPOSpec) or job.ppo.evaluation.best_of_n is None:
+            return []
+        after = 0
+        while page := self._store.list_events(job.id, after=after, limit=EVENTS_PER_PAGE):
+            for event in page:
+                if event.type == "job.best_of_n":
+                    return list(event.data["points"])
+            after = page[-1].seq
+        return []
 
     def _diagnose(
         self, job_id: str, attempt: int, start: int, step: int, evaluated_every: int

@@ -18,7 +18,7 @@ from jobs.scoring_wire import ModelSource
 from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, PPOSpec, Sample, ScoreSpec
 from jobs.states import Action, Status
 from jobs.store import Created, Store
-from rlhf_core.config.ppo import LoraConfig
+from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.diagnosis import Finding
 
 READ_BYTES = 1 << 20
@@ -227,7 +227,13 @@ class JobService:
             "job_id": saved.job_id,
             "name": saved.name,
             "same_kl": theirs.kl == ours.kl,
+            "same_evaluation": _evaluated_with(theirs) == _evaluated_with(ours),
         }
+
+
+def _evaluated_with(config: PPOConfig) -> tuple[object, ...]:
+    """What decides on the completions of held-out prompts and their scores, besides prompts and weights."""
+    return config.reward, config.evaluation.gold_reward, config.rollout, config.seed
 
 
 def _trained(lora: LoraConfig | None) -> str:

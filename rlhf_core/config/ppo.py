@@ -130,6 +130,13 @@ class EvaluationConfig(Config):
     gold_reward: RewardConfig | None = Field(
         None, description="A second judge, of rollouts and held-out completions, that no update sees."
     )
+    best_of_n: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="Before training, sample so many completions of each held-out prompt from the reference: "
+        "what the best of 2, 4, … of them scores is the baseline that costs no training.",
+    )
 
 
 class CheckpointConfig(Config):
@@ -161,6 +168,19 @@ class PPOConfig(Config):
         if batch % parts:
             raise ValueError(
                 f"rollout.batch_size ({batch}) must be a multiple of optimization.minibatches ({parts})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_of_n_has_its_place(self) -> "PPOConfig":
+        if self.evaluation.best_of_n is None:
+            return self
+        if self.data.eval_prompts is None and self.data.eval_prompts_file is None:
+            raise ValueError("evaluation.best_of_n needs data.eval_prompts or data.eval_prompts_file")
+        if self.rollout.truncates:
+            raise ValueError(
+                "evaluation.best_of_n with truncated sampling: ln n − (n−1)/n bounds the KL to what was "
+                "sampled from, which is then not the reference"
             )
         return self
 

@@ -7,7 +7,9 @@ from starlette.testclient import TestClient
 
 from api.services import analysis
 from api.services.analysis import FIRST
+from jobs.spec import NewEvent
 from jobs.sql_store import SqlStore
+from rlhf_core.best_of_n import BestOf
 from rlhf_core.frontier import gao_gain
 
 
@@ -144,8 +146,29 @@ def test_the_frontier_has_points_the_law_and_its_peak(
     )
     assert peak["low"] <= peak["d"] <= peak["high"]
     assert found["proxy"]["fit"]["a"] == pytest.approx(1)  # a straight line
-    assert {"n": 4, "kl": pytest.approx(0.6362943611), "d": pytest.approx(0.7976806)} in found["best_of_n"]
+    assert found["best_of_n"] == []
     assert [f["rule"] for f in job["diagnosis"]] == ["gold_reward_falling", "past_the_peak"]
+
+
+def test_best_of_n_lies_beside_the_curves(client: TestClient, store: SqlStore, spec: dict[str, Any]) -> None:
+    """From the worker's event, wherever it stands among the others."""
+    spec["config"]["data"]["eval_prompts"] = ["There was"]
+    spec["config"]["evaluation"] = {"best_of_n": 4}
+    job_id = create(client, spec)
+    attempt = claimed(store, job_id)
+    for count in range(120):
+        store.add_event(job_id, attempt, NewEvent(type="checkpoint.corrupt", message=str(count), data={}))
+    assert client.get(f"/v1/jobs/{job_id}/frontier").json()["best_of_n"] == []
+    measured = [BestOf(1, 0.0, 0.5, 0.1), BestOf(4, 0.6362943611, 0.75, None, 0.25, 0.2)]
+    points = [point._asdict() for point in measured]
+    store.add_event(
+        job_id, attempt, NewEvent(type="job.best_of_n", message="measured", data={"points": points})
+    )
+    found = client.get(f"/v1/jobs/{job_id}/frontier").json()["best_of_n"]
+    assert found == [
+        points[0] | {"d": 0.0, "gold": None, "gold_se": None},
+        points[1] | {"d": pytest.approx(0.7976806)},
+    ]
 
 
 def test_a_score_job_has_neither(client: TestClient) -> None:

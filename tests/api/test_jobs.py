@@ -5,6 +5,7 @@ from datetime import datetime
 from itertools import product
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from jobs.spec import Job, JobFailure, NewEvent, Sample
@@ -242,12 +243,37 @@ def test_a_job_goes_on_from_a_checkpoint_of_another(
         "job_id": name.partition("@")[0],
         "name": "step-3",
         "same_kl": True,
+        "same_evaluation": True,
     }
     other = create(client, spec | {"resume_from": name, "config": spec["config"] | {"kl": {"beta": 0.5}}})
     assert store.get_job(other["id"]).resolved["resume_from"]["same_kl"] is False
     attempt = claimed(store, job["id"]).attempt
     store.record_step(job["id"], attempt, step=4, metrics={}, timings={})
     assert client.get(job["links"]["self"]).json()["progress"]["eta_s"] == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "changed", "same"),
+    [
+        ("reward", {"kind": "length", "target_tokens": 7}, False),
+        ("evaluation", {"gold_reward": {"kind": "length", "target_tokens": 7}}, False),
+        ("rollout", {"temperature": 0.5}, False),
+        ("rollout", {"max_new_tokens": 5}, False),
+        ("rollout", {"top_k": 5, "allow_truncated_sampling": True}, False),
+        ("rollout", {"batch_size": 8}, False),  # of the same random numbers other completions get theirs
+        ("seed", 5, False),
+        ("evaluation", {"every_steps": 1}, True),
+        ("kl", {"beta": 0.5}, True),
+    ],
+)
+def test_an_evaluation_holds_for_a_job_that_makes_it_alike(
+    client: TestClient, store: SqlStore, spec: dict[str, Any], section: str, changed: Any, same: bool
+) -> None:
+    name = saved(store, create(client, spec)["id"], 3)
+    if isinstance(changed, dict) and "kind" not in changed:
+        changed = spec["config"].get(section, {}) | changed
+    other = create(client, spec | {"resume_from": name, "config": spec["config"] | {section: changed}})
+    assert store.get_job(other["id"]).resolved["resume_from"]["same_evaluation"] is same
 
 
 def test_a_leash_that_does_not_hold_is_refused_with_the_reason(

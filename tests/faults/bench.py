@@ -28,6 +28,8 @@ def spec(
     limit: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
     limits: dict[str, Any] | None = None,
+    reward: dict[str, Any] | None = None,
+    best_of_n: int | None = None,
 ) -> PPOSpec:
     """Four steps with held-out prompts; `training` goes into `model`."""
     return PPOSpec.model_validate(
@@ -36,7 +38,7 @@ def spec(
             "config": {
                 "model": {"name": "tiny", **training},
                 "data": {"prompts": PROMPTS, "eval_prompts": PROMPTS[:2]},
-                "reward": {"kind": "length", "target_tokens": 4},
+                "reward": reward or {"kind": "length", "target_tokens": 4},
                 "rollout": {"batch_size": 4, "max_new_tokens": 6},
                 "kl": {
                     "beta": 0.1,
@@ -45,7 +47,7 @@ def spec(
                     "limit": limit,
                 },
                 "optimization": {"steps": STEPS, "learning_rate": 0.01, "minibatches": 2},
-                "evaluation": {"every_steps": 2},
+                "evaluation": {"every_steps": 2, "best_of_n": best_of_n},
                 "checkpoint": checkpoint or {},
             },
         }

@@ -54,7 +54,14 @@ BARRED = {
 }
 
 # events that only a run writes
-RUN_EVENTS = ("checkpoint.", "job.audited", "job.resumed_from", "job.rolled_back", "job.micro_batch_halved")
+RUN_EVENTS = (
+    "checkpoint.",
+    "job.audited",
+    "job.best_of_n",
+    "job.resumed_from",
+    "job.rolled_back",
+    "job.micro_batch_halved",
+)
 
 
 def violations(

@@ -66,6 +66,7 @@ COMPANIONS: dict[str, Values] = {
     "loss.value_clip_range=float": {"loss.value_clip_range": 0.2},
     "optimization.target_kl=float": {"optimization.target_kl": 0.1},
     "evaluation.every_steps=int": {"evaluation.every_steps": 1},
+    "evaluation.best_of_n=int": {"evaluation.best_of_n": 3, "data.eval_prompts": PROMPTS[:1]},
 }
 ELSEWHERE = {  # no part of a step
     "data.": "the worker reads prompts and texts before training: tests/worker; test_pretraining_mix",
@@ -181,6 +182,16 @@ REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that s
     (
         {"scores.whiten": True, "rollout.batch_size": 1, "optimization.minibatches": 1},
         "scores.whiten needs rollout.batch_size ≥ 2",
+    ),
+    ({"evaluation.best_of_n": 4}, "best_of_n needs data.eval_prompts or data.eval_prompts_file"),
+    (
+        {
+            "evaluation.best_of_n": 4,
+            "data.eval_prompts": ["a"],
+            "rollout.top_k": 3,
+            "rollout.allow_truncated_sampling": True,
+        },
+        "best_of_n with truncated sampling: .* is then not the reference",
     ),
     ({"kl.penalty": "k3"}, "k3 in the reward: it hardly pulls near the reference"),
     ({"kl.penalty": "kl"}, "does not depend on its own token"),

@@ -181,6 +181,22 @@ def test_a_plateau_is_no_peak():
         assert rules(rows) == []
 
 
+def test_a_series_of_too_few_points_hides_no_other():
+    """Gold of the held-out completions at 7 evaluations; their reward, at every step, along Gao's law."""
+    rows = [
+        Row(
+            row.step,
+            {
+                "eval/reward_mean": row.metrics["reward/gold_mean"],
+                "eval/kl_sequence": row.metrics["kl/sequence"],
+                **({"eval/gold_mean": 0.0} if row.step > STEPS - 7 else {}),
+            },
+        )
+        for row in SICK["past_the_peak"]
+    ]
+    assert rules(rows) == ["past_the_peak"]
+
+
 def test_no_rows_and_no_metrics():
     assert diagnose([]) == []
     assert diagnose([Row(step, {}) for step in range(200)]) == []

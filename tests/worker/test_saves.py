@@ -35,9 +35,22 @@ class Place:
         self.store, self.settings, self.model = SqlStore(url), Settings(data=folder), model
 
     def create(
-        self, job_id: str = JOB, *, keep_last: int = 3, controller: Any = None, **resolved: Any
+        self,
+        job_id: str = JOB,
+        *,
+        keep_last: int = 3,
+        controller: Any = None,
+        reward: Any = None,
+        best_of_n: int | None = None,
+        **resolved: Any,
     ) -> None:
-        job = spec({"lora": {"rank": 2}}, controller=controller, checkpoint={"keep_last": keep_last})
+        job = spec(
+            {"lora": {"rank": 2}},
+            controller=controller,
+            checkpoint={"keep_last": keep_last},
+            reward=reward,
+            best_of_n=best_of_n,
+        )
         self.store.create_job(job_id, "me", job, {"model": {"path": str(self.model)}, **resolved})
 
     def claim(self, job_id: str = JOB) -> Job:
@@ -245,7 +258,7 @@ def resume_from(place: Place, name: str) -> dict[str, Any]:
     row = place.store.get_checkpoint(JOB, name)
     assert row is not None
     same = {"path": row.path, "sha256": row.sha256, "step": row.step, "job_id": JOB, "name": name}
-    return same | {"same_kl": True}
+    return same | {"same_kl": True, "same_evaluation": True}
 
 
 @pytest.mark.parametrize("name", ["step-2", "final"])
@@ -271,6 +284,49 @@ def test_beta_starts_as_configured_where_the_kl_config_is_another(place: Place) 
     place.run("job_2")
     betas = {job: [row.metrics["kl/beta"] for row in place.store.list_metrics(job)] for job in (JOB, "job_2")}
     assert betas["job_2"] == [0.1, 0.1] != betas[JOB][2:]
+
+
+def evaluated(place: Place, job_id: str) -> tuple[list[int], dict[str, Any]]:
+    """Where held-out completions stand, and the evaluation of the result."""
+    result = place.store.get_job(job_id).result
+    assert result is not None
+    samples = place.store.list_samples(job_id, kind="eval", limit=100)
+    return sorted({sample.step for sample in samples}), result["evaluation"]
+
+
+def test_the_evaluation_before_training_is_made_again_where_it_measured_something_else(place: Place) -> None:
+    """Of the reference, as a job from the start makes it, here with another reward."""
+    longer = {"kind": "length", "target_tokens": 2}
+    place.create()
+    place.run()
+    place.create(
+        "job_2", reward=longer, resume_from=resume_from(place, "step-2") | {"same_evaluation": False}
+    )
+    place.run("job_2")
+    place.create("job_3", reward=longer)
+    place.run("job_3")
+    (_, first), (steps, again), (_, fresh) = (evaluated(place, job) for job in (JOB, "job_2", "job_3"))
+    assert steps == [0, 4]
+    assert again["before"] == fresh["before"] != first["before"]
+
+
+def test_best_of_n_is_told_once_by_every_job_that_has_it(place: Place) -> None:
+    """Measured by the first; handed on to the second; measured again where another number is asked for."""
+    place.create(best_of_n=2)
+    place.run(until=2)
+    place.run()
+    for job_id, n in (("job_2", 2), ("job_3", 3)):
+        place.create(job_id, best_of_n=n, resume_from=resume_from(place, "step-2"))
+        place.run(job_id)
+    points = {}
+    for job_id, expected in ((JOB, [0, 2, 4]), ("job_2", [4]), ("job_3", [0, 4])):
+        (event,) = place.events("job.best_of_n", job_id)
+        steps, evaluation = evaluated(place, job_id)
+        assert steps == expected
+        points[job_id] = evaluation["best_of_n"]
+        assert event.data["points"] == points[job_id]
+    assert points["job_2"] == points[JOB]
+    assert [point["n"] for point in points["job_3"]] == [1, 2, 3]
 
 
 def test_its_own_checkpoint_comes_before_the_one_it_started_from(

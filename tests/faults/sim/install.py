@@ -50,6 +50,7 @@ def installed(world: World, disk: Disk, settings: Settings, store_of: Any) -> It
             "new_policy": training.new_policy,
             "fresh_state": training.fresh_state,
             "audit": lambda *_, **__: [],
+            "lacks_baseline": training.lacks_baseline,
             "train": training.train,
             "make_reward": lambda *_: None,
             "seed_generators": lambda _: None,

@@ -37,6 +37,7 @@ class State:
     value_head: None = None
     baseline: None = None
     latest: None = None
+    best_of_n: tuple[()] = ()
     intact: bool = False
 
 
@@ -78,6 +79,10 @@ class Training:
 
     def fresh_state(self, policy: Policy, config: PPOConfig) -> State:
         return State(0)
+
+    def lacks_baseline(self, *_: object) -> bool:
+        """It evaluates nothing."""
+        return False
 
     def train(self, policy: Policy, state: State, config: PPOConfig, **_: Any) -> Iterator[StepResult]:
         """As rlhf_core.ppo.train: in the middle of a step, policy and state do not belong together."""
