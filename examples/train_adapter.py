@@ -15,7 +15,7 @@ from prepare_model import HERE, prepare
 from jobs.spec import PPOSpec
 from rlhf_core.checkpoint import sha256
 from rlhf_core.evaluation import paired_difference, summarise
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
@@ -32,7 +32,7 @@ def main() -> None:
     config = spec.config.model_copy(update={"model": model, "seed": 1})
     assert config.data.prompts is not None
     assert config.data.eval_prompts is not None
-    policy = new_lora_policy(str(prepare()), model.lora, seed=config.seed)
+    policy = new_policy(str(prepare()), model, seed=config.seed)
     state = fresh_state(policy, config)
     for step in train(
         policy,

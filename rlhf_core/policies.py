@@ -155,11 +155,6 @@ def load_policy(source: str, folder: Path, options: ModelConfig, *, device: str 
     return _full_policy(_load(str(folder), options, device), _load(source, options, device), source, options)
 
 
-def new_lora_policy(source: str, lora: LoraConfig, *, seed: int, device: str = "cpu") -> Policy:
-    """As `new_policy` with this adapter and no other option."""
-    return new_policy(source, ModelConfig(name=source, lora=lora), seed=seed, device=device)
-
-
 def _load(path: str, options: ModelConfig, device: str) -> Body:
     body = load_body(path, device=device, products=options.dtype == "float32")
     if not body.causal_lm.splits:

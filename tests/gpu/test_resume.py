@@ -17,7 +17,7 @@ TWO_RUNS = """
 import hashlib, sys, torch
 from pathlib import Path
 from rlhf_core.checkpoint import read_checkpoint, seed_generators, write_checkpoint
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
@@ -44,7 +44,7 @@ def finish(policy, state, *, save_at=None):
     files = ("adapter_model.safetensors", "trainer.safetensors", "trainer.json")
     return lines, [hashlib.sha256((end / name).read_bytes()).hexdigest() for name in files]
 
-policy = new_lora_policy(source, config.model.lora, seed=0, device=device)
+policy = new_policy(source, config.model, seed=0, device=device)
 lines, digests = finish(policy, fresh_state(policy, config), save_at=2)
 torch.cuda.manual_seed(99)
 resumed, resumed_digests = finish(*read_checkpoint(folder / "saved", config, source=source, device=device))

@@ -11,7 +11,7 @@ from rlhf_core import experience, rollout
 from rlhf_core.audit import Check, audit, require_passed
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import AuditFailed
-from rlhf_core.policies import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
@@ -34,7 +34,7 @@ def config(temperature: float = 0.7) -> PPOConfig:
 
 @pytest.fixture
 def policy(tiny_model) -> LoraPolicy:
-    made = new_lora_policy(str(tiny_model), config().model.lora, seed=0)
+    made = new_policy(str(tiny_model), config().model, seed=0)
     with made.policy() as model, torch.no_grad():
         for layer in model.trunk.trunk.layers:  # sharp enough for what is wrong to be seen
             layer.self_attn.v_proj.base_layer.weight *= 20
@@ -64,7 +64,7 @@ def test_a_fresh_policy_passes_and_nothing_random_is_used(policy):
 def test_a_cold_policy_passes(tiny_model):
     """Rounding of logits / T grows as 1/T, and so do the bounds."""
     cold = config(temperature=0.01)
-    policy = new_lora_policy(str(tiny_model), cold.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), cold.model, seed=0)
     checks = audit(policy, fresh_state(policy, cold).value_head, cold, PROMPTS, is_reference=True)
     require_passed(checks)
     assert {check.name: check.bound for check in checks}["company"] == pytest.approx(2e-2)

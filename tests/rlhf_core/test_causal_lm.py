@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from rlhf_core.causal_lm import split
-from rlhf_core.config.ppo import LoraConfig
+from rlhf_core.config.ppo import LoraConfig, ModelConfig
 from rlhf_core.errors import ModelLoadError
 from rlhf_core.layouts import lay_out
 from rlhf_core.models import Body, ModelPair
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.scoring import capacity
 from rlhf_core.tokenization import TokenizedText
 
@@ -115,4 +115,4 @@ def test_completions_share_a_row_only_where_the_model_keeps_them_apart(config, b
 def test_a_model_without_a_linear_head_is_not_trained(tmp_path, monkeypatch, tiny_model):
     monkeypatch.setattr("rlhf_core.causal_lm._agrees", lambda *_: False)
     with pytest.raises(ModelLoadError, match="scored, not trained"):
-        new_lora_policy(str(tiny_model), LoraConfig(rank=2, alpha=4), seed=0)
+        new_policy(str(tiny_model), ModelConfig(name="tiny", lora=LoraConfig(rank=2, alpha=4)), seed=0)

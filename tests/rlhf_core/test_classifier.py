@@ -19,7 +19,7 @@ from rlhf_core.classifier_labels import output_index
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.config.rewards import ClassifierReward, RewardPart, WeightedReward
 from rlhf_core.errors import ModelLoadError
-from rlhf_core.policies import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
@@ -256,7 +256,7 @@ def test_t26_a_resumed_run_is_judged_to_the_bit_alike(
     tiny_model: Path, encoder: Path, decoder: Path, tmp_path: Path
 ) -> None:
     config, source = options(encoder, decoder), str(tiny_model)
-    policy = new_lora_policy(source, config.model.lora, seed=0)
+    policy = new_policy(source, config.model, seed=0)
     state = fresh_state(policy, config)
     first = advance(policy, state, config, 1)
     middle = saved(policy, state, tmp_path / "middle")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_core.checkpoint import read_checkpoint, write_checkpoint
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.policies import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.update import TrainState, fresh_state
 from tests.rlhf_core.test_checkpoint import STEPS, advance, config, digest
 
@@ -20,7 +20,7 @@ def begin(tiny_model: Path, **optimization: Any) -> tuple[LoraPolicy, TrainState
     options = config({"kind": "pi"})
     fields = options.model_dump() | {"optimization": options.optimization.model_dump() | optimization}
     options = PPOConfig.model_validate(fields)
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     return policy, fresh_state(policy, options), options
 
 

@@ -12,7 +12,7 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.evaluation import Evaluation, paired_difference, repeated_bigrams, summarise
 from rlhf_core.judgement import Judges
 from rlhf_core.kl import divergences
-from rlhf_core.policies import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
 
@@ -61,7 +61,7 @@ def config() -> PPOConfig:
 
 
 def moved_policy(tiny_model: Path) -> LoraPolicy:
-    policy = new_lora_policy(str(tiny_model), config().model.lora, seed=0)
+    policy = new_policy(str(tiny_model), config().model, seed=0)
     torch.manual_seed(1)
     for name, weight in policy.trainable_parameters().items():
         if "lora_B" in name:

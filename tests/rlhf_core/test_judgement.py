@@ -15,7 +15,7 @@ from rlhf_core.config.rewards import KeywordReward
 from rlhf_core.errors import NonFiniteLoss, RewardError
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
 from rlhf_core.judgement import Judges, describe_rewards, judge
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.rewards import WeightedSum, make_reward
 from rlhf_core.update import fresh_state, update_policy
@@ -47,7 +47,7 @@ def config(**sections: Any) -> PPOConfig:
 
 def trained(model: Path, options: PPOConfig) -> tuple[list[StepResult], dict[str, bytes]]:
     """Every step of a run, and its last weights to the bit. A third of the vocabulary ends a completion."""
-    policy = new_lora_policy(str(model), options.model.lora, seed=0)
+    policy = new_policy(str(model), options.model, seed=0)
     policy.codec = replace(policy.codec, eos_ids=frozenset(range(0, 400, 3)))
     state = fresh_state(policy, options)
     steps = train(

@@ -14,7 +14,7 @@ from rlhf_core import ppo
 from rlhf_core.checkpoint import read_checkpoint, write_checkpoint
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import KLDiverged
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.update import TrainState, fresh_state
 from tests.rlhf_core.test_checkpoint import config as lora_config
@@ -112,7 +112,7 @@ def test_t26_the_count_goes_on_after_a_resume(
 ) -> None:
     source = str(tiny_model)
     options = limited(lora_config({"kind": "fixed"}), 2.0, 3)
-    policy = new_lora_policy(source, options.model.lora, seed=0)
+    policy = new_policy(source, options.model, seed=0)
     state = fresh_state(policy, options)
     reported(monkeypatch, iter([3.0, 3.0, 3.0]))
     run = steps(policy, state, options)

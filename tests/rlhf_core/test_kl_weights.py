@@ -19,7 +19,7 @@ from rlhf_core.errors import UnknownToken
 from rlhf_core.experience import Experience, assess, response_hidden, sample, weights_of
 from rlhf_core.kl import k1, weighted_kl
 from rlhf_core.kl_weights import WeightTable, weight_table
-from rlhf_core.policies import TokenizerCodec, new_lora_policy
+from rlhf_core.policies import TokenizerCodec, new_policy
 from rlhf_core.ppo import StepResult
 from rlhf_core.targets import make_targets
 from rlhf_core.update import fresh_state
@@ -39,7 +39,7 @@ from tests.tiny_models import byte_level_tokenizer
 
 
 def run(folder: Path, options: PPOConfig) -> tuple[list[StepResult], dict[str, Tensor]]:
-    policy = new_lora_policy(str(folder), options.model.lora, seed=0)
+    policy = new_policy(str(folder), options.model, seed=0)
     steps = ppo.train(
         policy,
         fresh_state(policy, options),
@@ -123,7 +123,7 @@ def test_the_weighted_kl_of_a_model_is_the_sum_over_its_vocabulary(
             module, "chunked_scores", functools.partial(chunked_scores, chunk_bytes=chunk_bytes)
         )
     options = config(weights({"eos": 0.0, 40: 3.0}, (0.5, 2.0)))
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     policy.codec = dataclasses.replace(policy.codec, eos_ids=frozenset(range(0, 300, 5)) - {40})
     torch.manual_seed(0)
     with torch.no_grad():

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.metric_names import ALIASES, MEANINGS
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
@@ -29,7 +29,7 @@ def reported(tiny_model: Path) -> set[str]:
             "evaluation": {"every_steps": 1, "gold_reward": {"kind": "keyword", "keywords": ["the"]}},
         }
     )
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     steps = train(
         policy,
         fresh_state(policy, options),

@@ -16,7 +16,7 @@ from rlhf_core.experience import response_hidden
 from rlhf_core.kl import divergences
 from rlhf_core.logprobs import token_logprobs
 from rlhf_core.packing import pack
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.rewards import make_reward
 from rlhf_core.rollout import Rollout
 
@@ -143,7 +143,7 @@ def one_step(tiny_model: Path, **optimization: Any) -> Any:
             "optimization": {"steps": 1, "learning_rate": 0.01, "epochs": 1, **optimization},
         }
     )
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     state = update.fresh_state(policy, options)
     reward = make_reward(options.reward)
     (step,) = ppo.train(policy, state, options, prompts=PROMPTS, eval_prompts=[], reward=reward)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.causal_lm import CausalLM
-from rlhf_core.config.ppo import LoraConfig
+from rlhf_core.config.ppo import LoraConfig, ModelConfig
 from rlhf_core.errors import InputTooLong
 from rlhf_core.experience import response_hidden
-from rlhf_core.policies import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.rollout import LEAVE_AT, _inverse_cdf, generate, response_ids
 
 EOS = 0
@@ -65,7 +65,7 @@ def test_t20_a_response_is_what_was_said_up_to_the_stop_token(
 
 @pytest.fixture(scope="module")
 def policy(tiny_model: Path) -> LoraPolicy:
-    return new_lora_policy(str(tiny_model), LoraConfig(rank=2), seed=0)
+    return new_policy(str(tiny_model), ModelConfig(name="tiny", lora=LoraConfig(rank=2)), seed=0)
 
 
 def sampled(policy: LoraPolicy, prompts: list[str], seed: int | None) -> Any:

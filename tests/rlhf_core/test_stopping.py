@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_core.config.ppo import PPOConfig, RolloutConfig
 from rlhf_core.errors import UnknownToken, UnusableStop
 from rlhf_core.experience import assess, sample
-from rlhf_core.policies import LoraPolicy, TokenizerCodec, new_lora_policy
+from rlhf_core.policies import LoraPolicy, TokenizerCodec, new_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.rollout import Rollout, generate, response_ids
 from rlhf_core.stopping import StopStrings
@@ -85,7 +85,7 @@ def test_a_step_decodes_a_few_tokens_however_long_the_completion_is() -> None:
 
 @pytest.fixture(scope="module")
 def policy(tiny_model: Path) -> LoraPolicy:
-    return new_lora_policy(str(tiny_model), PPOConfig.model_validate(options()).model.lora, seed=0)
+    return new_policy(str(tiny_model), PPOConfig.model_validate(options()).model, seed=0)
 
 
 def options(**rollout: Any) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def test_each_row_alone_says_the_same_with_its_own_random_numbers(policy: LoraPo
 def steps_of(model: Path, **rollout: Any) -> tuple[list[StepResult], list[str]]:
     """A run whose reward is the number of characters, with the texts that it was asked about."""
     config = PPOConfig.model_validate(options(**rollout))
-    policy = new_lora_policy(str(model), config.model.lora, seed=0)
+    policy = new_policy(str(model), config.model, seed=0)
     asked: list[str] = []
 
     def reward(_: Any, completions: Any, __: Any) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core import update
 from rlhf_core.checkpoint import read_checkpoint, write_checkpoint
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.policies import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.update import TrainState, fresh_state
 from tests.rlhf_core.test_checkpoint import advance, config, digest
@@ -26,7 +26,7 @@ def with_target(options: PPOConfig, target_kl: float | None, **optimization: Any
 
 
 def begin(options: PPOConfig, source: str) -> tuple[LoraPolicy, TrainState]:
-    policy = new_lora_policy(source, options.model.lora, seed=0)
+    policy = new_policy(source, options.model, seed=0)
     return policy, fresh_state(policy, options)
 
 

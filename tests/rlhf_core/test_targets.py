@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core import ppo, targets
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.experience import Experience
-from rlhf_core.policies import new_lora_policy
+from rlhf_core.policies import new_policy
 from rlhf_core.rollout import Rollout
 from rlhf_core.targets import make_targets
 from rlhf_core.update import fresh_state
@@ -120,7 +120,7 @@ def test_what_is_logged_is_what_was_subtracted_to_the_bit(
 
     monkeypatch.setattr(targets, "gae", recorded)
     options = config(whiten=True, **kl)
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     run = ppo.train(
         policy,
         fresh_state(policy, options),

@@ -15,7 +15,7 @@ from rlhf_core import objective, ppo, update
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.experience import Experience
-from rlhf_core.policies import LoraPolicy, new_lora_policy
+from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state, in_micro_batches, token_means
 
@@ -41,7 +41,7 @@ def config(kl: dict[str, str] = K2, **optimization: Any) -> PPOConfig:
 
 def begin(tiny_model: Path, options: PPOConfig) -> tuple[LoraPolicy, TrainState]:
     """Every eighth token ends a completion: with its own stop token alone, the model talks to the limit."""
-    policy = new_lora_policy(str(tiny_model), options.model.lora, seed=0)
+    policy = new_policy(str(tiny_model), options.model, seed=0)
     policy.codec = replace(policy.codec, eos_ids=frozenset(range(0, len(policy.tokenizer), 8)))
     return policy, fresh_state(policy, options)
 
