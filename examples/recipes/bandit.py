@@ -8,7 +8,6 @@ there they part: a penalty in the reward charges the first token for the KL of t
 
 import math
 import time
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,14 +25,6 @@ BANDIT, SCORES, BETA = [0.4, 0.4, 0.2], [1.0, 0.0, 0.5], 0.5
 CHAIN = [[0.5, 0.5], [0.6, 0.4], [0.5, 0.5]]
 CHAIN_SCORES = [[1.0, 0.0], [0.7, 0.7]]
 CHAIN_BETA = 0.25
-
-
-class Landing(NamedTuple):
-    """Where a setting ended."""
-
-    setting: str
-    reached: Tensor
-    seconds: float
 
 
 def tilted(reference: Tensor, scores: Tensor, beta: float) -> Tensor:
@@ -63,21 +54,20 @@ def per_token_optimum() -> Tensor:
     return chain_distribution(tilted(first, expected, CHAIN_BETA), second)
 
 
-def bandit(setting: str) -> Landing:
-    """Train a table of one token."""
-    began, policy = time.monotonic(), TabularPolicy([BANDIT])
+def bandit(setting: str) -> Tensor:
+    """What a table of one token says after training."""
+    policy = TabularPolicy([BANDIT])
     options = config(SETTINGS[setting], beta=BETA, tokens=1)
     run(policy, options, lambda ids: SCORES[ids[0]])
-    return Landing(setting, policy.probabilities(), time.monotonic() - began)
+    return policy.probabilities()
 
 
-def chain(setting: str) -> Landing:
-    """Train a table of two tokens."""
-    began, policy = time.monotonic(), TabularPolicy(CHAIN)
+def chain(setting: str) -> Tensor:
+    """What a table of two tokens says after training."""
+    policy = TabularPolicy(CHAIN)
     options = config(SETTINGS[setting], beta=CHAIN_BETA, tokens=2)
     run(policy, options, lambda ids: CHAIN_SCORES[ids[0]][ids[1]])
-    reached = chain_distribution(policy.probabilities(0), [policy.probabilities(1), policy.probabilities(2)])
-    return Landing(setting, reached, time.monotonic() - began)
+    return chain_distribution(policy.probabilities(0), [policy.probabilities(1), policy.probabilities(2)])
 
 
 def main() -> None:
@@ -87,8 +77,8 @@ def main() -> None:
     print(f"One token: ref {shown(BANDIT)}, score {shown(SCORES)}, β {BETA}\n")
     print(f"| | π(0) π(1) π(2) | from π* |\n|---|---|---|\n| π* | {shown(optimum)} | |")
     for setting in SETTINGS:
-        landed = bandit(setting)
-        print(f"| {setting} | {shown(landed.reached)} | {total_variation(landed.reached, optimum):.4f} |")
+        reached = bandit(setting)
+        print(f"| {setting} | {shown(reached)} | {total_variation(reached, optimum):.4f} |")
 
     sequence, per_token = sequence_optimum(), per_token_optimum()
     print(f"\nTwo tokens: score 1 for 00, 0 for 01, 0.7 for 10 and 11, β {CHAIN_BETA}\n")
@@ -96,9 +86,9 @@ def main() -> None:
     print(f"| π* | {shown(sequence)} | | {total_variation(sequence, per_token):.4f} |")
     print(f"| per-token optimum | {shown(per_token)} | {total_variation(sequence, per_token):.4f} | |")
     for setting in SETTINGS:
-        landed = chain(setting)
-        distances = (f"{total_variation(landed.reached, end):.4f}" for end in (sequence, per_token))
-        print(f"| {setting} | {shown(landed.reached)} | {' | '.join(distances)} |")
+        reached = chain(setting)
+        distances = (f"{total_variation(reached, end):.4f}" for end in (sequence, per_token))
+        print(f"| {setting} | {shown(reached)} | {' | '.join(distances)} |")
     print(f"\n{math.ceil(time.monotonic() - began)} s. Distances are total variations, ½ Σ |π − π*|.")
 
 

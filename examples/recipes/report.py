@@ -12,7 +12,7 @@ from typing import Any
 from examples.recipes.recipe import FOLDER, Recipe, load_recipe
 from rlhf_core.evaluation import Evaluation, mean_and_se, paired_difference, repeated_bigrams
 
-SMOOTHED = 5  # steps whose mean is the gold reward around a step
+BESIDE = 2  # steps on both sides, in the mean that is the gold reward around a step
 SHOWN = 0  # which held-out prompt's completion stands for a run
 
 Rows = list[dict[str, Any]]
@@ -58,12 +58,10 @@ def runs_table(found: dict[str, Rows]) -> str:
         "a text, over all | a completion | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for rows in found.values():
-        before = list(evaluations(rows).values())[0]
-        if not lines[2:]:
-            lines.append(
-                f"| before | | | {fmean(before.scores):+.3f} | 0 | {repetition(before)} | {text(before)} | |"
-            )
+    if found:  # all begin with the same evaluation
+        before = evaluations(next(iter(found.values())))[0]
+        numbers = f"{fmean(before.scores):+.3f} | 0 | {repetition(before)}"
+        lines.append(f"| before | 0 | | {numbers} | {text(before)} | |")
     for run, rows in found.items():
         seen = list(evaluations(rows).values())
         gain, kl = paired_difference(seen[0], seen[-1]), mean_and_se(seen[-1].kl)
@@ -106,28 +104,27 @@ def way(rows: Rows) -> str:
 def verdict(rows: Rows) -> str:
     """Where the gold reward of the rollouts was highest, and when each rule fired first."""
     steps = [row for row in rows if row["step"]]
-    gold = {
-        last["step"]: fmean(row["metrics"]["reward/gold_mean"] for row in steps[at + 1 - SMOOTHED : at + 1])
-        for at, last in enumerate(steps)
-        if at + 1 >= SMOOTHED
-    }
-    peak = max(gold, key=gold.__getitem__)
-    last = steps[-1]["step"]
+    gold = around([row["metrics"]["reward/gold_mean"] for row in steps])
+    peak = max(range(len(gold)), key=gold.__getitem__)
     lines = [
-        f"Gold reward, mean of the {SMOOTHED} steps up to each: highest at step {peak} ({gold[peak]:+.3f}); "
-        f"at step {last} {gold[last]:+.3f}."
+        f"Gold reward of the rollouts, mean of {2 * BESIDE + 1} steps: highest around step {steps[peak]['step']} "
+        f"({gold[peak]:+.3f}), at the end {gold[-1]:+.3f}."
     ]
-    fired: dict[str, dict[str, Any]] = {}
-    for row in steps:
+    first: dict[str, int] = {}
+    for at, row in enumerate(steps):
         for rule in row["findings"]:
-            fired.setdefault(rule, row)
-    for rule, row in fired.items():
-        at = gold.get(row["step"])
-        lines.append(
-            f"`{rule}` fired first at step {row['step']}, {row['step'] - peak:+d} from the peak"
-            + ("." if at is None else f", with a gold reward of {at:+.3f}.")
-        )
+            first.setdefault(rule, at)
+    lines += [
+        f"`{rule}` fired first at step {steps[at]['step']}, {at - peak:+d} from the peak; gold reward there "
+        f"{gold[at]:+.3f}."
+        for rule, at in first.items()
+    ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def around(values: list[float]) -> list[float]:
+    """Means of each value with BESIDE on both sides; at the ends, of those that there are."""
+    return [fmean(values[max(0, at - BESIDE) : at + BESIDE + 1]) for at in range(len(values))]
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe)
     for run in options.runs or recipe.runs:
-        train_run(recipe, run, options.folder)
+        train_run(recipe, run, options.folder, str(prepare()))
     print(report(recipe, options.folder))
 
 
-def train_run(recipe: Recipe, run: str, folder: Path) -> None:
-    """One run, from the first step; its rows replace those of an earlier time."""
+def train_run(recipe: Recipe, run: str, folder: Path, model: str) -> None:
+    """One run of the model in a folder, from the first step; its rows replace those of an earlier time."""
     config = recipe.runs[run]
-    policy = new_policy(str(prepare()), config.model, seed=config.seed)
+    policy = new_policy(model, config.model, seed=config.seed)
     gold = config.evaluation.gold_reward
     steps = train(
         policy,
