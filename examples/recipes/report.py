@@ -13,7 +13,7 @@ from examples.recipes.recipe import FOLDER, Recipe, load_recipe
 from rlhf_core.evaluation import Evaluation, mean_and_se, paired_difference, repeated_bigrams
 
 BESIDE = 2  # steps on both sides, in the mean that is the gold reward around a step
-SHOWN = 0  # which held-out prompt's completion stands for a run
+SHOWN = 2  # which held-out prompt's completion stands for a run
 
 Rows = list[dict[str, Any]]
 
