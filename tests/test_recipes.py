@@ -1,5 +1,6 @@
 """What docs/recipes.md shows runs: the files are valid, the tables land, the report says what the rows hold."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from examples.recipes import bandit
 from examples.recipes.recipe import ROOT, Recipe, changed, load_recipe
-from examples.recipes.report import report, verdict
+from examples.recipes.rejudge import rejudged
+from examples.recipes.report import read_rows, report, verdict
 from examples.recipes.tabular import total_variation
 from examples.recipes.train import train_run
 from tests.rlhf_core import tiny_policies
@@ -49,6 +51,10 @@ def test_rows_of_a_run_become_a_report(tmp_path: Path) -> None:
     runs = changed(plain, gold | {"data": {"eval_prompts": ["the cow", "a bird"]}})
     recipe = Recipe("tiny", "About.", {"only": type(tiny_policies.config(Path(model))).model_validate(runs)})
     train_run(recipe, "only", tmp_path / "rows", model)
+    rows = read_rows(recipe.rows_file("only", tmp_path / "rows"))
+    assert (
+        rejudged(copy.deepcopy(rows), recipe.runs["only"]) == rows
+    )  # the same judge says the same afterwards
     lines = report(recipe, tmp_path / "rows").splitlines()
     assert [line for line in lines if line.startswith("| only | 6 | 0.100 |")]
     assert [line.split(" | ")[0] for line in lines if line.startswith(("| 0 ", "| 3 ", "| 6 "))] == [
