@@ -81,9 +81,9 @@ def repetition(evaluation: Evaluation) -> str:
 
 def text(evaluation: Evaluation) -> str:
     """A prompt and what the policy made of it."""
-    return f"{evaluation.prompts[SHOWN]}**{evaluation.completions[SHOWN]}**".replace("\n", " ⏎ ").replace(
-        "|", "¦"
-    )
+    at = min(SHOWN, len(evaluation.prompts) - 1)
+    shown = f"{evaluation.prompts[at]}**{evaluation.completions[at]}**"
+    return shown.replace("\n", " ⏎ ").replace("|", "¦")
 
 
 def way(rows: Rows) -> str:
