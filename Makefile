@@ -45,6 +45,12 @@ bench-ppo: $(MODELS) $(PEERS)/.done ## PPO beside TRL's last: time, memory, rewa
 	@$(PY) -W ignore -m benchmarks.ppo --registry $(MODELS) --packages $(PEERS) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: recipes
+recipes: $(VENV)/.worker $(MODELS) ## The runs of docs/recipes.md: a bandit, a β sweep, a proxy against gold: ONLY="bandit …"
+	@set -e; for name in $(or $(ONLY),bandit beta_sweep proxy_gold); do case $$name in \
+	  bandit) $(PY) -m examples.recipes.bandit ;; \
+	  *) $(PY) -W ignore -m examples.recipes.train examples/recipes/$$name.json ;; esac; done
+
 .PHONY: check
 check: lint types test ## What CI runs: format, lint, types, import contracts, tests
 

@@ -6,75 +6,15 @@ A loop with a wrong sign, position, mask, whitening or KL gradient lands elsewhe
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlhf_core import objective, ppo, targets, update
-from rlhf_core.causal_lm import CausalLM
-from rlhf_core.config.ppo import PPOConfig
-
-
-class StateTrunk(nn.Module):
-    """Hidden state = one-hot of what has been said: nothing (state 0), or the last token v (state 1 + v)."""
-
-    def __init__(self, states: int) -> None:
-        super().__init__()
-        self.states = states
-
-    def forward(self, input_ids: Tensor, position_ids: Tensor, **_: Any) -> SimpleNamespace:
-        state = torch.where(position_ids == 0, 0, (1 + input_ids).clamp(max=self.states - 1))
-        hidden = nn.functional.one_hot(state, self.states).double()
-        return SimpleNamespace(last_hidden_state=hidden, past_key_values=None)
-
-
-class TabularPolicy:
-    """Logits per state as the head's weight; the reference is a frozen copy of where the policy starts."""
-
-    def __init__(self, reference: list[list[float]]) -> None:
-        table = torch.tensor(reference, dtype=torch.float64).log().T  # [vocab, states]
-        self._policy, self._reference = (self._model(table) for _ in range(2))
-        self._reference.head.requires_grad_(False)
-        self.hidden_size = table.shape[1]
-        self.codec = self
-
-    eos_ids: frozenset[int] = frozenset()
-    pad_id = 0
-
-    def encode(self, _: str) -> list[int]:
-        return [0]
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
-
-    @staticmethod
-    def _model(table: Tensor) -> CausalLM:
-        head = nn.Linear(table.shape[1], table.shape[0], bias=False, dtype=torch.float64)
-        head.weight.data.copy_(table)
-        return CausalLM(StateTrunk(table.shape[1]), head, vocab_size=table.shape[0], context=8)
-
-    @contextmanager
-    def policy(self) -> Iterator[CausalLM]:
-        yield self._policy
-
-    @contextmanager
-    def reference(self) -> Iterator[CausalLM]:
-        yield self._reference
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return {"table": self._policy.head.weight}  # type: ignore[dict-item]
-
-    def probabilities(self, state: int = 0) -> Tensor:
-        weight: Tensor = self._policy.head.weight.detach()  # type: ignore[assignment]
-        return weight[:, state].softmax(0)
-
+from examples.recipes.tabular import TabularPolicy, config, run, total_variation
+from rlhf_core import objective, targets
 
 K1, HYBRID, EXACT = ({"penalty": penalty} for penalty in ("k1", "hybrid", "exact"))
 K2, K3, RATIO_K1 = ({"penalty": "none", "loss": loss} for loss in ("k2", "k3", "ratio_k1"))
@@ -83,43 +23,6 @@ K2, K3, RATIO_K1 = ({"penalty": "none", "loss": loss} for loss in ("k2", "k3", "
 def bound(kl: dict[str, str]) -> float:
     """Largest total variation; ratio·k1 has noise besides that of r·k3, up to .018 here."""
     return 0.03 if kl == RATIO_K1 else 0.02
-
-
-def config(kl: dict[str, str], *, beta: float, tokens: int, steps: int = 30, batch: int = 512) -> PPOConfig:
-    return PPOConfig.model_validate(
-        {
-            "model": {"name": "tabular"},
-            "data": {"prompts": ["."]},
-            "reward": {"kind": "sentiment"},
-            "rollout": {"batch_size": batch, "max_new_tokens": tokens},
-            "kl": {"beta": beta, **kl},
-            "optimization": {
-                "steps": steps,
-                "learning_rate": 0.1,
-                "value_learning_rate": 0.1,
-                "learning_rate_schedule": "linear",
-                "epochs": 2,
-                "minibatches": 2,
-                "max_grad_norm": 1e6,
-            },
-            "advantages": {"gae_lambda": 1.0},
-        }
-    )
-
-
-def run(policy: TabularPolicy, options: PPOConfig, score: Callable[[list[int]], float]) -> list[Any]:
-    """The real loop; the reward reads the sampled tokens back from the text."""
-
-    def reward(_: Any, completions: Any, __: Any) -> list[float]:
-        return [score([int(token) for token in text.split()]) for text in completions]
-
-    state = update.fresh_state(policy, options)
-    steps = ppo.train(policy, state, options, prompts=["."], eval_prompts=[], reward=reward)
-    return list(steps)
-
-
-def total_variation(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().sum() / 2)
 
 
 REFERENCE, SCORES, BETA = [0.4, 0.4, 0.2], [1.0, 0.0, 0.5], 0.5
