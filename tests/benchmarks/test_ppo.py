@@ -147,12 +147,12 @@ def test_the_three_penalties_have_one_mean_gradient(tmp_path: Path) -> None:
         generator = torch.Generator().manual_seed(0)
         for weight in policy.trainable_parameters().values():
             weight += 0.1 * weight * torch.randn(weight.shape, generator=generator)
-    found = gradients.gradients_of(policy, case, folder, batches=100, seed=0)
+    found = gradients.gradients_of(policy, case, folder, batches=40, seed=0)
     assert found.kl > 0.01
     for name in ("hybrid", "exact"):
         difference = found.of_kl[name] - found.of_kl["k1"]
         # |mean|² of n independent vectors without a mean is trace/n in the mean, with n·|mean|²/trace near 1.
-        assert 100 * difference.mean(dim=0).square().sum() / difference.var(dim=0).sum() < 1.5
+        assert 40 * difference.mean(dim=0).square().sum() / difference.var(dim=0).sum() < 1.5
 
 
 @pytest.fixture(scope="module")
