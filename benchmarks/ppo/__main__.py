@@ -1,15 +1,17 @@
 """How fast, how small and how good PPO is: `make bench-ppo`, side by side with TRL 1.12.0, the last with PPO.
 
-Both train the same model on the same prompts with the same reward, batch, response length, epochs,
-minibatches, optimizer steps and learning rate; no completion ends early, nobody accumulates gradients. Each has
-a process of its own. They take turns, one iteration each; a ratio is taken within a round, and its median and
-quartiles are over the rounds. Memory is the largest resident set of the whole process.
+Both train the same model on the same prompts with the same reward, batch, response length, epochs, minibatches,
+optimizer steps and learning rate (one for policy and value function, no grid is searched for either trainer); no
+completion ends early, nobody accumulates gradients. Each has a process of its own. They take turns, one iteration
+each; a ratio is taken within a round, and its median and quartiles are over the rounds. Memory is the largest
+resident set of the whole process.
 
 tiny      GPT-2 with random weights, 32 × 24 tokens, 4 epochs × 4 minibatches, all weights
 full      SmolLM2-135M, 8 × 16 tokens, 2 epochs × 2 minibatches, all weights
 lora      the same with an adapter of rank 8
 equal-kl  tiny: both runs' policies rescored by exact KL on fresh completions, their rewards compared at equal KL
 variance  tiny: of a sequence's Σk1 over that of its ΣKL_t on the same completions, at sequence KL 0.1, 1 and 5
+gradients tiny: noise of the policy gradient under `hybrid` and `exact` over that under `k1`, at fixed weights
 
 The exit code is 1 unless all start from KL 0 and do the stated number of optimizer steps. The last line is one
 JSON object; null: not measured.
@@ -31,10 +33,10 @@ from benchmarks.ratios import Ratio, spread
 
 NAMES = (
     *(f"{case}_{what}_over_trl" for case in CASES for what in ("time", "rss")),
-    *("reward_at_equal_kl_minus_trl", "se", "penalty_var_ratio_at_kl"),
+    *("reward_at_equal_kl_minus_trl", "se", "penalty_var_ratio_at_kl", "gradient_variance"),
 )
 SEEDS, ITERATIONS, RESCORED = 5, 12, 16  # of equal-kl: pairs of runs, iterations of each, batches rescored
-VARIANCE_BATCHES = 128
+VARIANCE_BATCHES, GRADIENT_BATCHES = 128, 64
 TRL_VERSION = "1.12.0"
 
 
@@ -44,7 +46,7 @@ def main() -> int:
     parser.add_argument("--registry", type=Path, default=Path(".kleash/models.json"))
     parser.add_argument("--packages", type=Path, help="folder that TRL is installed in")
     parser.add_argument("--rounds", type=int, help="of every case, and seeds of equal-kl, instead of its own")
-    everything = [*CASES, "equal-kl", "variance"]
+    everything = [*CASES, "equal-kl", "variance", "gradients"]
     parser.add_argument("--only", nargs="*", default=everything, choices=everything, help="parts")
     options = parser.parse_args()
     if reason := _no_trl(options.packages):
@@ -54,7 +56,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-ppo-") as scratch:
         for name in everything:
             if name in options.only:
-                numbers, wrong = PARTS.get(name, _side_by_side)(name, options, Path(scratch))
+                try:
+                    numbers, wrong = PARTS.get(name, _side_by_side)(name, options, Path(scratch))
+                except ChildProcessError as death:
+                    print(death, file=sys.stderr)
+                    return 1
                 found, faults = found | numbers, faults + wrong
     for fault in faults:
         print(f"NOT LIKE FOR LIKE: {fault}")
@@ -129,7 +135,30 @@ def _variance(_: str, options: argparse.Namespace, scratch: Path) -> tuple[dict[
     return {"penalty_var_ratio_at_kl": ratios}, []
 
 
-PARTS = {"equal-kl": _equal_kl, "variance": _variance}
+def _gradients(_: str, options: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[str]]:
+    """Which penalty's gradient is the quietest, and where."""
+    from benchmarks.ppo import gradients
+
+    case, folder = CASES["tiny"], _task(OURS, "tiny", options, scratch, 0).folder
+    found = gradients.at_policies(case, folder, seed=0, batches=GRADIENT_BATCHES)
+    for name, at in found.items():
+        for what, row in (("policy gradient", at.whole), ("KL term alone", at.kl_term)):
+            figures = ", ".join(
+                f"{penalty} {one.over_k1:.2f} [{one.low:.2f} … {one.high:.2f}]"
+                for penalty, one in row.items()
+                if penalty != "k1"
+            )
+            print(f"gradients {name:9} KL {at.kl:.2f}  {what:15} variance over k1's: {figures}")
+    return {"gradient_variance": {name: _over_k1(at) for name, at in found.items()}}, []
+
+
+def _over_k1(at: Any) -> dict[str, Any]:
+    """The ratios without their intervals."""
+    rows = {"policy_gradient": at.whole, "kl_term": at.kl_term}
+    return {what: {penalty: one.over_k1 for penalty, one in row.items()} for what, row in rows.items()}
+
+
+PARTS = {"equal-kl": _equal_kl, "variance": _variance, "gradients": _gradients}
 
 
 def _task(

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.ppo.turn import Task
 
@@ -18,16 +18,19 @@ KL_AT_START = 1e-3  # nats per sequence: k1 of a rollout whose log-probabilities
 class Contender:
     """A process that is loaded and waits."""
 
-    def __init__(self, task: Task, process: subprocess.Popen[str]) -> None:
-        self.task, self._process = task, process
+    def __init__(self, task: Task, process: subprocess.Popen[str], log: IO[str]) -> None:
+        self.task, self._process, self._log = task, process, log
         self.at_start = self._read()
         self.answers: list[Answer] = []
 
     def iterate(self) -> Answer:
-        """One iteration."""
+        """One iteration. Raises ChildProcessError, with the end of what it printed, if the process is dead."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
         self.answers.append(self._read())
         return self.answers[-1]
 
@@ -48,14 +51,22 @@ class Contender:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"{self.task.contender} on {self.task.case_name} died")
+            raise self._death()
         answer: Answer = json.loads(line)
         return answer
+
+    def _death(self) -> ChildProcessError:
+        code = self._process.wait()
+        self._log.seek(0)
+        printed = self._log.read().split("\n")
+        said = next((line.strip() for line in reversed(printed) if line.strip()), "it printed nothing")
+        who = f"{self.task.contender} on {self.task.case_name}, seed {self.task.seed}"
+        return ChildProcessError(f"{who}, died with exit code {code}: {said}")
 
 
 @contextmanager
 def started(task: Task) -> Iterator[Contender]:
-    """The contender, until the context is left; if it dies the end of what it printed is shown."""
+    """The contender, until the context is left."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.ppo.contender", json.dumps(task)]
     # TRL warns that PPO is experimental, and asks the hub for what is not there.
     env = os.environ | {
@@ -69,11 +80,7 @@ def started(task: Task) -> Iterator[Contender]:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env
         )
         try:
-            yield Contender(task, process)
-        except ChildProcessError:
-            log.seek(0)
-            sys.stderr.write(log.read()[-4000:])
-            raise
+            yield Contender(task, process, log)
         finally:
             process.kill()
             process.communicate()

@@ -1,16 +1,21 @@
 """The PPO benchmark's arithmetic, and what it says where TRL is missing."""
 
 import copy
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.ppo.cases import CASES, OURS, share_of_fifths
 from benchmarks.ppo.equal_kl import Point, common_kl, paired, reward_at
-from benchmarks.ppo.processes import Contender, take_turns
+from benchmarks.ppo.gradients import noise
+from benchmarks.ppo.models import folder_of, new_policy
+from benchmarks.ppo.processes import Contender, started, take_turns
 from benchmarks.ppo.turn import Task
 from benchmarks.ppo.variance import bootstrapped
 
@@ -104,10 +109,54 @@ def test_what_is_not_like_for_like_is_a_fault(ours: Contender) -> None:
     assert "before the first update" in kl
 
 
+def test_a_contender_that_dies_between_turns_is_named_in_one_line(tmp_path: Path) -> None:
+    folder = folder_of(CASES["tiny"], Path("no registry"), tmp_path)
+    with started(Task(OURS, "tiny", str(folder), None, seed=3, iterations=2)) as one:
+        os.kill(one._process.pid, signal.SIGKILL)
+        one._process.wait()
+        with pytest.raises(ChildProcessError) as death:
+            one.iterate()
+    assert str(death.value) == "kleash on tiny, seed 3, died with exit code -9: it printed nothing"
+
+
+def test_a_contender_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    task = Task(OURS, "tiny", str(tmp_path / "nowhere"), None, seed=0, iterations=1)
+    with pytest.raises(ChildProcessError, match=r"died with exit code 1: .*nowhere") as death, started(task):
+        pass
+    assert "\n" not in str(death.value)
+
+
+def test_gradient_noise_is_the_trace_over_batches() -> None:
+    gradients = torch.randn(64, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # Three times each deviation has nine times the trace in every resample, and a common mean has none.
+    found = noise(3.0 * gradients + 7.0, gradients, seed=0)
+    assert (found.over_k1, found.low, found.high) == pytest.approx((9.0, 9.0, 9.0))
+    other = torch.randn(64, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = noise(other, gradients, seed=0)
+    assert found.over_k1 == pytest.approx(float(other.var(dim=0).sum() / gradients.var(dim=0).sum()))
+    assert found.low < found.over_k1 < found.high
+
+
+def test_the_three_penalties_have_one_mean_gradient(tmp_path: Path) -> None:
+    from benchmarks.ppo import gradients
+
+    case = CASES["tiny"]._replace(batch=8, tokens=3)
+    folder = str(folder_of(case, Path("no registry"), tmp_path))
+    policy = new_policy(case, folder, seed=0)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for weight in policy.trainable_parameters().values():
+            weight += 0.1 * weight * torch.randn(weight.shape, generator=generator)
+    found = gradients.gradients_of(policy, case, folder, batches=40, seed=0)
+    assert found.kl > 0.01
+    for name in ("hybrid", "exact"):
+        difference = found.of_kl[name] - found.of_kl["k1"]
+        # |mean|² of n independent vectors without a mean is trace/n in the mean, with n·|mean|²/trace near 1.
+        assert 40 * difference.mean(dim=0).square().sum() / difference.var(dim=0).sum() < 1.5
+
+
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Contender:
-    from benchmarks.ppo.models import folder_of
-
     folder = folder_of(CASES["tiny"], Path("no registry"), tmp_path_factory.mktemp("bench"))
     [contender] = take_turns([Task(OURS, "tiny", str(folder), None, seed=0, iterations=2)], rounds=1)
     return contender
