@@ -40,7 +40,6 @@ def config_of(case: Case, folder: str, *, seed: int, steps: int) -> PPOConfig:
                 "epochs": case.epochs,
                 "minibatches": case.minibatches,
                 "learning_rate": case.learning_rate,
-                "value_learning_rate": case.learning_rate,
                 "max_grad_norm": NO_CLIPPING,
             },
             "seed": seed,
