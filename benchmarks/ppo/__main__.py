@@ -1,8 +1,8 @@
 """How fast, how small and how good PPO is: `make bench-ppo`, side by side with TRL 1.12.0, the last with PPO.
 
 Both train the same model on the same prompts with the same reward, batch, response length, epochs, minibatches,
-optimizer steps and learning rate of the policy (the value function's is the trainer's own; no grid is searched); no
-completion ends early, nobody accumulates gradients. Each has a process of its own. They take turns, one iteration
+optimizer steps and learning rate of the policy (the value function's is the trainer's own; no grid is searched).
+No completion ends early, nobody accumulates gradients. Each has a process of its own. They take turns, one iteration
 each; a ratio is taken within a round, and its median and quartiles are over the rounds. Memory is the largest
 resident set of the whole process.
 
