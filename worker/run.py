@@ -17,8 +17,9 @@ from rlhf_core.checkpoint import Generators, seed_generators
 from rlhf_core.classifier import Classifiers
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation, paired_difference, summarise
+from rlhf_core.held_out import lacks_baseline
 from rlhf_core.policies import Policy, new_policy
-from rlhf_core.ppo import StepResult, lacks_baseline, train
+from rlhf_core.ppo import StepResult, train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
 from worker.failures import EXIT_STOPPED, DatasetError

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_core import ppo
+from rlhf_core.answers import roll_out
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.evaluation import Evaluation, paired_difference, repeated_bigrams, summarise
+from rlhf_core.held_out import evaluate
 from rlhf_core.judgement import Judges
 from rlhf_core.kl import divergences
+from rlhf_core.order import generator
 from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import fresh_state
@@ -74,13 +76,13 @@ def test_the_kl_of_an_evaluation_is_the_plain_one(tiny_model: Path, micro_batch:
     """Each text alone, whole logits in float64, up to and including the stop token."""
     policy, options = moved_policy(tiny_model), config()
     head = fresh_state(policy, options).value_head
-    found = ppo.evaluate(
+    found = evaluate(
         policy, head, PROMPTS, Judges(make_reward(options.reward)), options, step=0, micro_batch=micro_batch
     )
     assert min(found.kl) > 1e-3
-    random = [ppo.generator("evaluation", step=start, seed=0, device=torch.device("cpu")) for start in (0, 2)]
+    random = [generator("evaluation", step=start, seed=0, device=torch.device("cpu")) for start in (0, 2)]
     rollouts = [
-        ppo.roll_out(policy, texts, options, draw, step=0)
+        roll_out(policy, texts, options, draw, step=0)
         for texts, draw in zip((PROMPTS[:2], PROMPTS[2:]), random, strict=True)
     ]
     expected = []
