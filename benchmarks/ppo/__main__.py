@@ -2,9 +2,9 @@
 
 Both train the same model on the same prompts with the same reward, batch, response length, epochs, minibatches,
 optimizer steps and learning rate of the policy (the value function's is the trainer's own; no grid is searched).
-No completion ends early, nobody accumulates gradients. Each has a process of its own. They take turns,
-one iteration each; a ratio is taken within a round, and its median and quartiles are over the rounds. Memory is the largest
-resident set of the whole process.
+No completion ends early, nobody accumulates gradients. Each has a process of its own. They take turns, one
+iteration each; a ratio is taken within a round, and its median and quartiles are over the rounds. Memory is the
+largest resident set of the whole process.
 
 tiny      GPT-2 with random weights, 32 × 24 tokens, 4 epochs × 4 minibatches, all weights
 full      SmolLM2-135M, 8 × 16 tokens, 2 epochs × 2 minibatches, all weights
