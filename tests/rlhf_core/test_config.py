@@ -151,6 +151,7 @@ def test_no_section_has_more_than_a_dozen_fields() -> None:
 REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that say what is wrong with it
     ({"data.prompts": None}, "exactly one of prompts and prompts_file"),
     ({"data.eval_prompts": ["a"], "data.eval_prompts_file": "b"}, "at most one of eval_prompts"),
+    ({"model.lora": None, "model.value_adapter": {}}, "value_adapter needs model.lora"),
     ({"reward": {"kind": "regex", "pattern": "("}}, "not a regular expression"),
     ({"rollout.batch_size": 5}, r"batch_size \(5\) must be a multiple of optimization.minibatches \(2\)"),
     ({"rollout.top_k": 3}, "top_k: truncated sampling does not sample from the policy.*k1 and k3.*ratio"),
