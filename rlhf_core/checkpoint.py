@@ -1,9 +1,9 @@
 """Saving and resuming the whole training state: safetensors and JSON only, every file's sha256 in a manifest.
 
 A folder holds the weights and tokenizer (an adapter in PEFT's format, which AutoPeftModelForCausalLM loads, or a
-whole model for AutoModelForCausalLM), `trainer.safetensors` (value head and adapter, optimizer moments, torch's RNG),
-`trainer.json` (step, controller, evaluations, Python's and numpy's RNG) and `manifest.json`. Making it durable and
-visible is the caller's: write → fsync → rename → row.
+whole model for AutoModelForCausalLM), `trainer.safetensors` (value head and its adapter, optimizer moments,
+torch's RNG), `trainer.json` (step, controller, evaluations, Python's and numpy's RNG) and `manifest.json`. Making
+it durable and visible is the caller's: write → fsync → rename → row.
 """
 
 import hashlib

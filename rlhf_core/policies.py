@@ -20,7 +20,6 @@ from rlhf_core.errors import ModelLoadError
 from rlhf_core.models import Body, as_load_error, load_body, load_tokenizer
 from rlhf_core.trained_trunk import TrainedTrunk, checkpoint_activations, silence
 
-
 VALUE_ADAPTER = "value_function"  # no model calls a layer so: weights are told apart by it
 
 
@@ -104,14 +103,14 @@ class LoraPolicy(Policy):
 
     def save(self, folder: Path) -> None:
         """Write adapter and tokenizer so that AutoModelForCausalLM and PEFT load them."""
-        self._peft.save_pretrained(
-            str(folder), safe_serialization=True, selected_adapters=["default"]
-        )
+        self._peft.save_pretrained(str(folder), safe_serialization=True, selected_adapters=["default"])
         self.tokenizer.save_pretrained(str(folder))
 
 
 class LoraPolicyWithValue(LoraPolicy):
     """An `experience.OwnValueTrunk`: a second adapter on the same base is the value function's."""
+
+    _on: str | None  # the adapter that all layers use; None while, or after a signal when, only some do
 
     def __init__(self, body: Body, source: str, causal_lm: CausalLM, value: LoraConfig, seed: int) -> None:
         super().__init__(body, source, causal_lm)
@@ -131,7 +130,7 @@ class LoraPolicyWithValue(LoraPolicy):
     @contextmanager
     def policy(self) -> Iterator[CausalLM]:
         """The base with the policy's adapter on, whatever a signal has left half switched."""
-        if self._peft.active_adapter != "default":
+        if self._on != "default":
             self._switch("default")
         yield self._causal_lm
 
@@ -146,9 +145,11 @@ class LoraPolicyWithValue(LoraPolicy):
 
     def _switch(self, adapter: str) -> None:
         """Both keep requires_grad: autograd drops the gradient of a leaf that lost it after the forward pass."""
+        self._on = None  # until it is done
         self._peft.set_adapter(adapter)
         for parameter in (*self._trainable.values(), *self._value.values()):
             parameter.requires_grad_(True)
+        self._on = adapter
 
 
 class FullPolicy(Policy):

@@ -55,7 +55,10 @@ def fresh_state(policy: TrainablePolicy, config: PPOConfig) -> TrainState:
     optimizer = torch.optim.Adam(
         [
             {"params": list(parameters.values()), "lr": config.optimization.learning_rate},
-            {"params": [*head.parameters(), *value_parameters(policy).values()], "lr": config.optimization.value_learning_rate},
+            {
+                "params": [*head.parameters(), *value_parameters(policy).values()],
+                "lr": config.optimization.value_learning_rate,
+            },
         ],
         fused=True,  # one pass over weights, gradients and moments
     )
