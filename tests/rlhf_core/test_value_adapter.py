@@ -79,6 +79,24 @@ def test_each_loss_has_a_gradient_for_its_own_weights_alone(
     assert not pushed(value_parameters(policy) | dict(state.value_head.named_parameters()))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_activations_made_again_are_the_value_trunks(models: dict[str, Path], name: str) -> None:
+    """Recomputed under the policy's adapter, whose weights are others, the gradients would be others."""
+    found = []
+    for again in (False, True):
+        options = config(models[name], gradient_checkpointing=again)
+        policy, state = begin(options)
+        random = torch.Generator().manual_seed(0)
+        for parameter in (policy.trainable_parameters() | value_parameters(policy)).values():
+            torch.nn.init.normal_(parameter, std=0.1, generator=random)
+        first_gradient(policy, state, options, advantage=1.0, off=1.0)
+        both = policy.trainable_parameters() | value_parameters(policy)
+        found.append({n: p.grad.clone() for n, p in both.items() if p.grad is not None})
+    once, twice = found
+    assert once.keys() == twice.keys() == both.keys()
+    assert not moved(twice, once)
+
+
 def test_the_warmup_trains_the_value_function_and_keeps_the_policy(models: dict[str, Path]) -> None:
     options = config(models["llama"], steps=3, optimization={"value_only_steps": 2})
     policy, state = begin(options)
