@@ -1,9 +1,9 @@
 """Saving and resuming the whole training state: safetensors and JSON only, every file's sha256 in a manifest.
 
 A folder holds the weights and tokenizer (an adapter in PEFT's format, which AutoPeftModelForCausalLM loads, or a
-whole model for AutoModelForCausalLM), `trainer.safetensors` (value head, optimizer moments, torch's RNG),
-`trainer.json` (step, controller, evaluations, Python's and numpy's RNG) and `manifest.json`. Making it durable and
-visible is the caller's: write → fsync → rename → row.
+whole model for AutoModelForCausalLM), `trainer.safetensors` (value head and its adapter, optimizer moments,
+torch's RNG), `trainer.json` (step, controller, evaluations, Python's and numpy's RNG) and `manifest.json`. Making
+it durable and visible is the caller's: write → fsync → rename → row.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.controllers import controller_from_state
 from rlhf_core.errors import CheckpointError
 from rlhf_core.evaluation import Evaluation
+from rlhf_core.experience import value_parameters
 from rlhf_core.kernels import build
 from rlhf_core.policies import Policy, load_policy
 from rlhf_core.update import TrainState, fresh_state
@@ -87,6 +88,9 @@ def read_checkpoint(
         state.value_head.load_state_dict(
             {name: tensors[f"value_head.{name}"] for name in state.value_head.state_dict()}
         )
+        with torch.no_grad():
+            for name, parameter in value_parameters(policy).items():
+                parameter.copy_(tensors[f"value_adapter.{name}"])
         for name, parameter in _optimized(policy, state).items():
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -141,11 +145,12 @@ def sha256(path: Path) -> str:
 
 def _optimized(policy: Policy, state: TrainState) -> dict[str, nn.Parameter]:
     head = {f"value_head.{name}": p for name, p in state.value_head.named_parameters()}
-    return policy.trainable_parameters() | head
+    return policy.trainable_parameters() | head | value_parameters(policy)
 
 
 def _tensors(policy: Policy, state: TrainState) -> dict[str, Tensor]:
     tensors = {f"value_head.{name}": p for name, p in state.value_head.state_dict().items()}
+    tensors |= {f"value_adapter.{name}": p for name, p in value_parameters(policy).items()}
     for name, parameter in _optimized(policy, state).items():
         for key, moment in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = moment

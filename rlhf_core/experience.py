@@ -69,6 +69,19 @@ class TrainablePolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class OwnValueTrunk(Protocol):
+    """A policy whose value function has trained weights of its own below the head."""
+
+    def value_trunk(self) -> AbstractContextManager[CausalLM]:
+        """The value function's trunk, while the context is entered; also a backward pass through it needs that."""
+        ...
+
+    def value_parameters(self) -> dict[str, nn.Parameter]:
+        """What the value loss moves besides the head, by name."""
+        ...
+
+
 class Experience(NamedTuple):
     """A rollout under the policy that made it; per-token values are 0 where `rollout.response_mask` is False."""
 
@@ -100,6 +113,21 @@ def weights_of(policy: TrainablePolicy, config: PPOConfig) -> WeightTable | None
             longest_response=config.rollout.max_new_tokens,
             device=model.device,
         )
+
+
+def value_parameters(policy: TrainablePolicy) -> dict[str, nn.Parameter]:
+    """The value function's own weights below its head; none if it reads the policy's hidden states."""
+    return policy.value_parameters() if isinstance(policy, OwnValueTrunk) else {}
+
+
+def value_hidden(
+    policy: TrainablePolicy, batch: Rollout, hidden: Float[Tensor, "tokens hidden"]
+) -> Float[Tensor, "tokens hidden"]:
+    """What the value head reads: its own trunk's output, or the policy's `hidden`, detached."""
+    if not isinstance(policy, OwnValueTrunk):
+        return hidden.detach()
+    with policy.value_trunk() as model:
+        return response_hidden(model, batch)
 
 
 def sample(
@@ -154,6 +182,7 @@ def assess(
             with policy.policy() as model:
                 hidden = response_hidden(model, batch)
                 policy_logits = model.logits
+            value_reads = value_hidden(policy, batch, hidden)
             with policy.reference() as model:
                 theirs = response_hidden(model, batch)
                 given = (hidden, theirs, policy_logits, model.logits, ids)
@@ -171,7 +200,7 @@ def assess(
                 (d, k1(scores.policy_logprob, scores.reference_logprob)),
                 (kl, scores.kl),
                 (entropy, scores.entropy),
-                (value, value_head(hidden).squeeze(-1)),
+                (value, value_head(value_reads).squeeze(-1)),
                 *zip(weighted, charged, strict=True),
             ):
                 target[rows] = target[rows].masked_scatter(batch.response_mask, flat)

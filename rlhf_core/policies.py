@@ -21,6 +21,8 @@ from rlhf_core.models import Body, as_load_error, load_body, load_tokenizer
 from rlhf_core.products import arrange_for_forward
 from rlhf_core.trained_trunk import TrainedTrunk, checkpoint_activations, silence
 
+VALUE_ADAPTER = "value_function"  # no model calls a layer so: weights are told apart by it
+
 
 @dataclass(frozen=True)
 class TokenizerCodec:
@@ -102,8 +104,53 @@ class LoraPolicy(Policy):
 
     def save(self, folder: Path) -> None:
         """Write adapter and tokenizer so that AutoModelForCausalLM and PEFT load them."""
-        self._peft.save_pretrained(str(folder), safe_serialization=True)
+        self._peft.save_pretrained(str(folder), safe_serialization=True, selected_adapters=["default"])
         self.tokenizer.save_pretrained(str(folder))
+
+
+class LoraPolicyWithValue(LoraPolicy):
+    """An `experience.OwnValueTrunk`: a second adapter on the same base is the value function's."""
+
+    _on: str | None  # the adapter that all layers use; None while, or after a signal when, only some do
+
+    def __init__(self, body: Body, source: str, causal_lm: CausalLM, value: LoraConfig, seed: int) -> None:
+        super().__init__(body, source, causal_lm)
+        # The targets that "all-linear" meant: by now it would mean the first adapter's layers too.
+        targets = self._peft.peft_config["default"].target_modules
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._peft.add_adapter(VALUE_ADAPTER, _peft_config(body, value, targets))
+        named = self._peft.named_parameters()
+        self._value = {name: p for name, p in named if VALUE_ADAPTER in name.split(".")}
+        self._switch("default")
+
+    def value_parameters(self) -> dict[str, nn.Parameter]:
+        """The value function's adapter, by name."""
+        return dict(self._value)
+
+    @contextmanager
+    def policy(self) -> Iterator[CausalLM]:
+        """The base with the policy's adapter on, whatever a signal has left half switched."""
+        if self._on != "default":
+            self._switch("default")
+        yield self._causal_lm
+
+    @contextmanager
+    def value_trunk(self) -> Iterator[CausalLM]:
+        """The base with the value function's adapter on."""
+        try:
+            self._switch(VALUE_ADAPTER)
+            yield self._causal_lm
+        finally:
+            self._switch("default")
+
+    def _switch(self, adapter: str) -> None:
+        """Both keep requires_grad: autograd drops the gradient of a leaf that lost it after the forward pass."""
+        self._on = None  # until it is done
+        self._peft.set_adapter(adapter)
+        for parameter in (*self._trainable.values(), *self._value.values()):
+            parameter.requires_grad_(True)
+        self._on = adapter
 
 
 class FullPolicy(Policy):
@@ -138,7 +185,7 @@ def new_policy(source: str, options: ModelConfig, *, seed: int, device: str = "c
         body = _load_base(source, options, device)
         with as_load_error(source):
             _add_adapter(body, options.lora, seed)
-        return _lora_policy(body, source, options)
+        return _lora_policy(body, source, options, seed)
     reference = _load(source, options, device)
     with as_load_error(source):
         policy = Body(copy.deepcopy(reference.model))
@@ -151,7 +198,7 @@ def load_policy(source: str, folder: Path, options: ModelConfig, *, device: str 
         body = _load_base(source, options, device)
         with as_load_error(str(folder)):
             body.load_trainable_adapter(folder)
-        return _lora_policy(body, source, options)
+        return _lora_policy(body, source, options, seed=0)  # a value adapter's weights are the checkpoint's
     return _full_policy(_load(str(folder), options, device), _load(source, options, device), source, options)
 
 
@@ -171,22 +218,29 @@ def _load_base(path: str, options: ModelConfig, device: str) -> Body:
 
 def _add_adapter(body: Body, lora: LoraConfig, seed: int) -> None:
     """A fresh adapter with B = 0 on every linear layer but the head."""
-    config = PeftLoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in body.model.modules()),
-        task_type="CAUSAL_LM",
-    )
+    config = _peft_config(body, lora, "all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body.peft = get_peft_model(body.model, config)
 
 
-def _lora_policy(body: Body, source: str, options: ModelConfig) -> LoraPolicy:
+def _peft_config(body: Body, lora: LoraConfig, targets: str | set[str]) -> PeftLoraConfig:
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in body.model.modules()),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _lora_policy(body: Body, source: str, options: ModelConfig, seed: int) -> LoraPolicy:
     body.peft.peft_config["default"].base_model_name_or_path = source
-    return LoraPolicy(body, source, _to_train(body, options))
+    causal_lm = _to_train(body, options)
+    if options.value_adapter is None:
+        return LoraPolicy(body, source, causal_lm)
+    return LoraPolicyWithValue(body, source, causal_lm, options.value_adapter, seed)
 
 
 def _full_policy(policy: Body, reference: Body, source: str, options: ModelConfig) -> FullPolicy:

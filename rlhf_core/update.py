@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
@@ -15,7 +16,15 @@ from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.controllers import Controller, make_controller
 from rlhf_core.errors import NonFiniteLoss
 from rlhf_core.evaluation import Evaluation
-from rlhf_core.experience import Experience, TrainablePolicy, response_hidden, token_places
+from rlhf_core.experience import (
+    Experience,
+    OwnValueTrunk,
+    TrainablePolicy,
+    response_hidden,
+    token_places,
+    value_hidden,
+    value_parameters,
+)
 from rlhf_core.objective import Tokens, objective
 from rlhf_core.pretraining_mix import TokenIds, text_logprobs, texts_of
 from rlhf_core.schedules import learning_rate_factor
@@ -50,7 +59,10 @@ def fresh_state(policy: TrainablePolicy, config: PPOConfig) -> TrainState:
     optimizer = torch.optim.Adam(
         [
             {"params": list(parameters.values()), "lr": config.optimization.learning_rate},
-            {"params": list(head.parameters()), "lr": config.optimization.value_learning_rate},
+            {
+                "params": [*head.parameters(), *value_parameters(policy).values()],
+                "lr": config.optimization.value_learning_rate,
+            },
         ],
         fused=True,  # one pass over weights, gradients and moments
     )
@@ -177,7 +189,9 @@ def add_gradient(
             reference=reference,
             temperature=config.rollout.temperature,
         )
-    value = state.value_head(hidden.detach()).squeeze(-1)  # the value loss cannot move the policy
+    # A leaf: the value loss cannot move the policy, nor the policy's loss the value function.
+    predicted = state.value_head(value_hidden(policy, batch, hidden)).squeeze(-1)
+    value = predicted.detach().requires_grad_()
 
     tokens = Tokens(old, old - d, old_value, advantage, returns)
     terms, report = objective(
@@ -193,6 +207,8 @@ def add_gradient(
     if trains_value_only(state, config):
         terms = {"value/loss": terms["value/loss"]}
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    with policy.value_trunk() if isinstance(policy, OwnValueTrunk) else nullcontext():
+        predicted.backward(value.grad)
     return report
 
 
@@ -234,16 +250,17 @@ def clip_gradients(policy: TrainablePolicy, state: TrainState, max_norm: float) 
     """Scale the policy's gradient down to `max_norm`; returns its norm before.
 
     Raises:
-        NonFiniteLoss: a gradient, the value head's included, holds NaN or infinity, or the norm overflows.
+        NonFiniteLoss: a gradient, the value function's included, holds NaN or infinity, or the norm overflows.
     """
     parameters = policy.trainable_parameters()
     head = {f"value_head.{name}": p for name, p in state.value_head.named_parameters()}
+    value = head | value_parameters(policy)
     norm = _norm(parameters)
-    if not torch.isfinite(norm + _norm(head)):
-        for name, parameter in (parameters | head).items():
+    if not torch.isfinite(norm + _norm(value)):
+        for name, parameter in (parameters | value).items():
             if parameter.grad is not None:
                 require_finite(state.step + 1, f"the gradient of {name}", parameter.grad)
-        require_finite(state.step + 1, "the gradient's norm", norm + _norm(head))
+        require_finite(state.step + 1, "the gradient's norm", norm + _norm(value))
     nn.utils.clip_grads_with_norm_(parameters.values(), max_norm, norm)
     return float(norm)
 

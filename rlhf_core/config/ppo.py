@@ -36,6 +36,20 @@ class ModelConfig(Config):
         False,
         description="Make activations again in the backward pass: less memory, more time, equal gradients.",
     )
+    value_adapter: LoraConfig | None = Field(
+        None,
+        description="The value function's own adapter on the same base: one more pass of the trunk. null: "
+        "its head reads the policy's hidden states, detached.",
+    )
+
+    @model_validator(mode="after")
+    def _value_adapter_has_a_base(self) -> "ModelConfig":
+        if self.value_adapter is not None and self.lora is None:
+            raise ValueError(
+                "model.value_adapter needs model.lora: it stands on the frozen base that an adapter shares, "
+                "and with lora: null the policy moves all weights"
+            )
+        return self
 
 
 class DataConfig(Config):

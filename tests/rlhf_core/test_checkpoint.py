@@ -24,6 +24,7 @@ STEPS = 4
 
 LORA: dict[str, Any] = {"lora": {"rank": 2}}
 FULL: dict[str, Any] = {"lora": None}
+VALUE = LORA | {"value_adapter": {"rank": 2}}
 BFLOAT16 = FULL | {"dtype": "bfloat16", "gradient_checkpointing": True}
 
 
@@ -82,10 +83,20 @@ ADAPTIVE: dict[str, Any] = {"kind": "adaptive", "target_nats_per_sequence": 0.5,
         (ADAPTIVE, LORA, "k1"),
         ({"kind": "pi"}, LORA, "k1"),
         ({"kind": "pi"}, LORA, "exact"),
+        ({"kind": "pi"}, VALUE, "k1"),
         ({"kind": "pi"}, FULL, "k1"),
         ({"kind": "pi"}, BFLOAT16, "k1"),
     ],
-    ids=["lora-fixed", "lora-schedule", "lora-adaptive", "lora-pi", "lora-exact", "full", "full-bfloat16"],
+    ids=[
+        "lora-fixed",
+        "lora-schedule",
+        "lora-adaptive",
+        "lora-pi",
+        "lora-exact",
+        "value-adapter",
+        "full",
+        "full-bfloat16",
+    ],
 )
 def test_t26_resume_is_bit_identical_at_every_step_boundary(
     tiny_model: Path, tmp_path: Path, controller: dict[str, Any], model: dict[str, Any], penalty: str

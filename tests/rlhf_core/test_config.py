@@ -159,6 +159,7 @@ REFUSED: list[tuple[Values, str]] = [  # what is asked for, and the words that s
     ({"data.ptx_texts": ["a"], "data.ptx_texts_file": "b"}, "at most one of ptx_texts"),
     ({"loss.ptx_coefficient": 0.5}, r"ptx_coefficient \(0.5\) needs data.ptx_texts or data.ptx_texts_file"),
     ({"data.ptx_texts": ["a"]}, "need loss.ptx_coefficient above 0: no gradient"),
+    ({"model.lora": None, "model.value_adapter": {}}, "value_adapter needs model.lora"),
     ({"reward": {"kind": "regex", "pattern": "("}}, "not a regular expression"),
     ({"rollout.batch_size": 5}, r"batch_size \(5\) must be a multiple of optimization.minibatches \(2\)"),
     ({"rollout.stop": ["a", "b\ufffd"]}, "U\\+FFFD stands for a part of a character"),
