@@ -29,7 +29,8 @@ def main() -> None:
     model = spec.config.model.model_copy(
         update={"lora": spec.config.model.lora.model_copy(update={"rank": 2})}
     )
-    config = spec.config.model_copy(update={"model": model, "seed": 1})
+    steps = spec.config.optimization.model_copy(update={"steps": 14})
+    config = spec.config.model_copy(update={"model": model, "optimization": steps, "seed": 1})
     assert config.data.prompts is not None
     assert config.data.eval_prompts is not None
     policy = new_policy(str(prepare()), model, seed=config.seed)

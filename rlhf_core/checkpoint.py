@@ -90,12 +90,15 @@ def read_checkpoint(
         )
         with torch.no_grad():
             for name, parameter in value_parameters(policy).items():
-                parameter.copy_(tensors[f"value_adapter.{name}"])
+                parameter.copy_(_fitting(tensors[f"value_adapter.{name}"], parameter, name))
         for name, parameter in _optimized(policy, state).items():
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if moments:
-                state.optimizer.state[parameter] = moments
+                state.optimizer.state[parameter] = {
+                    key: moment if key == "step" else _fitting(moment, parameter, prefix + key)
+                    for key, moment in moments.items()
+                }
         state.step = int(numbers["step"])
         state.controller = controller_from_state(numbers["controller"])
         state.steps_above_limit = int(numbers.get("steps_above_limit", 0))  # absent before there was a limit
@@ -107,6 +110,13 @@ def read_checkpoint(
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder.name}: {error}") from error
     return policy, state
+
+
+def _fitting(saved: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
+    """What was saved, unless a parameter of another shape would take it by broadcasting."""
+    if saved.shape != parameter.shape:
+        raise ValueError(f"{name} has the shape {tuple(saved.shape)}, not {tuple(parameter.shape)}")
+    return saved
 
 
 def environment() -> dict[str, Any]:

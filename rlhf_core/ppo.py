@@ -239,6 +239,8 @@ def require_finite_experience(step: int, experience: Experience) -> None:
     """Raise NonFiniteLoss unless every number that the update will use is finite."""
     for name in ("logprob", "k1", "kl", "entropy", "value"):
         require_finite(step, name, getattr(experience, name))
+    for name, numbers in (experience.weighted._asdict() if experience.weighted else {}).items():
+        require_finite(step, f"weighted {name}", numbers)
 
 
 def steps_above_limit(state: TrainState, kl: float, config: PPOConfig) -> int:

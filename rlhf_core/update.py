@@ -195,12 +195,7 @@ def add_gradient(
 
     tokens = Tokens(old, old - d, old_value, advantage, returns)
     terms, report = objective(
-        found,
-        value,
-        tokens,
-        config,
-        beta_in_loss=targets.beta_in_loss,
-        token_count=token_count,
+        found, value, tokens, config, beta_in_loss=targets.beta_in_loss, token_count=token_count
     )
     for name, tensor in {"logprob": found.logprob, **terms}.items():
         require_finite(state.step + 1, name, tensor)

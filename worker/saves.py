@@ -67,7 +67,7 @@ class Saves:
         policy, state = self._read(start["path"], start["sha256"])
         if not start["same_kl"]:
             state.controller, state.steps_above_limit = make_controller(self._job.ppo.kl), 0
-        if not start["same_evaluation"]:
+        if not start.get("same_evaluation", False):  # absent from jobs that were queued before it was
             state.baseline, state.latest, state.best_of_n = None, None, ()
         source = f"{start['job_id']}@{start['name']}"
         self._event("job.resumed_from", f"Resumed from {source}.", step=state.step, checkpoint=source)

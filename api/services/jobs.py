@@ -204,17 +204,19 @@ class JobService:
             "ptx_texts_file": data.ptx_texts_file and self._models.resolve_file(data.ptx_texts_file),
         }
 
-    def _start(self, spec: PPOSpec, name: str, model: ModelSource, owner: str) -> dict[str, object]:
+    def _start(self, spec: PPOSpec, checkpoint: str, model: ModelSource, owner: str) -> dict[str, object]:
         """Where the checkpoint is that the job goes on from, which must fit it."""
-        source, saved = self._models.checkpoint(name, owner)
+        source, saved = self._models.checkpoint(checkpoint, owner)
         theirs, ours = source.ppo, spec.config
         steps = ours.optimization.steps
         if source.resolved["model"]["path"] != model.path:
             raise CheckpointMismatch("resume_from is a checkpoint of another model than config.model.name")
-        if theirs.model.lora != ours.model.lora:
-            raise CheckpointMismatch(
-                f"resume_from was made with {_trained(theirs.model.lora)}, config.model.lora differs from that"
-            )
+        for name in ("lora", "value_adapter"):
+            adapter = getattr(theirs.model, name)
+            if adapter != getattr(ours.model, name):
+                raise CheckpointMismatch(
+                    f"resume_from was made with {_trained(name, adapter)}, config.model.{name} differs from that"
+                )
         if steps <= saved.step:
             raise CheckpointMismatch(
                 f"resume_from has completed step {saved.step}: optimization.steps ({steps}) counts from the "
@@ -227,17 +229,18 @@ class JobService:
             "job_id": saved.job_id,
             "name": saved.name,
             "same_kl": theirs.kl == ours.kl,
-            "same_evaluation": _evaluated_with(theirs) == _evaluated_with(ours),
+            "same_evaluation": _evaluated_with(theirs) == _evaluated_with(ours)
+            and source.resolved.get("classifiers") == classifier_paths(ours, self._models, owner),
         }
 
 
 def _evaluated_with(config: PPOConfig) -> tuple[object, ...]:
     """What decides on the completions of held-out prompts and their scores, besides prompts and weights."""
-    return config.reward, config.evaluation.gold_reward, config.rollout, config.seed
+    return config.reward, config.evaluation.gold_reward, config.rollout, config.seed, config.model.dtype
 
 
-def _trained(lora: LoraConfig | None) -> str:
-    return "no LoRA" if lora is None else f"rank {lora.rank} and alpha {lora.alpha:g}"
+def _trained(name: str, adapter: LoraConfig | None) -> str:
+    return f"no {name}" if adapter is None else f"{name} of rank {adapter.rank} and alpha {adapter.alpha:g}"
 
 
 def canonical_sha256(spec: JobSpec) -> str:

@@ -1,6 +1,6 @@
 """PPO where the answer is known: two tables of logits, and where each KL setting lands.
 
-    python -m examples.recipes.bandit        a few seconds
+    python -m examples.recipes.bandit
 
 A bandit says one token. There every setting has the same optimum, π* = ref · e^{r/β} / Z. A chain says two, and
 there they part: a penalty in the reward charges the first token for the KL of the second, a loss in nats does not.

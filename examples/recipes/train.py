@@ -52,7 +52,8 @@ def train_run(recipe: Recipe, run: str, folder: Path, model: str) -> None:
     target = recipe.rows_file(run, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     began, rows = time.monotonic(), list[Row]()
-    with target.open("w") as file:
+    unfinished = target.with_suffix(".unfinished")
+    with unfinished.open("w") as file:
         for step in steps:
             if step.step:
                 rows.append(Row(step.step, step.metrics))
@@ -60,6 +61,7 @@ def train_run(recipe: Recipe, run: str, folder: Path, model: str) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(shown(run, row), flush=True)
+    unfinished.replace(target)
 
 
 def as_row(step: StepResult, rows: list[Row], seconds: float) -> dict[str, Any]:

@@ -312,6 +312,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
     code, detail = refused(model={"name": "base", "lora": {"rank": 4}})[1:]
     assert (code, "rank 8 and alpha 16" in detail) == ("checkpoint_mismatch", True)
     assert refused(model={"name": "base", "lora": None})[:2] == mismatch
+    code, detail = refused(model={"name": "base", "value_adapter": {"rank": 4}})[1:]
+    assert (code, "no value_adapter" in detail) == (mismatch[1], True)
     code, detail = refused(optimization={"steps": 3})[1:]
     assert (code, "has completed step 3" in detail) == ("checkpoint_mismatch", True)
     assert len(client.get("/v1/jobs").json()["data"]) == 1
