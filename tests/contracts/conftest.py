@@ -129,6 +129,13 @@ class Valkey:
         patient.ping()
         patient.close()
 
+    def settle(self) -> None:
+        """Returns once all that was written so far is in the append-only file, where a busy disk makes it late."""
+        with self.client() as client:
+            client.set("settled", 1)
+            in_the_file, _ = client.execute_command("WAITAOF", 1, 0, 60_000)
+        assert in_the_file == 1
+
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()

@@ -54,6 +54,7 @@ def test_a_broker_that_comes_back_has_kept_its_messages(valkey: Any) -> None:
     broker = CeleryBroker(valkey.url)
     assert broker.ready()
     broker.publish("job_1", 1, queue="cpu")
+    valkey.settle()
     valkey.kill()
     assert not broker.ready()
     with pytest.raises(BrokerUnavailable):
