@@ -9,7 +9,7 @@ from pathlib import Path
 FILE_BYTES = 4 * 2**20
 CHUNK_BYTES = 65_536
 TAIL_BYTES = 16_384
-TAIL_LINES = 20
+TAIL_LINES = 40  # a traceback of ours has some thirty
 DRAIN_S = 5.0  # for what a dead child's descendants still print
 
 
