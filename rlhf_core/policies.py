@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,21 +86,39 @@ class LoraPolicy(Policy):
     """An adapter, whose reference is the same weights with the adapter off."""
 
     def __init__(self, body: Body, source: str, causal_lm: CausalLM) -> None:
-        # Found once: PEFT switches requires_grad off and on with the adapter, and a signal may come in between.
         trainable = {name: p for name, p in body.peft.named_parameters() if p.requires_grad}
         super().__init__(body.model, source, trainable)
         self._peft, self._causal_lm = body.peft, causal_lm
+        # The adapter that all layers use. None: the reference's turn, or a signal came while layers were switched.
+        self._on: str | None = "default"
 
     @contextmanager
     def policy(self) -> Iterator[CausalLM]:
-        """The base with the adapter on."""
+        """The base with the adapter on, whatever a signal has left half switched."""
+        if self._on != "default":
+            self._switch("default")
         yield self._causal_lm
 
     @contextmanager
     def reference(self) -> Iterator[CausalLM]:
         """The base with the adapter off."""
+        self._on = None
         with self._peft.disable_adapter():
             yield self._causal_lm
+        self._switch("default")
+
+    def _switch(self, adapter: str) -> None:
+        """All keep requires_grad: autograd drops the gradient of a leaf that lost it after the forward pass."""
+        layers_may_be_off, self._on = self._on is None, None
+        if layers_may_be_off:
+            self._peft.base_model.enable_adapter_layers()
+        self._peft.set_adapter(adapter)
+        for parameter in self._adapters():
+            parameter.requires_grad_(True)
+        self._on = adapter
+
+    def _adapters(self) -> Iterable[nn.Parameter]:
+        return self._trainable.values()
 
     def save(self, folder: Path) -> None:
         """Write adapter and tokenizer so that AutoModelForCausalLM and PEFT load them."""
@@ -110,8 +128,6 @@ class LoraPolicy(Policy):
 
 class LoraPolicyWithValue(LoraPolicy):
     """An `experience.OwnValueTrunk`: a second adapter on the same base is the value function's."""
-
-    _on: str | None  # the adapter that all layers use; None while, or after a signal when, only some do
 
     def __init__(self, body: Body, source: str, causal_lm: CausalLM, value: LoraConfig, seed: int) -> None:
         super().__init__(body, source, causal_lm)
@@ -129,13 +145,6 @@ class LoraPolicyWithValue(LoraPolicy):
         return dict(self._value)
 
     @contextmanager
-    def policy(self) -> Iterator[CausalLM]:
-        """The base with the policy's adapter on, whatever a signal has left half switched."""
-        if self._on != "default":
-            self._switch("default")
-        yield self._causal_lm
-
-    @contextmanager
     def value_trunk(self) -> Iterator[CausalLM]:
         """The base with the value function's adapter on."""
         try:
@@ -144,13 +153,8 @@ class LoraPolicyWithValue(LoraPolicy):
         finally:
             self._switch("default")
 
-    def _switch(self, adapter: str) -> None:
-        """Both keep requires_grad: autograd drops the gradient of a leaf that lost it after the forward pass."""
-        self._on = None  # until it is done
-        self._peft.set_adapter(adapter)
-        for parameter in (*self._trainable.values(), *self._value.values()):
-            parameter.requires_grad_(True)
-        self._on = adapter
+    def _adapters(self) -> Iterable[nn.Parameter]:
+        return (*self._trainable.values(), *self._value.values())
 
 
 class FullPolicy(Policy):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
 from rlhf_core.checkpoint import write_checkpoint
@@ -122,3 +123,27 @@ def test_training_goes_on_from_no_adapter_of_the_head(
         load_policy(str(models["llama"]), tmp_path, options)
     with pytest.raises(ModelLoadError, match="an adapter, where a full model is needed"):
         load_policy(str(models["llama"]), tmp_path, options.model_copy(update={"lora": None}))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 5])
+@pytest.mark.parametrize("value_adapter", [None, {"rank": 2}])
+def test_an_adapter_that_a_signal_left_off_in_some_layers_is_on_again(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, layer: int, value_adapter: dict[str, int] | None
+) -> None:
+    """Ctrl-C while the reference's turn ends, in a process that goes on: a notebook."""
+    options = config(models["llama"], lora={"rank": 2}, value_adapter=value_adapter)
+    policy, state = begin(options)
+    base, _ = of_reference(policy), list(steps(policy, state, options))
+    trained, enable, calls = of_policy(policy), BaseTunerLayer.enable_adapters, iter(range(99))
+
+    def interrupted(self: BaseTunerLayer, enabled: bool) -> None:
+        if enabled and next(calls) == layer:
+            raise KeyboardInterrupt
+        enable(self, enabled)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), policy.reference():
+        patch.setattr(BaseTunerLayer, "enable_adapters", interrupted)
+    assert torch.equal(of_policy(policy), trained)
+    assert all(p.requires_grad for p in policy.trainable_parameters().values())
+    assert torch.equal(of_reference(policy), base)
+    assert torch.equal(of_policy(policy), trained)

@@ -59,7 +59,7 @@ elif mode == "fail mutely":
     (run_folder / "error.json").write_text('["no object"]')
     sys.exit(70)
 elif mode == "signal":
-    os.write(1, b"".join(b"line %d\n" % n for n in range(30)))
+    os.write(1, b"".join(b"line %d\n" % n for n in range(50)))
     os.kill(os.getpid(), signal.SIGKILL)
 elif mode == "obey":
     signal.signal(signal.SIGTERM, stop_cleanly)

@@ -13,6 +13,7 @@ from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from jobs.states import Status
 from tests.worker.supervised import Unrenewable, assert_nothing_lives, spec
+from worker.child_log import TAIL_LINES
 from worker.supervisor import Supervisor
 
 
@@ -80,7 +81,7 @@ def test_crashes_are_retried_until_there_are_too_many(store: SqlStore, start: An
     assert error is not None
     assert error.code == "crashed"
     assert "SIGKILL" in error.detail
-    assert error.log_tail == tuple(f"line {n}" for n in range(10, 30))
+    assert error.log_tail == tuple(f"line {n}" for n in range(50 - TAIL_LINES, 50))
 
 
 def test_stopping_unasked_counts_or_it_could_go_on_for_ever(store: SqlStore, start: Any) -> None:
