@@ -11,12 +11,14 @@ import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
-from api import errors, request_log
+from api import problems, request_log
 from api.deps import Parts
 from api.limits import BodyLimit
-from api.routes import divergences, health, jobs, models, scores
+from api.routes import divergences, health, job_data, jobs, models, scores
 from api.schemas import FieldError, Problem
 from api.scorer import HttpScorer
+from api.services.analysis import RunAnalysis
+from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from api.version import VERSION
@@ -63,7 +65,7 @@ def create_app(
     if scorer is None:
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
-    model_resolver = ModelResolver(settings, store)
+    model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
 
     app = FastAPI(
         title="kleash",
@@ -80,13 +82,15 @@ def create_app(
         broker=broker,
         scorer=scorer,
         models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, settings.artifacts),
+        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
+        job_data=JobData(store, analysis, settings.artifacts),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
-    errors.install(app)
-    for part in (health, models, scores, divergences, jobs):
+    problems.install(app)
+    for part in (health, models, scores, divergences, jobs, job_data):
         app.include_router(part.router)
+    app.include_router(jobs.changing)
     _document_problems(app)
     return app
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from jobs.ports import Broker, Scorer
@@ -22,6 +23,7 @@ class Parts:
     scorer: Scorer
     models: ModelResolver
     jobs: JobService
+    job_data: JobData
 
 
 async def parts(request: Request) -> Parts:
@@ -41,5 +43,10 @@ async def _jobs(found: PartsDep) -> JobService:
     return found.jobs
 
 
+async def _job_data(found: PartsDep) -> JobData:
+    return found.job_data
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
+JobDataDep = Annotated[JobData, Depends(_job_data)]

@@ -6,7 +6,8 @@ Starlette's own limiter answers in plain text; clients of this API read problems
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import RequestTooLarge, http_error
+from api.errors import RequestTooLarge
+from api.problems import http_error
 
 
 class BodyLimit:

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
-from api.auth import principal
-from api.errors import MEDIA_TYPE
+from api.auth import Scope, needs
+from api.problems import MEDIA_TYPE
 from api.strict_json import StrictRoute
 
 DESCRIPTIONS = {
     304: "Unchanged since the ETag in If-None-Match",
     400: "The request cannot be read",
     401: "No valid key",
-    403: "Open mode answers to this machine and to loopback names only",
+    403: "The key lacks a scope; or open mode, which answers to this machine alone, was reached from elsewhere",
     404: "No such thing, or another owner's",
     409: "Not possible in this state",
     413: "Too large",
@@ -26,6 +26,7 @@ DESCRIPTIONS = {
 EVERYWHERE = (401, 403, 413, 422, 500, 503)
 
 Responses = dict[int | str, dict[str, Any]]  # OpenAPI's
+TEXT = {"schema": {"type": "string"}}  # of a header
 
 
 def problems(*statuses: int) -> Responses:
@@ -38,12 +39,12 @@ def problems(*statuses: int) -> Responses:
 BODY_PROBLEMS = problems(400, 415)  # of routes that read a body
 
 
-def v1_router(tag: str) -> APIRouter:
-    """A router below /v1 whose routes all need a key."""
+def v1_router(tag: str, scope: Scope) -> APIRouter:
+    """A router below /v1 whose routes all need a key with the scope."""
     return APIRouter(
         prefix="/v1",
         tags=[tag],
         route_class=StrictRoute,
-        dependencies=[Depends(principal)],
+        dependencies=[needs(scope)],
         responses=problems(*EVERYWHERE),
     )

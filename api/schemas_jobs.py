@@ -1,4 +1,4 @@
-"""The JSON documents of a job and of what hangs on it: events, metrics, checkpoints, samples."""
+"""The JSON documents of a job."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from api.schemas import Document, Number, Page, Timestamp
 from api.schemas_analysis import FindingDocument
-from api.services.jobs import EventPage, JobPage, SamplePage, Series
+from api.services.jobs import JobPage
 from jobs import spec as jobs
 from jobs.bulk import ScoreConfig
 from jobs.states import Status
@@ -188,117 +188,3 @@ class JobList(Page):
         """The document of a page."""
         cursor = page.jobs[-1].id if page.more else None
         return cls(data=[JobSummary.of(job) for job in page.jobs], has_more=page.more, next_cursor=cursor)
-
-
-class EventDocument(Document):
-    """Something that happened to a job; `seq` counts from 1 without gaps."""
-
-    object: Literal["job.event"] = "job.event"
-    job_id: str
-    seq: int
-    type: str
-    level: str
-    message: str
-    data: dict[str, Any]
-    attempt: int
-    created_at: Timestamp
-
-
-class EventList(Page):
-    """Events by seq, ascending."""
-
-    data: list[EventDocument]
-
-    @classmethod
-    def of(cls, job_id: str, page: EventPage) -> Self:
-        """The document of a page."""
-        cursor = str(page.events[-1].seq) if page.more else None
-        data = [EventDocument(job_id=job_id, **vars(event)) for event in page.events]
-        return cls(data=data, has_more=page.more, next_cursor=cursor)
-
-
-class MetricRowDocument(Document):
-    """One step."""
-
-    step: int
-    metrics: dict[str, Number]
-    timings: dict[str, Number]
-    attempt: int
-    created_at: Timestamp
-
-
-class MetricsDocument(Document):
-    """Metrics by step, ascending; `last_step` is the last one completed. A step of a score job is a shard."""
-
-    object: Literal["metrics"] = "metrics"
-    job_id: str
-    last_step: int
-    rows: list[MetricRowDocument]
-
-    @classmethod
-    def of(cls, job_id: str, series: Series) -> Self:
-        """The document of a series."""
-        rows = [MetricRowDocument(**vars(row)) for row in series.rows]
-        return cls(job_id=job_id, last_step=series.last_step, rows=rows)
-
-
-class CheckpointDocument(Document):
-    """A save of a job; `model` is the name to score it by, `sha256` that of its manifest."""
-
-    object: Literal["checkpoint"] = "checkpoint"
-    id: str
-    job_id: str
-    name: str
-    model: str
-    step: int
-    path: str
-    sha256: str
-    bytes: int
-    pinned: bool
-    attempt: int
-    created_at: Timestamp
-
-
-class CheckpointList(Page):
-    """Checkpoints by step, ascending."""
-
-    data: list[CheckpointDocument]
-
-    @classmethod
-    def of(cls, checkpoints: list[jobs.Checkpoint]) -> Self:
-        """The document of all of a job's checkpoints."""
-        return cls(
-            data=[
-                CheckpointDocument(model=f"{save.job_id}@{save.name}", **vars(save)) for save in checkpoints
-            ]
-        )
-
-
-SampleValue = bool | Number | list[int] | list[str] | list[Number]
-
-
-class SampleDocument(Document):
-    """A completion: `kind` is `rollout`, or `eval` for held-out prompts.
-
-    `data` holds its `reward`, `length` in tokens and exact `kl`; of a rollout also `k1`, whether it `ended` by
-    itself, and of every token `token_ids`, `token_texts` and `token_kl` (of the first 16384 tokens of a step).
-    """
-
-    object: Literal["sample"] = "sample"
-    step: int
-    kind: str
-    index: int
-    prompt: str
-    completion: str
-    data: dict[str, SampleValue]
-
-
-class SampleList(Page):
-    """Samples by (step, kind, index); where `has_more`, narrow `step` or `kind`, or raise `limit`."""
-
-    data: list[SampleDocument]
-
-    @classmethod
-    def of(cls, page: SamplePage) -> Self:
-        """The document of a page."""
-        return cls(data=[SampleDocument(**vars(sample)) for sample in page.samples], has_more=page.more)

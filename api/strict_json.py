@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from api.errors import BAD_BODY, ApiError, MalformedJSON, UnsupportedMediaType
+from api.errors import ApiError, MalformedJSON, UnsupportedMediaType
+from api.problems import BAD_BODY
 
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 INT64_DIGITS = 19

@@ -1,4 +1,4 @@
-"""Every error of a job's life, drawn as a tree. All picklable; HTTP status codes live in api/errors.py.
+"""Every error of a job's life, drawn as a tree. All picklable; HTTP status codes live in api/problem_table.py.
 
 JobError
 ├── JobNotFound              no such job (or not this caller's)

@@ -159,9 +159,10 @@ idempotency_keys = Table(
     "idempotency_keys",
     metadata,
     Column("owner", String, primary_key=True),
+    Column("operation", String, primary_key=True),  # the OpenAPI operation id
     Column("key", String, primary_key=True),
     Column("request_sha256", String, nullable=False),
-    Column("job_id", String, nullable=False),
+    Column("resource_id", String, nullable=False),
     Column("created_at", Double, nullable=False),
 )
 

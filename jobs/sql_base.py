@@ -30,6 +30,7 @@ from jobs.states import Status
 
 READ_ONLY = "kleash_read_only"
 LOCK_WAIT_S = 5.0
+NUL = "\x00"  # no id holds one, and PostgreSQL refuses to compare with it
 NOT_MIGRATED = ("42P01", "42703")  # PostgreSQL's undefined_table and undefined_column
 
 

@@ -3,22 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, union_all, update
+from sqlalchemy import Connection, Select, insert, select, update
 
-from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, JobNotFound
+from jobs.errors import CheckpointGone, IllegalTransition, JobNotFound
 from jobs.schema import (
-    api_keys,
-    idempotency_keys,
     job_checkpoints,
-    job_events,
-    job_metrics,
-    job_samples,
-    job_shards,
     jobs,
 )
-from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, NewEvent, Sample, Shard, first_step
-from jobs.sql_base import SqlBase
-from jobs.sql_rows import checkpoint_of, event_of, job_of, metrics_of, sample_of, shard_of
+from jobs.spec import Job, JobSpec, NewEvent, first_step
+from jobs.sql_base import NUL
+from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
+from jobs.sql_rows import job_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
 from jobs.store import Created
 
@@ -26,11 +21,11 @@ from jobs.store import Created
 RUNNING_NAMES = {"running": Desired.RUN, "pausing": Desired.PAUSE, "cancelling": Desired.CANCEL}
 # the moves whose event is not `job.<public status>`
 EVENTS = {("paused", "queued"): "job.resumed", ("pausing", "running"): "job.pause_withdrawn"}
-NUL = "\x00"  # no id holds one, and PostgreSQL refuses to compare with it
+CREATE = "jobs_create"
 
 
-class ClientRows(SqlBase):
-    """The client's part of jobs.store.Store."""
+class ClientRows(IdempotencyRows):
+    """The client's part of jobs.store.Store: jobs and their states."""
 
     def create_job(
         self,
@@ -45,22 +40,10 @@ class ClientRows(SqlBase):
         """See jobs.store.Store."""
         with self.writing() as connection:
             if idempotency_key is not None:
-                first = connection.execute(
-                    self.insert(idempotency_keys)
-                    .values(
-                        owner=owner,
-                        key=idempotency_key,
-                        request_sha256=request_sha256 or "",
-                        job_id=job_id,
-                        created_at=self.now(),
-                    )
-                    .on_conflict_do_nothing()
-                    .execution_options(preserve_rowcount=True)
-                )
-                if first.rowcount == 0:
-                    before = _replayed(connection, owner, idempotency_key, request_sha256 or "")
-                    assert before is not None, "it is the key that was in the way"
-                    return Created(job=before, replayed=True)
+                use = KeyUse(owner, CREATE, idempotency_key, request_sha256 or "")
+                before = self.claim_key(connection, use, job_id)
+                if before is not None:
+                    return Created(job=job_of(_one(connection, before)), replayed=True)
             _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
@@ -96,7 +79,8 @@ class ClientRows(SqlBase):
     def find_replay(self, owner: str, idempotency_key: str, request_sha256: str) -> Job | None:
         """See jobs.store.Store."""
         with self.reading() as connection:
-            return _replayed(connection, owner, idempotency_key, request_sha256)
+            before = made_before(connection, KeyUse(owner, CREATE, idempotency_key, request_sha256))
+            return None if before is None else job_of(_one(connection, before))
 
     def get_job(self, job_id: str, owner: str | None = None) -> Job:
         """See jobs.store.Store."""
@@ -156,100 +140,6 @@ class ClientRows(SqlBase):
             values |= {"finished_at": self.now()}
         return values
 
-    def list_events(self, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """See jobs.store.Store."""
-        query = (
-            select(job_events)
-            .where(job_events.c.job_id == job_id, job_events.c.seq > after)
-            .order_by(job_events.c.seq)
-            .limit(limit)
-        )
-        with self.reading() as connection:
-            return [event_of(row) for row in connection.execute(query)]
-
-    def list_metrics(
-        self, job_id: str, *, from_step: int = 0, limit: int = 1000, every: int = 1
-    ) -> list[MetricRow]:
-        """See jobs.store.Store."""
-        query = (
-            select(job_metrics)
-            .where(job_metrics.c.job_id == job_id, job_metrics.c.step >= from_step)
-            .order_by(job_metrics.c.step)
-            .limit(limit)
-        )
-        if every > 1:
-            query = query.where(job_metrics.c.step % every == 0)
-        with self.reading() as connection:
-            return [metrics_of(row) for row in connection.execute(query)]
-
-    def list_samples(
-        self, job_id: str, *, step: int | None = None, kind: str | None = None, limit: int = 100
-    ) -> list[Sample]:
-        """See jobs.store.Store."""
-        columns = job_samples.c
-        query = select(job_samples).where(columns.job_id == job_id)
-        if step is not None:
-            query = query.where(columns.step == step)
-        if kind is not None:
-            query = query.where(columns.kind == kind)
-        query = query.order_by(columns.step, columns.kind, columns["index"]).limit(limit)
-        with self.reading() as connection:
-            return [sample_of(row) for row in connection.execute(query)]
-
-    def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """See jobs.store.Store."""
-        columns = job_checkpoints.c
-        query = (
-            select(job_checkpoints)
-            .where(columns.job_id == job_id)
-            .order_by(columns.step, columns.created_at, columns.name)
-        )
-        with self.reading() as connection:
-            return [checkpoint_of(row) for row in connection.execute(query)]
-
-    def get_checkpoint(self, job_id: str, name: str) -> Checkpoint | None:
-        """See jobs.store.Store."""
-        if NUL in job_id or NUL in name:
-            return None
-        query = select(job_checkpoints).where(
-            job_checkpoints.c.job_id == job_id, job_checkpoints.c.name == name
-        )
-        with self.reading() as connection:
-            row = connection.execute(query).one_or_none()
-            return None if row is None else checkpoint_of(row)
-
-    def list_shards(self, job_id: str) -> list[Shard]:
-        """See jobs.store.Store."""
-        columns = job_shards.c
-        query = select(job_shards).where(columns.job_id == job_id).order_by(columns["index"])
-        with self.reading() as connection:
-            return [shard_of(row) for row in connection.execute(query)]
-
-    def list_folders(self, job_id: str) -> set[str]:
-        """See jobs.store.Store."""
-        named = [
-            select(table.c.path).where(table.c.job_id == job_id) for table in (job_checkpoints, job_shards)
-        ]
-        with self.reading() as connection:
-            return set(connection.execute(union_all(*named)).scalars())
-
-    def create_key(self, key_id: str, secret_sha256: str, name: str) -> None:
-        """See jobs.store.Store."""
-        with self.writing() as connection:
-            connection.execute(
-                insert(api_keys).values(
-                    id=key_id, secret_sha256=secret_sha256, name=name, created_at=self.now()
-                )
-            )
-
-    def key_secret_sha256(self, key_id: str) -> str | None:
-        """See jobs.store.Store."""
-        query = select(api_keys.c.secret_sha256).where(
-            api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)
-        )
-        with self.reading() as connection:
-            return connection.execute(query).scalar_one_or_none()
-
 
 def _one(
     connection: Connection, job_id: str, owner: str | None = None, query: Select[Any] | None = None
@@ -278,15 +168,3 @@ def _pin(connection: Connection, resolved: Mapping[str, Any]) -> None:
         )
         if done.rowcount == 0:
             raise CheckpointGone(f"{needed['job_id']}@{needed['name']}")
-
-
-def _replayed(connection: Connection, owner: str, key: str, request_sha256: str) -> Job | None:
-    """The job that this owner's key made before."""
-    seen = connection.execute(
-        select(idempotency_keys).where(idempotency_keys.c.owner == owner, idempotency_keys.c.key == key)
-    ).one_or_none()
-    if seen is None:
-        return None
-    if seen.request_sha256 != request_sha256:
-        raise IdempotencyKeyReused(key)
-    return job_of(_one(connection, seen.job_id))

@@ -12,7 +12,7 @@ from api.schemas_divergences import (
 )
 from api.services.divergences import diverge
 
-router = v1_router("divergences")
+router = v1_router("divergences", "score")
 
 
 @router.post(

@@ -1,33 +1,21 @@
-"""/v1/jobs: parse, ask the service, answer."""
+"""/v1/jobs: the collection, its members, and what one may ask of them."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import Header, Query, Response
-from fastapi.responses import StreamingResponse
 
 from api.auth import Owner
 from api.deps import JobsDep
-from api.routing import BODY_PROBLEMS, DESCRIPTIONS, Responses, problems, v1_router
-from api.schemas_analysis import FrontierDocument
-from api.schemas_jobs import (
-    CheckpointList,
-    EventList,
-    JobDocument,
-    JobList,
-    MetricsDocument,
-    PublicStatus,
-    SampleList,
-)
+from api.pages import MAX_PAGE, Limit, clamp
+from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
+from api.schemas_jobs import JobDocument, JobList, PublicStatus
 from api.services.jobs import JobService
 from jobs.spec import JobSpec
 from jobs.states import Action
 
-router = v1_router("jobs")
-MAX_PAGE, MAX_ROWS, INT32 = 100, 1000, 2**31 - 1
+router = v1_router("jobs", "jobs:read")
+changing = v1_router("jobs", "jobs:write")
 
-Limit = Annotated[int, Query(description="1 to 100; what is outside is moved inside.")]
-Rows = Annotated[int, Query(description="1 to 1000; what is outside is moved inside.")]
-Step = Annotated[int, Query(ge=0, le=INT32)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -37,24 +25,13 @@ IdempotencyKey = Annotated[
         description="The same key with the same body gives the same job; with another body, 422.",
     ),
 ]
-TEXT = {"schema": {"type": "string"}}
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
 CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
 SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
-JSONL = "application/jsonl"
-COMPLETE = TEXT | {"description": "`true` if these are the results of all items."}
-ITEMS = TEXT | {"description": "So many lines."}
-RESULTS: Responses = {
-    200: {
-        "description": "One JSON object a line, in the order of the items",
-        "content": {JSONL: {"schema": {"type": "string"}}},
-        "headers": {"Results-Complete": COMPLETE, "Results-Items": ITEMS},
-    }
-}
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
 
-@router.post(
+@changing.post(
     "/jobs",
     operation_id="jobs_create",
     summary="Create a job",
@@ -110,7 +87,7 @@ def show(
     return JobDocument.of(job, jobs.diagnosis(job))
 
 
-@router.post(
+@changing.post(
     "/jobs/{job_id}/pause",
     operation_id="jobs_pause",
     summary="Pause a job",
@@ -121,7 +98,7 @@ def pause(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDo
     return requested(jobs, Action.PAUSE, job_id, owner, response)
 
 
-@router.post(
+@changing.post(
     "/jobs/{job_id}/resume",
     operation_id="jobs_resume",
     summary="Resume a paused job",
@@ -132,7 +109,7 @@ def resume(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobD
     return requested(jobs, Action.RESUME, job_id, owner, response)
 
 
-@router.post(
+@changing.post(
     "/jobs/{job_id}/cancel",
     operation_id="jobs_cancel",
     summary="Cancel a job",
@@ -143,111 +120,12 @@ def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobD
     return requested(jobs, Action.CANCEL, job_id, owner, response)
 
 
-@router.get(
-    "/jobs/{job_id}/events",
-    operation_id="jobs_events",
-    summary="List a job's events",
-    responses=problems(404),
-)
-def events(
-    job_id: str,
-    owner: Owner,
-    jobs: JobsDep,
-    after: Annotated[int, Query(ge=0, le=INT32, description="The last `seq` already known.")] = 0,
-    limit: Limit = 100,
-) -> EventList:
-    """What happened to the job, oldest first."""
-    page = jobs.events(job_id, owner, after=after, limit=clamp(limit, MAX_PAGE))
-    return EventList.of(job_id, page)
-
-
-@router.get(
-    "/jobs/{job_id}/metrics",
-    operation_id="jobs_metrics",
-    summary="List a job's metrics by step",
-    responses=problems(404),
-)
-def metrics(
-    job_id: str, owner: Owner, jobs: JobsDep, from_step: Step = 0, limit: Rows = MAX_ROWS
-) -> MetricsDocument:
-    """A row per step (of a score job: per shard), ascending; go on with `from_step` = the last row's step + 1."""
-    series = jobs.metrics(job_id, owner, from_step=from_step, limit=clamp(limit, MAX_ROWS))
-    return MetricsDocument.of(job_id, series)
-
-
-@router.get(
-    "/jobs/{job_id}/frontier",
-    operation_id="jobs_frontier",
-    summary="Show what a job's drift has bought",
-    responses=problems(404),
-)
-def frontier(job_id: str, owner: Owner, jobs: JobsDep) -> FrontierDocument:
-    """Rewards against √KL per sequence, Gao's law fitted to each, and its peak. A score job has none."""
-    return FrontierDocument.of(job_id, jobs.frontier(job_id, owner))
-
-
-@router.get(
-    "/jobs/{job_id}/checkpoints",
-    operation_id="jobs_checkpoints",
-    summary="List a job's checkpoints",
-    responses=problems(404),
-)
-def checkpoints(job_id: str, owner: Owner, jobs: JobsDep) -> CheckpointList:
-    """Each of them is a model: score it as `job_…@<name>`. A score job has none, but results."""
-    return CheckpointList.of(jobs.checkpoints(job_id, owner))
-
-
-@router.get(
-    "/jobs/{job_id}/samples",
-    operation_id="jobs_samples",
-    summary="List a job's completions",
-    responses=problems(404),
-)
-def samples(
-    job_id: str,
-    owner: Owner,
-    jobs: JobsDep,
-    step: Annotated[int | None, Query(ge=0, le=INT32)] = None,
-    kind: Annotated[Literal["rollout", "eval"] | None, Query()] = None,
-    limit: Rows = 100,
-) -> SampleList:
-    """What the policy wrote, with its rewards and KL. A score job has none, but results."""
-    page = jobs.samples(job_id, owner, step=step, kind=kind, limit=clamp(limit, MAX_ROWS))
-    return SampleList.of(page)
-
-
-@router.get(
-    "/jobs/{job_id}/results",
-    operation_id="jobs_results",
-    summary="Download a score job's results",
-    response_class=StreamingResponse,
-    responses=RESULTS | problems(404),
-)
-def results(job_id: str, owner: Owner, jobs: JobsDep) -> StreamingResponse:
-    """Results of the shards completed so far, as JSONL: also while the job runs, and after its cancellation.
-
-    A line has the item's `index`, its `id` and `reward`, and its sums and means, or an `error`.
-    """
-    found = jobs.results(job_id, owner)
-    headers = {
-        "Results-Complete": str(found.complete).lower(),
-        "Results-Items": str(found.items),
-        "Content-Length": str(found.size),
-    }
-    return StreamingResponse(found.content(), media_type=JSONL, headers=headers)
-
-
 def requested(jobs: JobService, action: Action, job_id: str, owner: str, response: Response) -> JobDocument:
     """The answer to a request: 202 while the process of the job has yet to follow it."""
     job = jobs.request(action, job_id, owner)
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
     return JobDocument.of(job, jobs.diagnosis(job))
-
-
-def clamp(limit: int, most: int) -> int:
-    """Moved into 1 … most."""
-    return max(1, min(limit, most))
 
 
 def etag(version: int) -> str:

@@ -4,7 +4,7 @@ from api.deps import ModelsDep
 from api.routing import v1_router
 from api.schemas import ModelList
 
-router = v1_router("models")
+router = v1_router("models", "models:read")
 
 
 @router.get("/models", operation_id="models_list", summary="List the registered models")

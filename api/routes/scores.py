@@ -11,7 +11,7 @@ from api.routing import BODY_PROBLEMS, problems, v1_router
 from api.schemas_scores import ScoreList, ScoresRequest
 from api.services.scores import ScoreService
 
-router = v1_router("scores")
+router = v1_router("scores", "score")
 
 
 async def _service(parts: PartsDep) -> ScoreService:

@@ -2,27 +2,21 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor, NoResults
-from api.services.analysis import Frontier, RunAnalysis
+from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
+from api.services.analysis import RunAnalysis
 from api.services.classifiers import classifier_paths
+from api.services.job_ids import JOB_ID, known_shape
 from api.services.models import ModelResolver, is_checkpoint
-from jobs.bulk import RESULTS
-from jobs.errors import JobNotFound
 from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
-from jobs.spec import Checkpoint, Event, Job, JobSpec, MetricRow, PPOSpec, Sample, ScoreSpec
-from jobs.states import Action, Status
+from jobs.spec import Job, JobSpec, PPOSpec, ScoreSpec
+from jobs.states import Action
 from jobs.store import Created, Store
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.diagnosis import Finding
-
-READ_BYTES = 1 << 20
-JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
 
 class JobPage(NamedTuple):
@@ -32,52 +26,14 @@ class JobPage(NamedTuple):
     more: bool
 
 
-class EventPage(NamedTuple):
-    """One page, ascending by seq; `more` when later events follow."""
-
-    events: list[Event]
-    more: bool
-
-
-class Series(NamedTuple):
-    """Metrics of some steps, and the last step that the job has completed."""
-
-    last_step: int
-    rows: list[MetricRow]
-
-
-class SamplePage(NamedTuple):
-    """The first samples that fit; `more` when the filter matches others too."""
-
-    samples: list[Sample]
-    more: bool
-
-
-class Results(NamedTuple):
-    """The results that a score job has so far, and whether these are all."""
-
-    files: list[Path]
-    items: int
-    size: int  # in bytes
-    complete: bool
-
-    def content(self) -> Iterator[bytes]:
-        """One file after the other."""
-        for path in self.files:
-            with path.open("rb") as file:
-                while part := file.read(READ_BYTES):
-                    yield part
-
-
 class JobService:
     """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail."""
 
     def __init__(
-        self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None], artifacts: Path
+        self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None], analysis: RunAnalysis
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._artifacts = artifacts
-        self._analysis = RunAnalysis(store)
+        self._analysis = analysis
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -106,11 +62,11 @@ class JobService:
 
     def get(self, job_id: str, owner: str) -> Job:
         """The job. Raises JobNotFound, as all below."""
-        return self._store.get_job(_known_shape(job_id), owner)
+        return self._store.get_job(known_shape(job_id), owner)
 
     def version(self, job_id: str, owner: str) -> int:
         """What the job's ETag is made of."""
-        return self._store.get_version(_known_shape(job_id), owner)
+        return self._store.get_version(known_shape(job_id), owner)
 
     def page(self, owner: str, *, status: str | None, after: str | None, limit: int) -> JobPage:
         """Newest first, after the job `after`. Raises InvalidCursor."""
@@ -121,54 +77,13 @@ class JobService:
 
     def request(self, action: Action, job_id: str, owner: str) -> Job:
         """Pause, resume or cancel (jobs.states.REQUESTS). Raises IllegalTransition."""
-        job = self._store.request(_known_shape(job_id), action, owner)
+        job = self._store.request(known_shape(job_id), action, owner)
         self._wake()
         return job
-
-    def events(self, job_id: str, owner: str, *, after: int, limit: int) -> EventPage:
-        """Events with seq > after."""
-        self.version(job_id, owner)
-        events = self._store.list_events(job_id, after=after, limit=limit + 1)
-        return EventPage(events[:limit], len(events) > limit)
-
-    def metrics(self, job_id: str, owner: str, *, from_step: int, limit: int) -> Series:
-        """Metrics of the steps from `from_step`."""
-        job = self.get(job_id, owner)
-        return Series(job.step, self._store.list_metrics(job_id, from_step=from_step, limit=limit))
 
     def diagnosis(self, job: Job) -> tuple[Finding, ...] | None:
         """What the metrics of its completed steps warn of; None for a score job."""
         return self._analysis.findings(job)
-
-    def frontier(self, job_id: str, owner: str) -> Frontier:
-        """Reward against √KL, with Gao's law where it fits; empty for a score job."""
-        return self._analysis.frontier(self.get(job_id, owner))
-
-    def checkpoints(self, job_id: str, owner: str) -> list[Checkpoint]:
-        """Saves by step."""
-        self.version(job_id, owner)
-        return self._store.list_checkpoints(job_id)
-
-    def samples(
-        self, job_id: str, owner: str, *, step: int | None, kind: str | None, limit: int
-    ) -> SamplePage:
-        """Completions by (step, kind, index)."""
-        self.version(job_id, owner)
-        samples = self._store.list_samples(job_id, step=step, kind=kind, limit=limit + 1)
-        return SamplePage(samples[:limit], len(samples) > limit)
-
-    def results(self, job_id: str, owner: str) -> Results:
-        """Of a score job. Raises NoResults for a job of another type."""
-        job = self.get(job_id, owner)
-        if job.spec.type != "score":
-            raise NoResults("a ppo job has no results: see its checkpoints, metrics and samples")
-        shards = self._store.list_shards(job_id)
-        return Results(
-            files=[self._artifacts / shard.path / RESULTS for shard in shards],
-            items=sum(shard.items for shard in shards),
-            size=sum(shard.bytes for shard in shards),
-            complete=job.status is Status.SUCCEEDED,
-        )
 
     def _resolved(self, spec: JobSpec, owner: str) -> dict[str, object]:
         """What the worker needs besides the spec: folders and files instead of names."""
@@ -247,10 +162,3 @@ def canonical_sha256(spec: JobSpec) -> str:
     """Of the request with its defaults filled in and its names sorted: equal requests, equal hashes."""
     text = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _known_shape(job_id: str) -> str:
-    """The id, if it could be one: nothing else reaches the database."""
-    if not JOB_ID.fullmatch(job_id):
-        raise JobNotFound(job_id)
-    return job_id

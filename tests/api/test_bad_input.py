@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
-from api.errors import MAX_BYTES, MEDIA_TYPE, problem
+from api.problems import MAX_BYTES, MEDIA_TYPE, problem
 from api.schemas import Problem
 from jobs.sql_store import SqlStore
 

@@ -68,7 +68,7 @@ class Requests(threading.Thread):
         super().__init__(daemon=True)
         self.failed: list[str] = []
         self.served = self.refused = 0
-        self._urls, self._work, self._enough, self._turn = urls, work, threading.Event(), 0
+        self._urls, self._work, self._enough, self.turn = urls, work, threading.Event(), 0
 
     def run(self) -> None:
         while not self._enough.is_set():
@@ -76,8 +76,8 @@ class Requests(threading.Thread):
 
     def send(self, method: str, path: str, **content: Any) -> httpx2.Response | None:
         """One request on a connection of its own; None if it had no answer, which is a failure."""
-        self._turn += 1
-        for url in (self._urls[self._turn % 2], self._urls[1 - self._turn % 2]):
+        self.turn += 1
+        for url in (self._urls[self.turn % 2], self._urls[1 - self.turn % 2]):
             try:
                 with httpx2.Client(timeout=10, trust_env=False) as client:
                     response = client.request(method, f"{url}{path}", **content)
@@ -97,6 +97,15 @@ class Requests(threading.Thread):
     def end(self) -> None:
         self._enough.set()
         self.join()
+
+
+def until_answered(load: list[Requests]) -> None:
+    """Wait for the end of every request that is under way."""
+    under_way = [requests.turn for requests in load]
+    until(
+        lambda: all(requests.turn > turn for requests, turn in zip(load, under_way, strict=True)),
+        "requests end",
+    )
 
 
 def terminate(part: Service) -> float:

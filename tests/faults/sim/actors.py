@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from api.errors import UnknownModel
+from api.services.analysis import RunAnalysis
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from jobs.dispatcher import Dispatcher
@@ -70,7 +71,7 @@ class Api:
         world.current.process = home
         reaper, stop = Reaper(store, site.settings), SimEvent(world)
         models = ModelResolver(site.settings, store)
-        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, site.settings.artifacts)
+        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, RunAnalysis(store))
         for loop in (dispatcher, reaper):
             Task(world, self.process, lambda loop=loop: loop.run(stop), delay_s)  # type: ignore[misc]
 

@@ -75,7 +75,7 @@ MUTANTS = {
         "jobs/sql_runs.py", '"worker": None, "lease_until": None}', '"worker": None}'
     ),
     "a key makes a job each time": Mutant(
-        "jobs/sql_clients.py", "if first.rowcount == 0:", "if first.rowcount < 0:"
+        "jobs/sql_idempotency.py", "if first.rowcount > 0:", "if first.rowcount >= 0:"
     ),
     "events are counted, not numbered": Mutant(
         "jobs/sql_base.py",

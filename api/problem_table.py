@@ -1,0 +1,120 @@
+"""What each error is over HTTP: the only file that knows the status of an error, one row for each class.
+
+A row's `detail` replaces the error's own message, where that one is for logs.
+"""
+
+from typing import NamedTuple
+
+from api.errors import (
+    AdapterNotTrainable,
+    CheckpointMismatch,
+    FileNotFound,
+    HostNotAllowed,
+    InsufficientScope,
+    InvalidCursor,
+    MalformedJSON,
+    NoResults,
+    PathNotAllowed,
+    Unauthenticated,
+    UnknownModel,
+    UnsupportedMediaType,
+    UnusableClassifier,
+)
+from jobs.errors import (
+    CheckpointGone,
+    DeadlineExceeded,
+    IdempotencyKeyReused,
+    IllegalTransition,
+    JobNotFound,
+    ScorerOverloaded,
+    ScorerUnavailable,
+    ScoringRefused,
+    StoreUnavailable,
+)
+
+
+class Answer(NamedTuple):
+    """A problem's constant fields."""
+
+    status: int
+    code: str
+    title: str
+    detail: str | None = None
+
+
+ANSWERS: dict[type[Exception], Answer] = {
+    Unauthenticated: Answer(401, "unauthenticated", "An API key is needed"),
+    InsufficientScope: Answer(403, "insufficient_scope", "The key may not do this"),
+    HostNotAllowed: Answer(403, "host_not_allowed", "The server answers to its own machine only"),
+    MalformedJSON: Answer(400, "malformed_json", "The body is not valid JSON"),
+    UnsupportedMediaType: Answer(415, "unsupported_media_type", "The body must be plain JSON"),
+    InvalidCursor: Answer(
+        400,
+        "invalid_cursor",
+        "The cursor is not one of this list",
+        "after must be the next_cursor of the page before",
+    ),
+    UnknownModel: Answer(422, "unknown_model", "There is no such model"),
+    AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
+    UnusableClassifier: Answer(422, "unusable_classifier", "The reward's model is of no use as one"),
+    CheckpointMismatch: Answer(422, "checkpoint_mismatch", "The checkpoint does not fit the job"),
+    CheckpointGone: Answer(
+        422,
+        "unknown_model",
+        "There is no such model",
+        "a checkpoint that the job names has just been removed",
+    ),
+    PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
+    FileNotFound: Answer(422, "file_not_found", "There is no such file"),
+    JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
+    NoResults: Answer(404, "no_results", "This type of job has no results"),
+    IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
+    IdempotencyKeyReused: Answer(
+        422,
+        "idempotency_key_reused",
+        "The Idempotency-Key belongs to another request",
+        "this Idempotency-Key was used before with another request",
+    ),
+    ScorerUnavailable: Answer(
+        503,
+        "scorer_unavailable",
+        "The scorer is not available",
+        "the scorer cannot be reached or is starting",
+    ),
+    ScorerOverloaded: Answer(503, "overloaded", "The scorer is overloaded", "the scorer's queue is full"),
+    DeadlineExceeded: Answer(
+        504, "deadline_exceeded", "The scorer did not answer in time", "the scorer did not answer in time"
+    ),
+    ScoringRefused: Answer(422, "scoring_refused", "The scorer refuses the request"),
+    StoreUnavailable: Answer(
+        503, "database_unavailable", "The database is not available", "the database did not take the request"
+    ),
+}
+# the status of those codes of ScoringRefused that are not 422
+REFUSED = {"input_too_long": 413, "too_many_items": 413, "out_of_memory": 413}
+# what the framework raises -> code
+HTTP_CODES = {
+    400: "malformed_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+}
+# titles of the codes that no row of ANSWERS has
+OTHER_TITLES = {
+    "malformed_request": "The request could not be read",
+    "not_found": "There is nothing here",
+    "method_not_allowed": "The method is not supported here",
+    "request_too_large": "The request is too large",
+    "validation_error": "The request does not fit the schema",
+    "empty_input": "There is nothing to score",
+    "input_too_long": "The input is too long",
+    "token_id_out_of_range": "The model has no such token",
+    "no_chat_template": "The model has no chat template",
+    "chat_template_failed": "The chat template does not take the messages",
+    "chat_template_mismatch": "The chat template does not tell the answer from its prompt",
+    "too_many_items": "There are too many items",
+    "tokenizer_mismatch": "The models do not share a tokenizer",
+    "model_load_failed": "The model cannot be loaded",
+    "internal": "Something went wrong on our side",
+}
+TITLES = {answer.code: answer.title for answer in ANSWERS.values()} | OTHER_TITLES

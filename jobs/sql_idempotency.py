@@ -1,0 +1,56 @@
+"""Idempotency keys: who has used which for what, written in the transaction that makes the thing."""
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection, select
+
+from jobs.errors import IdempotencyKeyReused
+from jobs.schema import idempotency_keys
+from jobs.sql_base import SqlBase
+
+
+class KeyUse(NamedTuple):
+    """One owner's key for one operation, and the hash of the request it came with."""
+
+    owner: str
+    operation: str  # the OpenAPI operation id
+    key: str
+    request_sha256: str
+
+
+class IdempotencyRows(SqlBase):
+    """What every creating method begins with."""
+
+    def claim_key(self, connection: Connection, use: KeyUse, resource_id: str) -> str | None:
+        """Bind the key to `resource_id`, which the caller inserts next; or the id of what it made before.
+
+        Raises:
+            IdempotencyKeyReused: the key came with another request.
+        """
+        first = connection.execute(
+            self.insert(idempotency_keys)
+            .values(**use._asdict(), resource_id=resource_id, created_at=self.now())
+            .on_conflict_do_nothing()
+            .execution_options(preserve_rowcount=True)
+        )
+        if first.rowcount > 0:
+            return None
+        before = made_before(connection, use)
+        assert before is not None, "it is the key that was in the way"
+        return before
+
+
+def made_before(connection: Connection, use: KeyUse) -> str | None:
+    """The id of what the key has made, or None. Raises IdempotencyKeyReused."""
+    columns = idempotency_keys.c
+    seen = connection.execute(
+        select(columns.request_sha256, columns.resource_id).where(
+            columns.owner == use.owner, columns.operation == use.operation, columns.key == use.key
+        )
+    ).one_or_none()
+    if seen is None:
+        return None
+    if seen.request_sha256 != use.request_sha256:
+        raise IdempotencyKeyReused(use.key)
+    found: str = seen.resource_id
+    return found

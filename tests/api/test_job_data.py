@@ -1,0 +1,68 @@
+"""What hangs on a job, over HTTP: metrics, samples, events, checkpoints, and why it failed."""
+
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from jobs.spec import JobFailure, NewEvent, Sample
+from jobs.sql_store import SqlStore
+from jobs.states import Status
+from tests.api.acting import claimed, create
+
+
+def test_a_run_is_reported_with_metrics_samples_events_and_checkpoints(
+    client: TestClient, store: SqlStore, spec: dict[str, Any]
+) -> None:
+    job_id = create(client, spec)["id"]
+    attempt = claimed(store, job_id).attempt
+    told = {"k1": 1.0, "ended": True, "token_ids": [3, 0], "token_texts": ["b", ""], "token_kl": [0.0, 1.0]}
+    for step in (1, 2):
+        store.record_step(
+            job_id,
+            attempt,
+            step=step,
+            metrics={"kl/sequence": step / 4},
+            timings={"rollout_s": 0.5},
+            samples=[Sample(step=step, kind="rollout", index=0, prompt="a", completion="b", data=told)],
+            events=[NewEvent(type="note", message=f"step {step}")],
+        )
+    store.record_checkpoint(
+        job_id, attempt, name="step-2", step=2, path="/a/step-2", sha256="ab" * 32, size=7
+    )
+
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert job["progress"]["latest"] == {"kl/sequence": 0.5}
+    assert (job["progress"]["step"], job["progress"]["percent"]) == (2, 50.0)
+    assert job["progress"]["eta_s"] >= 0
+    assert job["worker"]["id"] == "w0@here"
+
+    metrics = client.get(job["links"]["metrics"], params={"from_step": 2}).json()
+    assert (metrics["job_id"], metrics["last_step"]) == (job_id, 2)
+    (row,) = metrics["rows"]
+    assert (row["step"], row["metrics"], row["timings"]) == (2, {"kl/sequence": 0.5}, {"rollout_s": 0.5})
+
+    first = client.get(job["links"]["events"], params={"limit": 2}).json()
+    rest = client.get(job["links"]["events"], params={"after": first["next_cursor"]}).json()
+    events = first["data"] + rest["data"]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["message"] for event in events if event["type"] == "note"] == ["step 1", "step 2"]
+    assert rest["has_more"] is False
+
+    (save,) = client.get(job["links"]["checkpoints"]).json()["data"]
+    assert (save["model"], save["bytes"], save["step"]) == (f"{job_id}@step-2", 7, 2)
+
+    found = client.get(job["links"]["samples"], params={"step": 1, "kind": "rollout"}).json()
+    assert [(s["step"], s["completion"], s["data"]) for s in found["data"]] == [(1, "b", told)]
+    assert found["data"][0]["data"]["ended"] is True  # which equals 1.0 in Python only
+    assert client.get(job["links"]["samples"], params={"limit": 1}).json()["has_more"] is True
+
+
+def test_a_failed_job_says_why(client: TestClient, store: SqlStore, spec: dict[str, Any]) -> None:
+    job_id = create(client, spec)["id"]
+    failure = JobFailure(code="nan_loss", detail="the loss was NaN", hint="lower the rate", step=3)
+    store.finish(job_id, claimed(store, job_id).attempt, Status.FAILED, error=failure)
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert (job["status"], job["done"]) == ("failed", True)
+    assert job["finished_at"] is not None
+    expected = {"code": "nan_loss", "detail": "the loss was NaN", "hint": "lower the rate"}
+    assert job["error"] == expected | {"step": 3, "log_tail": []}
