@@ -48,6 +48,11 @@ class VersionConflict(JobError):
         super().__init__(version)
         self.version = version
 
+    @property
+    def context(self) -> dict[str, Any]:
+        """For the client."""
+        return {"version": self.version}
+
     def __str__(self) -> str:
         return f"the job is at version {self.version}, not at one of If-Match"
 
@@ -63,8 +68,13 @@ class JobInUse(JobError):
         super().__init__(job_id, users)
         self.job_id, self.users = job_id, users
 
+    @property
+    def context(self) -> dict[str, Any]:
+        """For the client: the first of them."""
+        return {"jobs": self.users[:20]}
+
     def __str__(self) -> str:
-        return f"{len(self.users)} jobs need a checkpoint of {self.job_id}"
+        return f"{len(self.users)} other jobs need a checkpoint of {self.job_id}"
 
 
 class JobDeleted(JobError):

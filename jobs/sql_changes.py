@@ -110,7 +110,7 @@ def _changed(seen: Any, change: JobChange) -> dict[str, Any]:
     if change.rename and change.name != seen.name:
         values["name"] = change.name
     before: dict[str, str] = seen.metadata or {}
-    merged = {**before, **change.metadata}
+    merged = {} if change.metadata is None else {**before, **change.metadata}
     kept = {key: value for key, value in merged.items() if value is not None}
     if len(kept) > MAX_METADATA:
         raise TooMuchMetadata(

@@ -10,7 +10,7 @@ from jobs.spec import Job
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import job_of
 from jobs.states import Desired, Status
-from jobs.store_jobs import ALL, JobFilter
+from jobs.store_jobs import ALL, JobFilter, QueuePlace
 
 # the statuses a client can filter by that are stored as (running, desired)
 RUNNING_NAMES = {"running": Desired.RUN, "pausing": Desired.PAUSE, "cancelling": Desired.CANCEL}
@@ -46,7 +46,7 @@ class ListingRows(SqlBase):
             ).scalar_one()
             return counted
 
-    def queue_position(self, job: Job) -> int:
+    def queue_place(self, job: Job) -> QueuePlace:
         """See jobs.store_jobs.JobsStore."""
         columns = jobs.c
         sooner = or_(
@@ -56,9 +56,11 @@ class ListingRows(SqlBase):
         before = or_(
             columns.priority > job.priority, and_(columns.priority == job.priority, sooner)
         )  # SqlStore.undispatched
-        query = select(func.count()).select_from(jobs).where(columns.status == Status.QUEUED, before)
+        ahead = select(func.count()).select_from(jobs).where(columns.status == Status.QUEUED, before)
+        query = select(ahead.scalar_subquery(), self.now())
         with self.reading() as connection:
-            return 1 + int(connection.execute(query).scalar_one())
+            counted, now = connection.execute(query).one()
+            return QueuePlace(1 + counted, now - job.queued_at, job.dispatched_epoch == job.epoch)
 
 
 def _matching(owner: str | None, where: JobFilter) -> Select[tuple[str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from jobs.spec import Job
 
@@ -25,13 +25,21 @@ ALL = JobFilter()
 
 @dataclass(frozen=True, kw_only=True)
 class JobChange:
-    """What a client changes; None leaves a value as it is."""
+    """What a client changes. In metadata None removes: a key, or all of them."""
 
     rename: bool = False
     name: str | None = None  # with `rename`; None takes the name away
-    metadata: Mapping[str, str | None] = field(default_factory=dict)  # a merge patch: None removes a key
-    priority: int | None = None
+    metadata: Mapping[str, str | None] | None = field(default_factory=dict)  # a merge patch (RFC 7396)
+    priority: int | None = None  # as it is
     if_versions: frozenset[int] | None = None  # one of these, or nothing changes; None: whatever it is
+
+
+class QueuePlace(NamedTuple):
+    """`position` is in the dispatcher's order, and 1 is the next; `sent`: a message has gone to the workers."""
+
+    position: int
+    waited_s: float
+    sent: bool
 
 
 class JobsStore(Protocol):
@@ -53,8 +61,8 @@ class JobsStore(Protocol):
         """How many jobs a list would have."""
         ...
 
-    def queue_position(self, job: Job) -> int:
-        """Its place among all queued jobs in the dispatcher's order: 1 is the next."""
+    def queue_place(self, job: Job) -> QueuePlace:
+        """Where a queued job stands among all queued ones."""
         ...
 
     def change_job(self, job_id: str, change: JobChange, owner: str | None = None) -> Job:

@@ -30,10 +30,7 @@ IdempotencyKey = Annotated[
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
 CREATED: Responses = {
     200: {"model": DryRunDocument, "description": "With `dry_run=true`: nothing was made"},
-    201: {
-        "model": JobDocument,
-        "headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED},
-    },
+    201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}},
 }
 LISTED: Responses = {200: {"headers": {"Link": TEXT | {"description": 'rel="next", if there is more.'}}}}
 CHANGED: Responses = {200: {"headers": {"ETag": TEXT}}}
@@ -46,6 +43,7 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     operation_id="jobs_create",
     summary="Create a job",
     status_code=201,
+    response_model=JobDocument,
     responses=CREATED | BODY_PROBLEMS | problems(409, 410),
 )
 def create(
@@ -57,14 +55,14 @@ def create(
         bool, Query(description="Check everything, say what it would take, make nothing.")
     ] = False,
     idempotency_key: IdempotencyKey = None,
-) -> JobDocument | DryRunDocument:
+) -> JobDocument | Response:
     """Queue a training run (`ppo`, also without a type) or the scoring of a file (`score`).
 
     A worker takes it when one is free; poll the job to follow it.
     """
     if dry_run:
-        response.status_code = 200
-        return DryRunDocument.of(jobs.dry_run(spec, owner))
+        told = DryRunDocument.of(jobs.dry_run(spec, owner))
+        return Response(told.model_dump_json(), media_type="application/json")
     created = jobs.create(spec, owner, idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{created.job.id}"
     response.headers["ETag"] = etag(created.job.version)

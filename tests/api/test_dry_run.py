@@ -10,7 +10,6 @@ from starlette.testclient import TestClient
 
 from api.services import estimate
 from jobs.sql_store import SqlStore
-from rlhf_core.chunked import CHUNK_BYTES
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from tests.api.acting import create, saved
 
@@ -62,11 +61,8 @@ def test_it_refuses_what_a_creation_refuses(client: TestClient, spec: dict[str, 
     for model in ("nobody", "../..", "tuned"):
         bad = spec | {"config": spec["config"] | {"model": {"name": model}}}
         answers = [client.post(f"/v1/jobs{query}", json=bad).json() for query in ("", "?dry_run=true")]
-        assert (
-            answers[0]["code"]
-            == answers[1]["code"]
-            in ("unknown_model", "path_not_allowed", "adapter_not_trainable")
-        )
+        codes = {answer["code"] for answer in answers}
+        assert len(codes & {"unknown_model", "path_not_allowed", "adapter_not_trainable"}) == len(codes) == 1
     assert client.post("/v1/jobs?dry_run=true", json={}).status_code == 422
     assert client.post("/v1/jobs?dry_run=perhaps", json=spec).status_code == 422
 
@@ -83,9 +79,8 @@ def test_the_default_pair_is_named(client: TestClient) -> None:
     told = dry(client, {"type": "score", "config": {"items": ["a"] * 5, "checkpoint": {"every_items": 2}}})
     assert (told["resolved_config"]["policy"], told["resolved_config"]["reference"]) == ("tuned", "base")
     assert told["estimate"] == {"steps": 3, "tokens": 5, "memory_bytes": None}  # org/base is no folder here
-    assert told["warnings"] == [
-        "memory_bytes is null: the model's safetensors are not in a folder that the API can read"
-    ]
+    (warning,) = told["warnings"]
+    assert warning.startswith("memory_bytes is null")
 
 
 def test_steps_count_from_the_checkpoint(client: TestClient, store: SqlStore, spec: dict[str, Any]) -> None:
@@ -113,11 +108,12 @@ def test_memory_is_that_of_weights_gradients_moments_reference_and_activations(m
     shape = estimate.shape_of(str(model))
     assert shape is not None
     assert (shape.parameters, shape.layers, len(shape.linear)) == (PARAMETERS, LAYERS, 6)
-    assert estimate.CHUNK_BYTES == CHUNK_BYTES
+    assert "CHUNK_BYTES = 48 * 2**20" in Path("rlhf_core/chunked.py").read_text()
+    assert estimate.CHUNK_BYTES == 48 * 2**20
     # Of a token each layer keeps 14 · 4 + 5 · 8 = 96 floats; a minibatch is 2 rows of 3 + 2 tokens.
     activations = 4 * (96 * LAYERS) * 2 * 5
     # All weights: policy, gradient and two moments, and the reference: 5 floats a parameter.
-    fixed = estimate.RUNTIME_BYTES + CHUNK_BYTES
+    fixed = estimate.RUNTIME_BYTES + estimate.CHUNK_BYTES
     found = estimate.of_training(config("m"), 0, shape)
     assert found == (10, 10 * 4 * 2, fixed + 4 * 5 * PARAMETERS + activations)
     # Rank 2 beside each linear layer: 2 · (8 + 12 + 12) a layer, twice with the value function's own.
@@ -151,15 +147,11 @@ def test_a_dry_run_of_a_folder_measures_it(client: TestClient, model: Path, spec
     assert ["128 tokens" in warning for warning in dry(client, spec)["warnings"]] == [True]
 
 
+HEADERS = (b"[]", b'{"a":{}}', b'{"a":')
+
+
 @pytest.mark.parametrize(
-    "broken",
-    [
-        b"",
-        b"\xff" * 8,
-        b"\x02" + bytes(7) + b"[]",
-        b"\x08" + bytes(7) + b'{"a":{}}',
-        b"\x05" + bytes(7) + b'{"a":',
-    ],
+    "broken", [b"", b"\xff" * 8, *(struct.pack("<Q", len(header)) + header for header in HEADERS)]
 )
 def test_files_that_cannot_be_read_are_not_measured(
     client: TestClient, model: Path, spec: dict[str, Any], broken: bytes

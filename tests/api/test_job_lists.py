@@ -129,9 +129,7 @@ def test_what_a_query_may_not_hold(client: TestClient, query: str, code: str) ->
     assert len(response.content) <= 2048
 
 
-def test_a_misspelt_parameter_is_named_by_what_it_was_meant_to_be(
-    client: TestClient, spec: dict[str, Any]
-) -> None:
+def test_a_misspelt_parameter_is_told_its_name(client: TestClient, spec: dict[str, Any]) -> None:
     refused = client.get("/v1/jobs?stauts=queued").json()
     assert (refused["status"], refused["detail"]) == (422, "unknown query parameter; did you mean status?")
     refused = client.post("/v1/jobs?dryrun=true", json=spec).json()

@@ -1,8 +1,8 @@
 """`python -m tests.contracts.idempotency [--keys 200] [--threads 32] [--database sqlite|postgresql]`
 
 So many threads send the same creations with the same keys at the same time, over real HTTP to two replicas of the
-API. Each key must make one job, and every answer must be a 201 that names it, or a 409 or 503 that says when to ask
-again. The last line is one JSON object.
+API. Each key must make one job, and every answer must be a 201 that names it, or a 409 or 503 that asks for
+patience. The last line is one JSON object.
 """
 
 import argparse
