@@ -129,6 +129,8 @@ def _idempotent(database: Database, keys: Mapping[str, Collection[str]]) -> Iter
     for row in database.keys:
         label = f"key {row['key']!r} of {row['owner']}"
         job = database.jobs.get(row["job_id"])
+        if job is None and row["job_id"] in database.deleted:
+            continue
         if job is None:
             yield f"I2 {label}: names {row['job_id']}, which does not exist"
         elif job.row["owner"] != row["owner"]:

@@ -65,6 +65,7 @@ class Database:
     jobs: dict[str, JobRows]
     keys: list[Row]
     open_transactions: list[str]
+    deleted: frozenset[str] = frozenset()  # jobs
 
 
 def read_database(store_url: str) -> Database:
@@ -75,8 +76,9 @@ def read_database(store_url: str) -> Database:
             jobs = {row["id"]: JobRows(row) for row in _rows(connection, "jobs", "id", JOB_JSON)}
             _fill(connection, jobs)
             keys = _rows(connection, "idempotency_keys", "owner, key", ())
+            deleted = {row["job_id"] for row in _rows(connection, "deleted_jobs", "job_id", ())}
             connection.rollback()
-        return Database(jobs, keys, _open_transactions(store_url))
+        return Database(jobs, keys, _open_transactions(store_url), frozenset(deleted))
     finally:
         engine.dispose()
 
