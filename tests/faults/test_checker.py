@@ -130,7 +130,7 @@ BREAKS: list[tuple[str, list[str]]] = [
         "DELETE FROM jobs WHERE id = 'job_cancelled'",
         "DELETE FROM idempotency_keys WHERE key = 'job_cancelled'",
     ]),
-    ("I2", ["UPDATE idempotency_keys SET job_id = 'job_whole' WHERE key = 'job_killed'"]),
+    ("I2", ["UPDATE idempotency_keys SET resource_id = 'job_whole' WHERE key = 'job_killed'"]),
     ("I2", ["UPDATE idempotency_keys SET job_id = 'job_gone' WHERE key = 'job_killed'"]),
     ("I2", ["UPDATE idempotency_keys SET owner = 'them' WHERE key = 'job_killed'"]),
     ("I3", ["UPDATE jobs SET status = 'cancelled', error = NULL WHERE id = 'job_failed'"]),
