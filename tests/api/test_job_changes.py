@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 from starlette.testclient import TestClient
 
 from jobs.spec import JobFailure
@@ -49,24 +48,24 @@ def test_a_patch_for_another_version_is_refused(client: TestClient, spec: dict[s
         assert (answer.status_code, answer.headers["etag"]) == (200, f'"{version}"')
 
 
-@pytest.mark.parametrize(
-    "patch",
-    [
-        {"priority": None},
-        {"priority": 10},
-        {"priority": "5"},
-        {"name": ""},
-        {"name": "x" * 201},
-        {"metadata": {"": "x"}},
-        {"metadata": {"k": 1}},
-        {"metadata": {f"k{n}": None for n in range(33)}},
-        {"status": "succeeded"},
-        [],
-    ],
-)
-def test_a_patch_that_does_not_fit(client: TestClient, spec: dict[str, Any], patch: Any) -> None:
+MISFITS: list[Any] = [
+    {"priority": None},
+    {"priority": 10},
+    {"priority": "5"},
+    {"name": ""},
+    {"name": "x" * 201},
+    {"metadata": {"": "x"}},
+    {"metadata": {"k": 1}},
+    {"metadata": {f"k{n}": None for n in range(33)}},
+    {"status": "succeeded"},
+    [],
+]
+
+
+def test_a_patch_that_does_not_fit(client: TestClient, spec: dict[str, Any]) -> None:
     url = create(client, spec)["links"]["self"]
-    assert code_of(client.patch(url, json=patch)) == (422, "validation_error")
+    for patch in MISFITS:
+        assert code_of(client.patch(url, json=patch)) == (422, "validation_error"), patch
     assert client.get(url).headers["etag"] == '"1"'
 
 

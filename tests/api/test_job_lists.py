@@ -5,7 +5,6 @@ from itertools import product
 from typing import Any
 
 import httpx2
-import pytest
 from starlette.testclient import TestClient
 
 from jobs.sql_store import SqlStore
@@ -94,39 +93,39 @@ def test_odd_metadata_is_found_or_refused_and_never_an_error(
             assert {job["id"] for job in response.json()["data"]} == made.get(key, set())
 
 
-@pytest.mark.parametrize(
-    ("query", "code"),
-    [
-        ("stauts=queued", "invalid_query"),
-        ("metadata=x", "invalid_query"),
-        ("metadata[a", "invalid_query"),
-        ("metadata[]=x", "invalid_query"),
-        ("metadata[a]=1&metadata[a]=2", "invalid_query"),
-        ("&".join(f"metadata[k{n}]=v" for n in range(17)), "invalid_query"),
-        ("status[a]=queued", "invalid_query"),
-        ("%00=1", "invalid_query"),
-        ("%F0%9F%98%80=1", "invalid_query"),
-        ("x" * 3000, "invalid_query"),
-        ("status=nonsense", "validation_error"),
-        ("&".join(["status=queued"] * 17), "validation_error"),
-        ("type=sft", "validation_error"),
-        ("order=up", "validation_error"),
-        ("include=config", "validation_error"),
-        ("created_after=yesterday", "validation_error"),
-        ("created_after=1700000000", "validation_error"),
-        ("created_after=2026-02-31T00:00:00Z", "validation_error"),
-        ("created_after=2026-01-01T00:00:00", "validation_error"),
-        ("created_after=2026-01-01T00:00:00+00:00", "validation_error"),  # a + is a blank here
-        ("created_after=0001-01-01T00:00:00%2B23:59", "ok"),
-        ("created_before=9999-12-31T23:59:59.999999999Z", "ok"),
-        ("after=job_1", "invalid_cursor"),
-    ],
-)
-def test_what_a_query_may_not_hold(client: TestClient, query: str, code: str) -> None:
-    response = client.get(f"/v1/jobs?{query}")
-    assert response.json().get("code", "ok") == code
-    assert response.status_code in (200, 400, 422)
-    assert len(response.content) <= 2048
+QUERIES = [
+    ("stauts=queued", "invalid_query"),
+    ("metadata=x", "invalid_query"),
+    ("metadata[a", "invalid_query"),
+    ("metadata[]=x", "invalid_query"),
+    ("metadata[a]=1&metadata[a]=2", "invalid_query"),
+    ("&".join(f"metadata[k{n}]=v" for n in range(17)), "invalid_query"),
+    ("status[a]=queued", "invalid_query"),
+    ("%00=1", "invalid_query"),
+    ("%F0%9F%98%80=1", "invalid_query"),
+    ("x" * 3000, "invalid_query"),
+    ("status=nonsense", "validation_error"),
+    ("&".join(["status=queued"] * 17), "validation_error"),
+    ("type=sft", "validation_error"),
+    ("order=up", "validation_error"),
+    ("include=config", "validation_error"),
+    ("created_after=yesterday", "validation_error"),
+    ("created_after=1700000000", "validation_error"),
+    ("created_after=2026-02-31T00:00:00Z", "validation_error"),
+    ("created_after=2026-01-01T00:00:00", "validation_error"),
+    ("created_after=2026-01-01T00:00:00+00:00", "validation_error"),  # a + is a blank here
+    ("created_after=0001-01-01T00:00:00%2B23:59", "ok"),
+    ("created_before=9999-12-31T23:59:59.999999999Z", "ok"),
+    ("after=job_1", "invalid_cursor"),
+]
+
+
+def test_what_a_query_may_not_hold(client: TestClient) -> None:
+    for query, code in QUERIES:
+        response = client.get(f"/v1/jobs?{query}")
+        assert response.json().get("code", "ok") == code, query
+        assert response.status_code in (200, 400, 422)
+        assert len(response.content) <= 2048
 
 
 def test_a_misspelt_parameter_is_told_its_name(client: TestClient, spec: dict[str, Any]) -> None:
