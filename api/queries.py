@@ -77,10 +77,9 @@ async def only_known(request: Request) -> None:
 
 def _known(app: FastAPI) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """By operation id the names of its parameters, and those of its maps."""
-    cached: dict[str, tuple[frozenset[str], frozenset[str]]] | None
-    if (cached := getattr(app.state, "query_names", None)) is not None:
-        return cached
-    found = {}
+    found: dict[str, tuple[frozenset[str], frozenset[str]]] = getattr(app.state, "query_names", {})
+    if found:
+        return found
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():
             queries = [each for each in operation.get("parameters", ()) if each["in"] == "query"]

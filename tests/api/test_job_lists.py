@@ -1,7 +1,6 @@
 """GET /v1/jobs: filters, order, pages, and what a query string may hold."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import product
 from typing import Any
 
 import httpx2
@@ -82,15 +81,15 @@ def test_a_cursor_of_another_list_is_safe(client: TestClient, spec: dict[str, An
 def test_odd_metadata_is_found_or_refused_and_never_an_error(
     client: TestClient, spec: dict[str, Any]
 ) -> None:
-    made: dict[str, set[str]] = {}
+    made: dict[str, str] = {}
     for key in ODD:
         if 0 < len(key) <= 64:
-            made.setdefault(key, set()).add(create(client, spec | {"metadata": {key: "v"}})["id"])
-    for key, value in product(ODD, ("v", *ODD)):
+            made[key] = create(client, spec | {"metadata": {key: "v"}})["id"]
+    for key, value in [(key, "v") for key in ODD] + [("k", value) for value in ODD]:
         response = client.get("/v1/jobs", params={f"metadata[{key}]": value})
         assert response.status_code == (200 if key else 422), (key, value)
-        if key and value == "v":
-            assert {job["id"] for job in response.json()["data"]} == made.get(key, set())
+        if key:
+            assert [job["id"] for job in response.json()["data"]] == [made[key]] * (key in made)
 
 
 QUERIES = [

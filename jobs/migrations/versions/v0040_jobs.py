@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -53,7 +53,7 @@ def _job_table(name: str, *parts: str | sa.Column[Any]) -> sa.Table:
     return table
 
 
-def _old_jobs() -> Iterator[Mapping[str, Any]]:
+def _old_jobs() -> Iterator[Any]:
     connection, last = op.get_bind(), ""
     jobs = sa.table(
         "jobs", sa.column("id"), sa.column("owner"), sa.column("spec"), sa.column("resolved", sa.JSON())
@@ -64,7 +64,7 @@ def _old_jobs() -> Iterator[Mapping[str, Any]]:
         last = rows[-1]["id"]
 
 
-def _fill_in(row: Mapping[str, Any], labels: sa.Table, uses: sa.Table) -> None:
+def _fill_in(row: Any, labels: sa.Table, uses: sa.Table) -> None:
     connection, spec, resolved = op.get_bind(), json.loads(row["spec"]), row["resolved"]
     said = spec.get("metadata") or {}
     kind = spec.get("type", "ppo")
