@@ -89,7 +89,8 @@ def test_odd_metadata_is_found_or_refused_and_never_an_error(
         response = client.get("/v1/jobs", params={f"metadata[{key}]": value})
         assert response.status_code == (200 if key else 422), (key, value)
         if key:
-            assert [job["id"] for job in response.json()["data"]] == [made[key]] * (key in made)
+            expected = [made[key]] if value == "v" and key in made else []
+            assert [job["id"] for job in response.json()["data"]] == expected
 
 
 QUERIES = [
