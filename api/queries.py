@@ -29,9 +29,14 @@ Instant = Annotated[
 ]
 
 
-def map_parameter(name: str, description: str) -> dict[str, Any]:
-    """OpenAPI's way to say `name[key]=value`, any number of times."""
-    schema = {"type": "object", "additionalProperties": {"type": "string"}}
+def map_parameter(name: str, description: str, *, most: int) -> dict[str, Any]:
+    """OpenAPI's way to say `name[key]=value`, up to so many times."""
+    schema = {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "propertyNames": {"minLength": 1},
+        "maxProperties": most,
+    }
     return {
         "name": name,
         "in": "query",

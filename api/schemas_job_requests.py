@@ -15,7 +15,9 @@ from jobs.store_jobs import JobChange, JobFilter
 from rlhf_core.config.base import Config
 from rlhf_core.config.ppo import PPOConfig
 
-METADATA = map_parameter("metadata", "`metadata[team]=rl`: jobs that have this pair; several: all of them.")
+METADATA = map_parameter(
+    "metadata", "`metadata[team]=rl`: jobs that have this pair; several: all of them.", most=MAX_METADATA
+)
 
 
 def _filter(

@@ -11,6 +11,7 @@ from api.pages import MAX_PAGE, Limit, clamp, link_next
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_job_requests import METADATA, DryRunDocument, FilterDep, JobPatch
 from api.schemas_jobs import JobDocument, JobList
+from api.services.job_ids import JOB_ID
 from api.services.jobs import JobService
 from jobs.spec import Job, JobSpec
 from jobs.states import Action
@@ -86,7 +87,11 @@ def index(
     where: FilterDep,
     limit: Limit = 20,
     after: Annotated[
-        str | None, Query(description="The `next_cursor` of the page before: the id of its last job.")
+        str | None,
+        Query(
+            description="The `next_cursor` of the page before: the id of its last job.",
+            json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"},  # an error of its own says so
+        ),
     ] = None,
     order: Annotated[Literal["desc", "asc"], Query(description="By time: `asc` is oldest first.")] = "desc",
     include: Annotated[Literal["total"] | None, Query(description="What costs more to know.")] = None,
