@@ -3,7 +3,7 @@
 from typing import Annotated, Literal, Self
 
 from fastapi import Depends, Query, Request
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from api.queries import Instant, map_parameter, read_map
 from api.schemas import Document
@@ -49,12 +49,6 @@ class JobPatch(Config):
         Annotated[dict[MetadataKey, MetadataValue | None], Field(max_length=2 * MAX_METADATA)] | None
     ) = Field(None, description=f"Afterwards a job has at most {MAX_METADATA} pairs.")
     priority: Priority = DEFAULT_PRIORITY
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"name": "second try", "metadata": {"team": "rl", "draft": None}, "priority": 9}]
-        }
-    )
 
     def change(self, if_versions: frozenset[int] | None) -> JobChange:
         """What to change, of a job at one of these versions."""

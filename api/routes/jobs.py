@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Body, Header, Query, Request, Response
 
 from api.auth import Owner
 from api.deps import JobsDep
 from api.entity_tags import etag, matches, versions_of
+from api.examples import JOB_PATCHES, JOBS
 from api.pages import MAX_PAGE, Limit, clamp, link_next
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_job_requests import METADATA, DryRunDocument, FilterDep, JobPatch
@@ -48,7 +49,7 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     responses=CREATED | BODY_PROBLEMS | problems(409, 410),
 )
 def create(
-    spec: JobSpec,
+    spec: Annotated[JobSpec, Body(openapi_examples=JOBS)],
     owner: Owner,
     jobs: JobsDep,
     response: Response,
@@ -135,7 +136,7 @@ def show(
 )
 def change(
     job_id: str,
-    patch: JobPatch,
+    patch: Annotated[JobPatch, Body(openapi_examples=JOB_PATCHES)],
     owner: Owner,
     jobs: JobsDep,
     response: Response,

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from api.services.estimate import Estimate, of_scoring, of_training, shape_of
+from api.services.estimate import UNKNOWN_PROMPT_TOKENS, Estimate, of_scoring, of_training, shape_of
 from jobs.bulk import ScoreConfig
 from jobs.scoring_wire import ModelSource
 from jobs.spec import JobSpec, PPOSpec, ScoreSpec, first_step
@@ -10,7 +10,9 @@ from rlhf_core.config.ppo import PPOConfig
 
 NOT_MEASURED = "memory_bytes is null: the model's safetensors are not in a folder that the API can read"
 CLASSIFIER = "memory_bytes leaves out the models that judge the completions"
-PROMPTS_NOT_READ = "memory_bytes takes prompts of 128 tokens: the file is not read for it"
+PROMPTS_NOT_READ = (
+    f"memory_bytes takes prompts of {UNKNOWN_PROMPT_TOKENS} tokens: the file is not read for it"
+)
 
 
 class DryRun(NamedTuple):
