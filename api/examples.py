@@ -76,10 +76,3 @@ JOB_PATCHES: dict[str, Any] = {
     },
     "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
 }
-JOB_PATCH: dict[str, Any] = {
-    "rename": {
-        "summary": "Another name, one label less",
-        "value": {"name": "shorter", "metadata": {"team": None}},
-    },
-    "sooner": {"summary": "Before all others", "value": {"priority": 9}},
-}
