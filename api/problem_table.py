@@ -15,6 +15,7 @@ from api.errors import (
     MalformedJSON,
     NoResults,
     PathNotAllowed,
+    RateLimited,
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
@@ -26,6 +27,8 @@ from jobs.errors import (
     IdempotencyKeyReused,
     IllegalTransition,
     JobNotFound,
+    KeyNotFound,
+    QuotaExceeded,
     ScorerOverloaded,
     ScorerUnavailable,
     ScoringRefused,
@@ -45,6 +48,8 @@ class Answer(NamedTuple):
 ANSWERS: dict[type[Exception], Answer] = {
     Unauthenticated: Answer(401, "unauthenticated", "An API key is needed"),
     InsufficientScope: Answer(403, "insufficient_scope", "The key may not do this"),
+    RateLimited: Answer(429, "rate_limited", "The key has made too many requests"),
+    QuotaExceeded: Answer(429, "quota_exceeded", "The owner has as many as it may have"),
     HostNotAllowed: Answer(403, "host_not_allowed", "The server answers to its own machine only"),
     MalformedJSON: Answer(400, "malformed_json", "The body is not valid JSON"),
     UnsupportedMediaType: Answer(415, "unsupported_media_type", "The body must be plain JSON"),
@@ -67,6 +72,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
+    KeyNotFound: Answer(404, "not_found", "There is nothing here", "no such key"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
     IdempotencyKeyReused: Answer(

@@ -65,12 +65,12 @@ def known_error(request: Request, error: Exception) -> Response:
     """The problem of an error class in ANSWERS."""
     status, code, _, fixed = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
     headers: dict[str, str] = {}
-    context = None
+    context = getattr(error, "context", None)
     if isinstance(error, ScoringRefused):
-        status, code, context = REFUSED.get(error.code, status), error.code, error.context
+        status, code = REFUSED.get(error.code, status), error.code
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_SOON_S))
     return problem(request.scope, status, code, fixed or str(error), context=context, headers=headers)
 

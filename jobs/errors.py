@@ -2,6 +2,8 @@
 
 JobError
 ├── JobNotFound              no such job (or not this caller's)
+├── KeyNotFound              no such API key
+├── QuotaExceeded            the owner has as many of these as it may have
 ├── IllegalTransition        the job is not in a state that allows this
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
@@ -23,6 +25,23 @@ class JobError(Exception):
 
 class JobNotFound(JobError):
     """No such job."""
+
+
+class KeyNotFound(JobError):
+    """No such API key."""
+
+
+class QuotaExceeded(JobError):
+    """The owner has as many of these as it may have; `context` has the numbers."""
+
+    retry_after_s = 30
+
+    def __init__(self, quota: str, limit: int) -> None:
+        super().__init__(quota, limit)
+        self.context = {"quota": quota, "limit": limit}
+
+    def __str__(self) -> str:
+        return f"the owner has as many {self.context['quota']} as it may have: {self.context['limit']}"
 
 
 class IllegalTransition(JobError):

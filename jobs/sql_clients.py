@@ -13,6 +13,7 @@ from jobs.schema import (
 from jobs.spec import Job, JobSpec, NewEvent, first_step
 from jobs.sql_base import NUL
 from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
+from jobs.sql_quotas import QuotaRows
 from jobs.sql_rows import job_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
 from jobs.store import Created
@@ -24,7 +25,7 @@ EVENTS = {("paused", "queued"): "job.resumed", ("pausing", "running"): "job.paus
 CREATE = "jobs_create"
 
 
-class ClientRows(IdempotencyRows):
+class ClientRows(IdempotencyRows, QuotaRows):
     """The client's part of jobs.store.Store: jobs and their states."""
 
     def create_job(
@@ -36,6 +37,7 @@ class ClientRows(IdempotencyRows):
         *,
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
+        queued_limit: int = 0,
     ) -> Created:
         """See jobs.store.Store."""
         with self.writing() as connection:
@@ -44,6 +46,7 @@ class ClientRows(IdempotencyRows):
                 before = self.claim_key(connection, use, job_id)
                 if before is not None:
                     return Created(job=job_of(_one(connection, before)), replayed=True)
+            self.one_more_may_wait(connection, owner, queued_limit)
             _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])

@@ -17,6 +17,8 @@ from jobs.spec import (
     Shard,
 )
 from jobs.states import Action, Status
+from jobs.store_audit import AuditStore
+from jobs.store_keys import KeyStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Reaped:
     status: Status
 
 
-class Store(Protocol):
+class Store(KeyStore, AuditStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.
@@ -52,15 +54,18 @@ class Store(Protocol):
         *,
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
+        queued_limit: int = 0,
     ) -> Created:
         """Insert a queued job with its first event, or return the one this owner's key made before.
 
+        At most `queued_limit` jobs of the owner (0: any number) are queued or paused then.
         The checkpoints in `resolved["resume_from"]` and `resolved["checkpoints"]` are pinned in the same
         transaction.
 
         Raises:
             CheckpointGone: one of them is not there (any more).
             IdempotencyKeyReused: the key belongs to a request with another sha256.
+            QuotaExceeded: the owner has `queued_limit` jobs that wait.
         """
         ...
 
@@ -243,13 +248,4 @@ class Store(Protocol):
         → queued with epoch + 1, or by `desired` paused or cancelled; returns the new status. `crashed` counts
         against `limits.max_attempts`: at the limit the job fails with `worker_lost`. Raises LeaseLost.
         """
-        ...
-
-    # -- keys ---------------------------------------------------------------------------------
-    def create_key(self, key_id: str, secret_sha256: str, name: str) -> None:
-        """Insert an API key by its id and the hash of its secret."""
-        ...
-
-    def key_secret_sha256(self, key_id: str) -> str | None:
-        """The stored hash of a key that is not revoked, or None."""
         ...

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs.errors import LeaseLost, StoreUnavailable
+from jobs.errors import LeaseLost, QuotaExceeded, StoreUnavailable
 from jobs.schema import jobs
 from jobs.spec import NewEvent
 from jobs.sql_store import SqlStore
@@ -122,3 +122,34 @@ def test_a_writer_does_not_wait_for_ever(store: SqlStore) -> None:
             hasty.request("job_1", Action.CANCEL)
     assert hasty.request("job_1", Action.CANCEL).done
     hasty.close()
+
+
+def test_creates_at_once_do_not_exceed_the_owners_quota(store: SqlStore) -> None:
+    create(store, "job_paused")
+    store.request("job_paused", Action.PAUSE)  # counts: else pausing would make room for ever more
+
+    def ask(n: int) -> bool:
+        try:
+            store.create_job(f"job_{n}", "me", SPEC, {}, queued_limit=6)
+        except QuotaExceeded:
+            return False
+        return True
+
+    assert sum(together(ask, 24)) == 5
+    assert store.create_job("job_of_another", "you", SPEC, {}, queued_limit=6).job.owner == "you"
+    claimed = claim(store, store.list_jobs(owner="me")[0].id)  # what runs no longer waits
+    assert claimed.public_status == "running"
+    assert ask(24)
+    assert not ask(25)
+
+
+def test_a_create_over_the_quota_leaves_its_idempotency_key_free(store: SqlStore) -> None:
+    create(store, queued_limit=1)
+    repeat = {"idempotency_key": "k", "request_sha256": "a", "queued_limit": 1}
+    with pytest.raises(QuotaExceeded):
+        create(store, "job_2", **repeat)
+    store.request("job_1", Action.CANCEL)
+    assert create(store, "job_2", **repeat).id == "job_2"
+    assert (
+        create(store, "job_3", **repeat).id == "job_2"
+    )  # a repeat makes nothing, so it is no quota's matter
