@@ -22,7 +22,8 @@ from jobs.store_audit import AuditStore
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 CHANGES_NOTHING = "score"  # the scope of operations that only compute
-RESOURCE = re.compile(r"[A-Za-z0-9@._:/-]{1,200}")  # what a client may put into the log
+NAME = re.compile(r"[A-Za-z0-9@._:/-]{1,200}")
+ID = re.compile(r"([a-z]+_)?[0-9a-f]{8,32}")  # of ours; no secret has the form
 log = structlog.get_logger("kleash.api")
 
 
@@ -71,7 +72,7 @@ class AuditTrail:
             owner=caller.owner,
             key_id=caller.key_id,
             operation=getattr(route, "operation_id", None) or scope["method"],
-            resource_id=_resource_id(scope, headers),
+            resource_id=_resource_id(scope, status, headers),
             status=status,
             client=scope["client"][0] if scope.get("client") else None,
             request_id=state["request_id"],
@@ -79,8 +80,13 @@ class AuditTrail:
         await run_sync(self._store.record_audit, entry)
 
 
-def _resource_id(scope: Scope, headers: Headers) -> str | None:
-    """Of what was made, by its Location; else the parameters of the path, if they are plain."""
-    made = headers.get("location", "").rpartition("/")[2]
-    named = made or "/".join(str(value) for value in scope.get("path_params", {}).values())
-    return named if RESOURCE.fullmatch(named) else None
+def _resource_id(scope: Scope, status: int, headers: Headers) -> str | None:
+    """Of what was made, by its Location; else the parameters of the path.
+
+    Of a request that failed they are a client's text, which may be anything, also a key: only ids are kept.
+    """
+    if made := headers.get("location", "").rpartition("/")[2]:
+        return made
+    named = [str(value) for value in scope.get("path_params", {}).values()]
+    form = NAME if status < 400 else ID
+    return "/".join(named) if named and all(form.fullmatch(name) for name in named) else None

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
 
     requests_per_minute: int = Field(6000, ge=0)  # of one key, in one API process; 0: any number
     queued_jobs_per_owner: int = Field(1000, ge=0)  # paused ones count; 0: any number
+    running_jobs_per_owner: int = Field(0, ge=0)  # 0: any number
 
     max_body_bytes: int = 1_000_000
     max_items: int = 256

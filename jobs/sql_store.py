@@ -23,10 +23,12 @@ MOST_RESEND_WAITS = 10
 class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows, AuditRows):
     """The rows."""
 
-    def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:
+    def undispatched(self, *, resend_after_s: float, limit: int = 100, running_limit: int = 0) -> list[Job]:
         """See jobs.store.Store. After n messages the next waits n · resend_after_s (n ≤ 10)."""
         waits = case((jobs.c.dispatches < MOST_RESEND_WAITS, jobs.c.dispatches), else_=MOST_RESEND_WAITS)
         unsent = jobs.c.dispatched_epoch < jobs.c.epoch
+        if running_limit > 0:
+            unsent = and_(unsent, self.may_be_sent(running_limit))
         unclaimed = jobs.c.dispatched_at < self.now() - waits * resend_after_s
         query = (
             select(jobs)

@@ -138,10 +138,11 @@ class Store(KeyStore, AuditStore, Protocol):
         ...
 
     # -- dispatcher and reaper ----------------------------------------------------------------
-    def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:
+    def undispatched(self, *, resend_after_s: float, limit: int = 100, running_limit: int = 0) -> list[Job]:
         """Queued jobs never sent in their epoch, or sent over `resend_after_s` ago and still unclaimed.
 
-        By priority, the highest first, and then by the time they have waited.
+        By priority, the highest first, and then by the time they have waited. Of an owner with
+        `running_limit` jobs (0: any number) that run or were sent, no further ones.
         """
         ...
 

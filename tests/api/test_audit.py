@@ -54,16 +54,21 @@ def test_what_was_refused_to_a_known_caller_is_recorded_with_its_status(
     keyed_client: TestClient, store: SqlStore, new_key: NewKey
 ) -> None:
     mine, weak = new_key(owner="me"), new_key(owner="weak", scopes={"jobs:read"})
-    keyed_client.post("/v1/jobs/job_1/cancel", headers=mine)
+    nobodys = "job_" + "0" * 32
+    keyed_client.post(f"/v1/jobs/{nobodys}/cancel", headers=mine)
     keyed_client.post("/v1/jobs", json={}, headers=mine)
     keyed_client.post("/v1/api-keys", json={}, headers=weak)
     keyed_client.post("/v1/jobs/%20%0a'/cancel", headers=mine)
+    keyed_client.post(
+        f"/v1/jobs/{mine['Authorization'][7:]}/cancel", headers=mine
+    )  # pasted in the wrong place
     keyed_client.post("/v1/jobs", json={})  # nobody we know
     seen = [(e.owner, e.operation, e.resource_id, e.status) for e in entries(store)]
     assert seen == [
-        ("me", "jobs_cancel", "job_1", 404),
+        ("me", "jobs_cancel", nobodys, 404),
         ("me", "jobs_create", None, 422),
         ("weak", "api_keys_create", None, 403),
+        ("me", "jobs_cancel", None, 404),
         ("me", "jobs_cancel", None, 404),
     ]
 

@@ -153,3 +153,29 @@ def test_a_create_over_the_quota_leaves_its_idempotency_key_free(store: SqlStore
     assert (
         create(store, "job_3", **repeat).id == "job_2"
     )  # a repeat makes nothing, so it is no quota's matter
+
+
+def test_an_owner_with_a_limit_has_so_many_jobs_sent_or_running(store: SqlStore, clock: Any) -> None:
+    for n, priority in enumerate([1, 1, 9, 1]):
+        spec = SPEC.model_copy(update={"priority": priority})
+        store.create_job(f"job_{n}", "me", spec, {})
+        store.create_job(f"other_{n}", f"owner_{n}", SPEC, {})
+        clock.time += 1
+
+    def sendable() -> list[str]:
+        found = store.undispatched(resend_after_s=60, running_limit=2)
+        return [job.id for job in found if job.owner == "me"]
+
+    assert sendable() == ["job_2", "job_0"]  # the highest priority, and of the others the oldest
+    assert len(store.undispatched(resend_after_s=60, running_limit=2)) == 2 + 4  # every other owner's one
+    assert len(store.undispatched(resend_after_s=60)) == 8
+    store.mark_dispatched("job_2", 1)
+    assert sendable() == ["job_0"]
+    store.mark_dispatched("job_0", 1)
+    assert sendable() == []
+    running = claim(store, "job_2")
+    assert sendable() == []
+    clock.time += 61  # a message that nobody took is sent again: it holds its place
+    assert sendable() == ["job_0"]
+    store.finish("job_2", running.attempt, Status.SUCCEEDED)
+    assert sendable() == ["job_0", "job_1"]
