@@ -9,7 +9,7 @@ import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from jobs.ports import Rng
 
@@ -110,7 +110,7 @@ def stored_scopes(scopes: Iterable[Scope]) -> str:
 
 def scopes_of(text: str) -> frozenset[Scope]:
     """The scopes in a column's text. What this release does not know allows nothing."""
-    return frozenset(cast(Scope, name) for name in text.split() if name in ALL_SCOPES)
+    return frozenset(ALL_SCOPES & set(text.split()))
 
 
 if __name__ == "__main__":

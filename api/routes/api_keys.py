@@ -56,7 +56,7 @@ def create(
         owner=wanted.owner or caller.owner,
         name=wanted.name,
         scopes=frozenset(wanted.scopes),
-        expires_at=wanted.expires_at and wanted.expires_at.timestamp(),
+        expires_at=None if wanted.expires_at is None else wanted.expires_at.timestamp(),
         expires_in_s=wanted.expires_in_s,
     )
     made = keys.create(grant, caller, idempotency_key)

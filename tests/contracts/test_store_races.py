@@ -137,7 +137,7 @@ def test_creates_at_once_do_not_exceed_the_owners_quota(store: SqlStore) -> None
 
     assert sum(together(ask, 24)) == 5
     assert store.create_job("job_of_another", "you", SPEC, {}, queued_limit=6).job.owner == "you"
-    claimed = claim(store, store.list_jobs(owner="me")[0].id)  # what runs no longer waits
+    claimed = claim(store, store.list_jobs(owner="me", status="queued")[0].id)  # what runs no longer waits
     assert claimed.public_status == "running"
     assert ask(24)
     assert not ask(25)
