@@ -103,6 +103,7 @@ def show(key_id: str, keys: ApiKeysDep) -> ApiKeyDocument:
     operation_id="api_keys_revoke",
     summary="Revoke an API key",
     status_code=204,
+    response_class=Response,
     responses=problems(404),
 )
 def revoke(key_id: str, keys: ApiKeysDep) -> None:
