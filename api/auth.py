@@ -15,7 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.deps import PartsDep
 from api.errors import HostNotAllowed, InsufficientScope, RateLimited, Unauthenticated
 from api.keyring import Caller
-from api.rates import WINDOW_S, RequestRates
+from api.rates import RequestRates
 from jobs.keys import ALL_SCOPES, Scope
 from jobs.settings import LOOPBACK
 
@@ -53,10 +53,10 @@ def _count(request: Request, rates: RequestRates, key_id: str) -> None:
     if rates.per_minute == 0:
         return
     rate = rates.take(key_id)
-    request.state.headers = {
-        "RateLimit-Policy": f'"requests";q={rates.per_minute};w={WINDOW_S}',
-        "RateLimit": f'"requests";r={rate.remaining};t={rate.reset_s}',
-    }
+    request.state.headers = [
+        (b"ratelimit-policy", rates.policy),
+        (b"ratelimit", b'"requests";r=%d;t=%d' % (rate.remaining, rate.reset_s)),
+    ]
     if not rate.allowed:
         raise RateLimited(rates.per_minute, retry_after_s=rate.reset_s)
 
@@ -76,11 +76,16 @@ def needs(scope: Scope) -> Dependency:
 
     async def check(request: Request, caller: CallerDep) -> None:
         request.state.needed_scope = scope
-        if scope not in caller.scopes:
-            raise InsufficientScope(scope)
+        permit(caller, scope)
 
     dependency: Dependency = Depends(check)
     return dependency
+
+
+def permit(caller: Caller, scope: Scope) -> None:
+    """Raises InsufficientScope."""
+    if scope not in caller.scopes:
+        raise InsufficientScope(scope)
 
 
 def _stays_home(request: Request) -> None:

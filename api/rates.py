@@ -29,6 +29,7 @@ class RequestRates:
 
     def __init__(self, per_minute: int, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.per_minute, self._monotonic = per_minute, monotonic
+        self.policy = b'"requests";q=%d;w=%d' % (per_minute, WINDOW_S)
         self._buckets: dict[str, tuple[float, float]] = {}  # key id → (requests left, when)
 
     def take(self, key_id: str) -> Rate:

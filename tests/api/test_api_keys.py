@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from api.keyring import Keyring
 from api.schemas_api_keys import EXAMPLE
@@ -63,23 +64,28 @@ def test_the_owner_is_the_callers_unless_another_is_named(
 def test_the_databases_tables_the_log_and_refusals_hold_no_secret(
     keyed_client: TestClient, store: SqlStore, admin: dict[str, str]
 ) -> None:
-    made = [make(keyed_client, admin | {"Idempotency-Key": f"k{i}"}) for i in range(3)]
-    answers = [
-        keyed_client.get("/v1/api-keys", headers=admin),
-        keyed_client.get(f"/v1/api-keys/{made[0]['key']}", headers=admin),
-        keyed_client.get("/v1/whoami", headers={"Authorization": f"Bearer {made[0]['key']}!"}),
-        keyed_client.post(
-            "/v1/api-keys", json={"name": made[0]["key"], "owner": made[0]["key"]}, headers=admin
-        ),
-        keyed_client.post("/v1/jobs", json={made[0]["key"]: 1}, headers=admin),
-        keyed_client.delete(f"/v1/api-keys/{made[0]['key']}", headers=admin),
-    ]
+    with capture_logs() as logs:
+        made = [make(keyed_client, admin | {"Idempotency-Key": f"k{i}"}) for i in range(3)]
+        answers = _answers_to_keys_in_wrong_places(keyed_client, admin, made[0]["key"])
     with store.reading() as connection:
         dump = "".join(str(connection.execute(select(table)).all()) for table in metadata.sorted_tables)
     assert made[0]["id"] in dump
-    for text in [dump, *(answer.text + str(answer.headers) for answer in answers)]:
+    assert len(logs) == len(made) + len(answers)
+    for text in [dump, str(logs), *(answer.text + str(answer.headers) for answer in answers)]:
         for one in [*(one["key"] for one in made), admin["Authorization"]]:
             assert one[-43:] not in text
+
+
+def _answers_to_keys_in_wrong_places(client: TestClient, admin: dict[str, str], key: str) -> list[Any]:
+    return [
+        client.get("/v1/api-keys", headers=admin),
+        client.get("/v1/api-keys", params={"after": key, "owner": key}, headers=admin),
+        client.get(f"/v1/api-keys/{key}", headers=admin),
+        client.get("/v1/whoami", headers={"Authorization": f"Bearer {key}!"}),
+        client.post("/v1/api-keys", json={"name": 1, "owner": key, "scopes": [key]}, headers=admin),
+        client.post("/v1/jobs", json={key: 1}, headers=admin),
+        client.delete(f"/v1/api-keys/{key}", headers=admin),
+    ]
 
 
 def test_a_repeat_makes_no_second_key_and_shows_no_secret(
