@@ -85,7 +85,7 @@ def _resource_id(scope: Scope, status: int, headers: Headers) -> str | None:
 
     Of a request that failed they are a client's text, which may be anything, also a key: only ids are kept.
     """
-    if made := headers.get("location", "").rpartition("/")[2]:
+    if status < 300 and (made := headers.get("location", "").rpartition("/")[2]):
         return made
     named = [str(value) for value in scope.get("path_params", {}).values()]
     form = NAME if status < 400 else ID

@@ -11,9 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 WINDOW_S = 60
-MOST_BUCKETS = (
-    10_000  # only keys in force have one; beyond it the one that was used longest ago is full again
-)
+MOST_BUCKETS = 10_000  # only keys in force have one; beyond it the one used longest ago is full again
 
 
 class Rate(NamedTuple):
@@ -38,7 +36,8 @@ class RequestRates:
         left, at = self._buckets.pop(key_id, (float(most), now))
         left = min(float(most), left + (now - at) * most / WINDOW_S)
         allowed = left >= 1
-        left -= allowed
+        if allowed:
+            left -= 1
         self._buckets[key_id] = (left, now)
         if len(self._buckets) > MOST_BUCKETS:
             del self._buckets[next(iter(self._buckets))]

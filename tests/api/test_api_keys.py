@@ -189,6 +189,20 @@ def test_an_expired_key_is_refused(keyed_client: TestClient, new_key: NewKey, st
     assert keyed_client.get("/v1/jobs", headers=soon).status_code == 401
 
 
+def test_many_requests_of_a_key_cost_one_lookup(
+    keyed_client: TestClient, new_key: NewKey, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, asked = new_key(), []
+    keyring: Keyring = keyed_client.app.state.parts.keyring  # type: ignore[attr-defined]
+    monkeypatch.setattr(keyring, "_monotonic", lambda: 7.0)
+    look_up = store.key_in_force
+    monkeypatch.setattr(store, "key_in_force", lambda key_id: asked.append(key_id) or look_up(key_id))
+    for headers in (mine, {"Authorization": mine["Authorization"][:-43] + "A" * 43}):
+        statuses = {keyed_client.get("/v1/models", headers=headers).status_code for _ in range(10)}
+        assert len(statuses) == 1
+    assert asked == [mine["Authorization"].split("_")[1]]
+
+
 def test_open_mode_is_everybody_called_local(client: TestClient) -> None:
     who = client.get("/v1/whoami").json()
     assert (who["owner"], who["scopes"], who["key"]) == ("local", sorted(keys.ALL_SCOPES), None)
