@@ -175,7 +175,7 @@ def new_app(
 
     def create(settings: Settings) -> FastAPI:
         app = create_app(settings, store=store, broker=broker, scorer=scorer)
-        app.openapi = lambda: openapi_document  # type: ignore[method-assign]  # FastAPI's makes it anew
+        app.openapi = lambda: openapi_document  # type: ignore[method-assign]
         return app
 
     return create
