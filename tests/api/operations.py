@@ -46,7 +46,7 @@ class Operation:
 
     @property
     def changes(self) -> bool:
-        return self.method != "GET"
+        return self.method not in ("GET", "HEAD")
 
 
 def operations(app: FastAPI) -> list[Operation]:
@@ -159,6 +159,14 @@ def _examples(*places: dict[str, Any]) -> Iterator[Any]:
             yield from (example["value"] for example in found.values())
         else:
             yield from found
+
+
+def problem_of(response: httpx2.Response) -> dict[str, Any]:
+    """The problem, of which HEAD has only the status and the headers."""
+    if response.request.method == "HEAD":
+        return {}
+    found: dict[str, Any] = response.json()
+    return found
 
 
 def opened(response: httpx2.Response) -> bool:
