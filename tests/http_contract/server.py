@@ -147,9 +147,9 @@ def main() -> int:
         metadata.create_all(store.engine)
         roles = {role: keys.new_key(SystemRng()) for role in ("owner", "stranger")}
         for role, key in roles.items():
-            grant = keys.Grant(owner=role, name=role, scopes=keys.ALL_SCOPES)
+            grant = keys.Grant(owner=key.id, name=role, scopes=keys.ALL_SCOPES)
             store.create_key(key.id, key.secret_sha256, grant)
-        ids = populate(store, settings.artifacts, "owner")
+        ids = populate(store, settings.artifacts, roles["owner"].id)
         app = create_app(settings, store=store, broker=Nowhere(), scorer=ByteScorer())
         server = SettlingServer(
             uvicorn.Config(
