@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.http_contract.served import Served, served
 
-SEMANTIC = ("scores_create", "jobs_create", "divergences_create")
+SEMANTIC = ("scores_create", "jobs_create", "divergences_create", "api_keys_create")
 ROLES = ("owner", "stranger", "nobody")
 EXAMPLES = 40  # for each operation in a run
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "413", "429", "503"]
@@ -40,6 +40,9 @@ def config(server: Served, role: str) -> str:
             "[operations.checks.positive_data_acceptance]",
             f"expected-statuses = {json.dumps([*ACCEPTED, '422'])}",
         ]
+    # A revoked key stays visible to the operator: DELETE ends it, and it says when.
+    lines += ["[[operations]]", 'include-operation-id = "api_keys_get"']
+    lines += ["[operations.checks.use_after_free]", "enabled = false"]
     return "\n".join(lines) + "\n"
 
 
