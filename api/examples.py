@@ -69,3 +69,13 @@ JOBS: dict[str, Any] = {
         },
     },
 }
+API_KEYS: dict[str, Any] = {
+    "week": {
+        "summary": "A key for a week",
+        "value": {"name": "nightly runs", "scopes": ["jobs:read", "jobs:write"], "expires_in_s": 604_800},
+    },
+    "team": {
+        "summary": "A key of another owner, until it is revoked",
+        "value": {"name": "laptop", "owner": "team-a", "scopes": ["score", "jobs:read", "models:read"]},
+    },
+}

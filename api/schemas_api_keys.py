@@ -5,8 +5,7 @@ import time
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, ConfigDict, Field, Strict, field_validator, model_validator
-from pydantic.config import JsonDict
+from pydantic import AwareDatetime, Field, Strict, field_validator, model_validator
 
 from api.schemas import Document, Page, Timestamp
 from api.services.api_keys import KeyPage, Made, WhoIs
@@ -16,19 +15,12 @@ from rlhf_core.config.base import Config
 NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+$"
 TEN_YEARS_S = 3650 * 86_400
 DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.ASCII)
-EXAMPLE: JsonDict = {
-    "name": "nightly runs",
-    "scopes": ["jobs:read", "jobs:write"],
-    "expires_in_s": 604_800,
-}
 OwnerName = Annotated[str, Field(pattern=f"^{OWNER.pattern}$")]
 Instant = Annotated[AwareDatetime, Strict(False)]  # JSON has no type for it
 
 
 class NewApiKey(Config):
     """What a new key is for."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     name: str = Field(min_length=1, max_length=200, pattern=NO_CONTROLS, description="For people.")
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=32)] = Field(

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Body, Depends, Query, Request, Response
 
 from api.auth import CallerDep
 from api.deps import PartsDep
+from api.examples import API_KEYS
 from api.pages import MAX_PAGE, Limit, clamp, link_next
 from api.routes.jobs import IdempotencyKey
 from api.routing import BODY_PROBLEMS, TEXT, Responses, problems, v1_router
@@ -42,7 +43,7 @@ ApiKeysDep = Annotated[ApiKeys, Depends(_service)]
     responses=CREATED | BODY_PROBLEMS,
 )
 def create(
-    wanted: NewApiKey,
+    wanted: Annotated[NewApiKey, Body(openapi_examples=API_KEYS)],
     caller: CallerDep,
     keys: ApiKeysDep,
     response: Response,

@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from api.examples import DIVERGENCES, JOBS, SCORES
+from api.examples import API_KEYS, DIVERGENCES, JOBS, SCORES
+from api.schemas_api_keys import NewApiKey
 from api.schemas_divergences import DivergencesRequest
 from api.schemas_jobs import PublicStatus
 from api.schemas_scores import ScoresRequest
@@ -22,7 +23,9 @@ MODELS: dict[str, Any] = {
     "/v1/jobs": JobSpec,
     "/v1/scores": ScoresRequest,
     "/v1/divergences": DivergencesRequest,
+    "/v1/api-keys": NewApiKey,
 }
+EXAMPLES = {"/v1/jobs": JOBS, "/v1/scores": SCORES, "/v1/divergences": DIVERGENCES, "/v1/api-keys": API_KEYS}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,7 +44,7 @@ def test_every_operation_has_a_name_of_its_own_and_a_summary(app: FastAPI) -> No
 
 
 def test_every_body_has_examples_that_fit_it(app: FastAPI) -> None:
-    for path, part in (("/v1/jobs", JOBS), ("/v1/scores", SCORES), ("/v1/divergences", DIVERGENCES)):
+    for path, part in EXAMPLES.items():
         adapter = TypeAdapter(MODELS[path])
         for example in part.values():
             adapter.validate_json(json.dumps(example["value"]))
