@@ -79,3 +79,17 @@ API_KEYS: dict[str, Any] = {
         "value": {"name": "laptop", "owner": "team-a", "scopes": ["score", "jobs:read", "models:read"]},
     },
 }
+JOB_PATCHES: dict[str, Any] = {
+    "labels": {
+        "summary": "Another name, one more label, one less",
+        "value": {"name": "second try", "metadata": {"run": "2", "draft": None}},
+    },
+    "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
+}
+JOB_PATCH: dict[str, Any] = {
+    "rename": {
+        "summary": "Another name, one label less",
+        "value": {"name": "shorter", "metadata": {"team": None}},
+    },
+    "sooner": {"summary": "Before all others", "value": {"priority": 9}},
+}

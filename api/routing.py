@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends
 
 from api.auth import needs, principal
 from api.problems import MEDIA_TYPE
+from api.queries import only_known
 from api.strict_json import StrictRoute
 from jobs.keys import Scope
 
@@ -17,6 +18,8 @@ DESCRIPTIONS = {
     403: "Open mode, which answers to this machine alone, was reached from elsewhere",
     404: "No such thing, or another owner's",
     409: "Not possible in this state",
+    410: "It was there, and has been deleted",
+    412: "Not the version of If-Match",
     413: "Too large",
     415: "Not plain JSON",
     422: "The request does not fit, or names what is not there",
@@ -50,6 +53,6 @@ def v1_router(tag: str, scope: Scope | None) -> APIRouter:
         prefix="/v1",
         tags=[tag],
         route_class=StrictRoute,
-        dependencies=[Depends(principal) if scope is None else needs(scope)],
+        dependencies=[Depends(principal) if scope is None else needs(scope), Depends(only_known)],
         responses=responses,
     )

@@ -35,7 +35,7 @@ class Dispatcher:
             resend_after_s=self._settings.resend_after_s, running_limit=self._settings.running_jobs_per_owner
         )
         for job in waiting:
-            self._broker.publish(job.id, job.epoch, queue=DEFAULT_QUEUE, priority=job.spec.priority)
+            self._broker.publish(job.id, job.epoch, queue=DEFAULT_QUEUE, priority=job.priority)
             self._store.mark_dispatched(job.id, job.epoch)
         return len(waiting)
 

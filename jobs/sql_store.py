@@ -9,9 +9,11 @@ from jobs.schema import jobs
 from jobs.settings import Settings
 from jobs.spec import Job
 from jobs.sql_audit import AuditRows
+from jobs.sql_changes import ChangeRows
 from jobs.sql_clients import ClientRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
+from jobs.sql_listing import ListingRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.states import Status
@@ -20,7 +22,7 @@ from jobs.store import Reaped, Store
 MOST_RESEND_WAITS = 10
 
 
-class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows, AuditRows):
+class SqlStore(ClientRows, ListingRows, ChangeRows, JobDataRows, RunRows, KeyRows, AuditRows):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100, running_limit: int = 0) -> list[Job]:
