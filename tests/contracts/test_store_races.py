@@ -137,7 +137,8 @@ def test_creates_at_once_do_not_exceed_the_owners_quota(store: SqlStore) -> None
 
     assert sum(together(ask, 24)) == 5
     assert store.create_job("job_of_another", "you", SPEC, {}, queued_limit=6).job.owner == "you"
-    claimed = claim(store, store.list_jobs(owner="me", status="queued")[0].id)  # what runs no longer waits
+    queued = next(job.id for job in store.list_jobs(owner="me") if job.status is Status.QUEUED)
+    claimed = claim(store, queued)  # what runs no longer waits
     assert claimed.public_status == "running"
     assert ask(24)
     assert not ask(25)
