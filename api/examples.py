@@ -69,6 +69,16 @@ JOBS: dict[str, Any] = {
         },
     },
 }
+API_KEYS: dict[str, Any] = {
+    "week": {
+        "summary": "A key for a week",
+        "value": {"name": "nightly runs", "scopes": ["jobs:read", "jobs:write"], "expires_in_s": 604_800},
+    },
+    "team": {
+        "summary": "A key of another owner, until it is revoked",
+        "value": {"name": "laptop", "owner": "team-a", "scopes": ["score", "jobs:read", "models:read"]},
+    },
+}
 JOB_PATCHES: dict[str, Any] = {
     "labels": {
         "summary": "Another name, one more label, one less",
