@@ -14,11 +14,13 @@ from fastapi import FastAPI
 from api import problems, request_log
 from api.deps import Parts
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores
+from api.routes import divergences, files, health, job_data, jobs, models, scores
 from api.schemas import FieldError, Problem
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
+from api.services.files import FileService
 from api.services.job_data import JobData
+from api.services.job_files import JobFiles
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from api.version import VERSION
@@ -30,6 +32,7 @@ from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
 from jobs.system import SystemRng
+from jobs.upload_folder import UploadFolder, UploadSweep
 
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
@@ -66,6 +69,10 @@ def create_app(
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
+    uploads = UploadFolder(settings.uploads.absolute())
+    file_service = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
+    job_files = JobFiles(model_resolver, file_service)
+    loops: list[Loop] = [dispatcher, Reaper(store, settings), UploadSweep(uploads, store)]
 
     app = FastAPI(
         title="kleash",
@@ -73,7 +80,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
+        lifespan=_running(*loops, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -82,13 +89,15 @@ def create_app(
         broker=broker,
         scorer=scorer,
         models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
+        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis, job_files),
         job_data=JobData(store, analysis, settings.artifacts),
+        files=file_service,
     )
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    larger = {("POST", "/v1/files"): settings.max_file_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data):
+    for part in (health, models, scores, divergences, jobs, job_data, files):
         app.include_router(part.router)
     app.include_router(jobs.changing)
     _document_problems(app)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
@@ -24,6 +25,7 @@ class Parts:
     models: ModelResolver
     jobs: JobService
     job_data: JobData
+    files: FileService
 
 
 async def parts(request: Request) -> Parts:
@@ -47,6 +49,11 @@ async def _job_data(found: PartsDep) -> JobData:
     return found.job_data
 
 
+async def _files(found: PartsDep) -> FileService:
+    return found.files
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
+FilesDep = Annotated[FileService, Depends(_files)]

@@ -13,7 +13,9 @@ ApiError
 ├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
 ├── NoResults              the job is of a type that has no results
 ├── PathNotAllowed         a path leads outside the configured roots
-└── FileNotFound           a file named in the request is not there
+├── FileNotFound           a file named in the request is not there
+├── BadFile                an uploaded file is not what its purpose needs
+└── StorageFull            there is no room for an uploaded file
 starlette's HTTPException
 └── RequestTooLarge        the body exceeds the limit
 """
@@ -75,6 +77,14 @@ class PathNotAllowed(ApiError):
 
 class FileNotFound(ApiError):
     """A file named in the request is not there."""
+
+
+class BadFile(ApiError):
+    """An uploaded file is not what its purpose needs."""
+
+
+class StorageFull(ApiError):
+    """There is no room for an uploaded file, or its folder takes nothing."""
 
 
 class RequestTooLarge(HTTPException):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from api.errors import (
     AdapterNotTrainable,
+    BadFile,
     CheckpointMismatch,
     FileNotFound,
     HostNotAllowed,
@@ -15,6 +16,7 @@ from api.errors import (
     MalformedJSON,
     NoResults,
     PathNotAllowed,
+    StorageFull,
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
@@ -23,9 +25,13 @@ from api.errors import (
 from jobs.errors import (
     CheckpointGone,
     DeadlineExceeded,
+    FileGone,
+    FileInUse,
+    FileQuotaExceeded,
     IdempotencyKeyReused,
     IllegalTransition,
     JobNotFound,
+    NoSuchFile,
     ScorerOverloaded,
     ScorerUnavailable,
     ScoringRefused,
@@ -66,6 +72,14 @@ ANSWERS: dict[type[Exception], Answer] = {
     ),
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
+    FileGone: Answer(
+        422, "file_not_found", "There is no such file", "a file that the job names has just been deleted"
+    ),
+    BadFile: Answer(422, "malformed_file", "The file is not what its purpose needs"),
+    NoSuchFile: Answer(404, "not_found", "There is nothing here", "no such file"),
+    FileInUse: Answer(409, "in_use", "Something still needs it"),
+    FileQuotaExceeded: Answer(429, "quota_exceeded", "You have used all that you may have"),
+    StorageFull: Answer(507, "storage_full", "There is no room for the file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),

@@ -21,7 +21,9 @@ MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS, MAX_BYTES = 20, 2048
 BAD_BODY = "kleash.bad_body"  # where strict_json leaves its verdict in the scope
 RETRY_SOON_S = 5
-OWN_PATH = re.compile(r"/v1/[a-z]+(/job_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: holds ids and our own words
+OWN_PATH = re.compile(
+    r"/v1/[a-z]+(/(job|file)_[0-9a-f]{32}(/[a-z]+)?)?"
+)  # of routes: holds ids and our own words
 
 
 def problem(
@@ -70,7 +72,7 @@ def known_error(request: Request, error: Exception) -> Response:
         status, code, context = REFUSED.get(error.code, status), error.code, error.context
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_SOON_S))
     return problem(request.scope, status, code, fixed or str(error), context=context, headers=headers)
 

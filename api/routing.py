@@ -19,9 +19,11 @@ DESCRIPTIONS = {
     413: "Too large",
     415: "Not plain JSON",
     422: "The request does not fit, or names what is not there",
+    429: "More than the caller may have",
     500: "An unexpected error",
     503: "Not now: see Retry-After",
     504: "Not in time",
+    507: "No room to store it",
 }
 EVERYWHERE = (401, 403, 413, 422, 500, 503)
 

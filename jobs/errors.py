@@ -5,6 +5,10 @@ JobError
 ├── IllegalTransition        the job is not in a state that allows this
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
+├── NoSuchFile               no such uploaded file (or not this caller's)
+├── FileGone                 an uploaded file that a new job names is not there (any more)
+├── FileInUse                a job that is not done reads the file
+├── FileQuotaExceeded        the owner's files would be too large together
 ├── IdempotencyKeyReused     the key was used with another request
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
@@ -42,6 +46,38 @@ class LeaseLost(JobError):
 
 class CheckpointGone(JobError):
     """The checkpoint that a job shall go on from is not there (any more)."""
+
+
+class NoSuchFile(JobError):
+    """No such uploaded file."""
+
+
+class FileGone(JobError):
+    """An uploaded file that a new job names is not there (any more)."""
+
+
+class FileInUse(JobError):
+    """A job that is not done reads the file."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"{self.job_id} reads the file and is not done"
+
+
+class FileQuotaExceeded(JobError):
+    """The owner's files would be too large together."""
+
+    retry_after_s = 60  # only deleting helps
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(most_bytes)
+        self.most_bytes = most_bytes
+
+    def __str__(self) -> str:
+        return f"the files of one owner have at most {self.most_bytes} bytes together; delete some"
 
 
 class IdempotencyKeyReused(JobError):

@@ -12,6 +12,7 @@ from jobs.schema import (
 )
 from jobs.spec import Job, JobSpec, NewEvent, first_step
 from jobs.sql_base import NUL
+from jobs.sql_files import hold_files
 from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
 from jobs.sql_rows import job_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
@@ -46,6 +47,7 @@ class ClientRows(IdempotencyRows):
                     return Created(job=job_of(_one(connection, before)), replayed=True)
             _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
+            hold_files(connection, job_id, resolved)
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
             return Created(job=job_of(_one(connection, job_id)), replayed=False)
 

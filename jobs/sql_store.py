@@ -9,6 +9,7 @@ from jobs.schema import jobs
 from jobs.settings import Settings
 from jobs.spec import Job
 from jobs.sql_clients import ClientRows
+from jobs.sql_files import FileRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
 from jobs.sql_rows import job_of
@@ -19,7 +20,7 @@ from jobs.store import Reaped, Store
 MOST_RESEND_WAITS = 10
 
 
-class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows):
+class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows, FileRows):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:

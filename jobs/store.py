@@ -17,6 +17,7 @@ from jobs.spec import (
     Shard,
 )
 from jobs.states import Action, Status
+from jobs.store_files import FileStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Reaped:
     status: Status
 
 
-class Store(Protocol):
+class Store(FileStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.
@@ -56,10 +57,10 @@ class Store(Protocol):
         """Insert a queued job with its first event, or return the one this owner's key made before.
 
         The checkpoints in `resolved["resume_from"]` and `resolved["checkpoints"]` are pinned in the same
-        transaction.
+        transaction, and the uploads in `resolved["files"]` kept until the job is done.
 
         Raises:
-            CheckpointGone: one of them is not there (any more).
+            CheckpointGone, FileGone: one of them is not there (any more).
             IdempotencyKeyReused: the key belongs to a request with another sha256.
         """
         ...

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
 from api.services.analysis import RunAnalysis
 from api.services.classifiers import classifier_paths
+from api.services.job_files import JobFiles
 from api.services.job_ids import JOB_ID, known_shape
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.ports import Rng
@@ -17,6 +18,8 @@ from jobs.states import Action
 from jobs.store import Created, Store
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.diagnosis import Finding
+
+DATA_FILES = ("prompts_file", "eval_prompts_file", "ptx_texts_file")
 
 
 class JobPage(NamedTuple):
@@ -30,10 +33,16 @@ class JobService:
     """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail."""
 
     def __init__(
-        self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None], analysis: RunAnalysis
+        self,
+        store: Store,
+        models: ModelResolver,
+        rng: Rng,
+        wake: Callable[[], None],
+        analysis: RunAnalysis,
+        files: JobFiles,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._analysis = analysis
+        self._analysis, self._files = analysis, files
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -96,7 +105,7 @@ class JobService:
             "names": names,
             **{role: source.model_dump() for role, source in sources.items()},
             "checkpoints": self._saved(names.values(), owner),
-            "items_file": spec.config.items_file and self._models.resolve_file(spec.config.items_file),
+            **self._files.resolved({"items_file": spec.config.items_file}, owner),
         }
 
     def _saved(self, names: Iterable[str], owner: str) -> list[dict[str, str]]:
@@ -114,9 +123,7 @@ class JobService:
             "checkpoints": self._saved([spec.config.model.name], owner),
             "classifiers": classifier_paths(spec.config, self._models, owner),
             "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
-            "prompts_file": data.prompts_file and self._models.resolve_file(data.prompts_file),
-            "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),
-            "ptx_texts_file": data.ptx_texts_file and self._models.resolve_file(data.ptx_texts_file),
+            **self._files.resolved({name: getattr(data, name) for name in DATA_FILES}, owner),
         }
 
     def _start(self, spec: PPOSpec, checkpoint: str, model: ModelSource, owner: str) -> dict[str, object]:

@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from jobs.bulk import BulkItem, ScoreConfig
-from worker.bulk_input import (
-    MAX_LINE_BYTES,
-    BadLine,
-    Cursor,
-    Line,
-    Reader,
-    count_items,
-    open_input,
-    parse_line,
-)
+from jobs.lines import MAX_LINE_BYTES, BadLine, parse_line
+from worker.bulk_input import Cursor, Line, Reader, count_items, open_input
 from worker.failures import DatasetError
 
 LINES = st.lists(
