@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from api import problems, request_log
 from api.deps import Parts
 from api.limits import BodyLimit
-from api.routes import divergences, files, health, job_data, jobs, models, scores
+from api.routes import divergences, files, health, job_data, jobs, models, scores, workers
 from api.schemas import FieldError, Problem
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
@@ -97,7 +97,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data, files):
+    for part in (health, models, scores, divergences, jobs, job_data, files, workers):
         app.include_router(part.router)
     app.include_router(jobs.changing)
     _document_problems(app)

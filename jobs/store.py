@@ -18,6 +18,7 @@ from jobs.spec import (
 )
 from jobs.states import Action, Status
 from jobs.store_files import FileStore
+from jobs.store_workers import WorkerStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Reaped:
     status: Status
 
 
-class Store(FileStore, Protocol):
+class Store(FileStore, WorkerStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.

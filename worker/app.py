@@ -5,24 +5,24 @@ jobs twice. Whoever starts a worker sets REMAP_SIGTERM=SIGQUIT, so that SIGTERM 
 """
 
 import logging
-import os
 import signal
-import socket
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import task_prerun
+from celery.signals import task_prerun, worker_process_init, worker_process_shutdown
 
 from jobs.errors import StoreUnavailable
 from jobs.queue import MESSAGE_SETTINGS, PRIORITIES, RUN_JOB
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore, open_store
 from worker.alive import sign_of_life
+from worker.presence import Presence, card, worker_id
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 settings = Settings()
+WORKER = worker_id()  # of the main process, from which the pool process is forked
 
 app: Any = Celery("kleash", broker=settings.broker_url.get_secret_value())
 app.conf.update(
@@ -54,13 +54,21 @@ def let_children_hear_sigterm(**_: object) -> None:
 task_prerun.connect(let_children_hear_sigterm)
 
 
+@worker_process_init.connect(weak=False)
+def show_presence(**_: object) -> None:
+    """From now on GET /v1/workers shows this worker."""
+    presence = Presence(card(WORKER, app.amqp.queues.consume_from), _store)
+    presence.start()
+    worker_process_shutdown.connect(lambda **_: presence.stop(), weak=False)
+
+
 def run_job(job_id: object, epoch: object) -> None:
     """The task: supervise one run. A message that is not ours to understand is dropped."""
     if not isinstance(job_id, str) or not isinstance(epoch, int):
         log.warning("a malformed message was dropped")
         return
     try:
-        supervisor = Supervisor(_store(), settings, worker=f"{socket.gethostname()}:{os.getpid()}")
+        supervisor = Supervisor(_store(), settings, worker=WORKER)
         supervisor.run(job_id, epoch)
     except StoreUnavailable as error:
         log.warning("%s: not claimed, the dispatcher will send it again: %s", job_id, error)

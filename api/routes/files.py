@@ -30,8 +30,8 @@ EXAMPLE = '{"prompt": "Once upon a time"}\n"A line may be a mere text."\n'
 BODY = {
     "required": True,
     "description": "One JSON value a line, UTF-8. `prompts`: a string, or an object with a text `prompt`. "
-    "`texts`: a string, or an object with a text `text`. `items`: a string, or {text}, {prompt, completion}, {token_ids}, "
-    "{messages}, with `id` and `reward` if you like.",
+    "`texts`: a string, or an object with a text `text`. `items`: a string, or {text}, {prompt, completion}, "
+    "{token_ids}, {messages}, with `id` and `reward` if you like.",
     "content": {kind: {"schema": {"type": "string"}, "example": EXAMPLE} for kind in TAKEN},
 }
 REPLAYED = TEXT | {"description": "`true` if the key had made the file before."}
