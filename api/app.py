@@ -23,6 +23,7 @@ from api.services.job_data import JobData
 from api.services.job_files import JobFiles
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
 from jobs.ports import Broker, Scorer
@@ -92,6 +93,7 @@ def create_app(
         jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis, job_files),
         job_data=JobData(store, analysis, settings.artifacts),
         files=file_service,
+        residence=Residence(model_resolver, scorer),
     )
     larger = {("POST", "/v1/files"): settings.max_file_bytes}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
@@ -99,7 +101,8 @@ def create_app(
     problems.install(app)
     for part in (health, models, scores, divergences, jobs, job_data, files, workers):
         app.include_router(part.router)
-    app.include_router(jobs.changing)
+    for changing in (jobs.changing, models.changing):
+        app.include_router(changing)
     _document_problems(app)
     return app
 

@@ -9,6 +9,7 @@ from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
 from jobs.store import Store
@@ -26,6 +27,7 @@ class Parts:
     jobs: JobService
     job_data: JobData
     files: FileService
+    residence: Residence
 
 
 async def parts(request: Request) -> Parts:
@@ -53,7 +55,12 @@ async def _files(found: PartsDep) -> FileService:
     return found.files
 
 
+async def _residence(found: PartsDep) -> Residence:
+    return found.residence
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
 FilesDep = Annotated[FileService, Depends(_files)]
+ResidenceDep = Annotated[Residence, Depends(_residence)]

@@ -7,6 +7,7 @@ ApiError
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
 ├── InvalidCursor          `after` is not a cursor of this list
+├── ModelNotFound          the path names no registered model and no checkpoint of the caller's
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
 ├── UnusableClassifier     a reward's model is no classifier, or has no such label
@@ -49,6 +50,10 @@ class UnsupportedMediaType(ApiError):
 
 class InvalidCursor(ApiError):
     """`after` is not a cursor of this list."""
+
+
+class ModelNotFound(ApiError):
+    """The path names no registered model and no checkpoint of the caller's."""
 
 
 class UnknownModel(ApiError):
