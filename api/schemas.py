@@ -1,4 +1,4 @@
-"""The JSON documents that clients read, but for jobs, scores, models and files: problems, probes; and what all share."""
+"""The JSON documents that clients read: problems and probes, and what all the others share."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal

@@ -167,7 +167,8 @@ class HttpScorer:
         self._wish("/unload", source)
 
     def _wish(self, path: str, source: ModelSource) -> None:
-        if not any([endpoint.wish(path, source) for endpoint in self._endpoints]):  # all are asked
+        answers = [endpoint.wish(path, source) for endpoint in self._endpoints]
+        if not any(answers):
             raise ScorerUnavailable("no scorer answers")
 
     def close(self) -> None:

@@ -19,8 +19,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from jobs import keys
 from jobs.errors import BrokerUnavailable, ScorerUnavailable
-from jobs.schema import metadata
 from jobs.residents import Resident, Residents
+from jobs.schema import metadata
 from jobs.scoring_wire import ItemError, ItemScores, ModelSource, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
