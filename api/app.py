@@ -70,7 +70,7 @@ def create_app(
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
-    uploads = UploadFolder(settings.uploads.absolute())
+    uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
     file_service = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
     job_files = JobFiles(model_resolver, file_service)
     loops: list[Loop] = [dispatcher, Reaper(store, settings), UploadSweep(uploads, store)]

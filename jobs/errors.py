@@ -74,10 +74,10 @@ class FileQuotaExceeded(JobError):
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__(most_bytes)
-        self.most_bytes = most_bytes
+        self.context = {"quota": "file_bytes", "limit": most_bytes}
 
     def __str__(self) -> str:
-        return f"the files of one owner have at most {self.most_bytes} bytes together; delete some"
+        return f"the files of one owner have at most {self.context['limit']} bytes together; delete some"
 
 
 class IdempotencyKeyReused(JobError):

@@ -54,12 +54,14 @@ def let_children_hear_sigterm(**_: object) -> None:
 task_prerun.connect(let_children_hear_sigterm)
 
 
-@worker_process_init.connect(weak=False)
 def show_presence(**_: object) -> None:
     """From now on GET /v1/workers shows this worker."""
     presence = Presence(card(WORKER, app.amqp.queues.consume_from), _store)
     presence.start()
     worker_process_shutdown.connect(lambda **_: presence.stop(), weak=False)
+
+
+worker_process_init.connect(show_presence)
 
 
 def run_job(job_id: object, epoch: object) -> None:

@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from tests.api.test_server import serving
@@ -32,7 +35,9 @@ def half_an_upload(url: str, folder: Path) -> socket.socket:
     return connection
 
 
-def test_of_half_an_upload_nothing_stays(settings: Settings, store: SqlStore, tmp_path: Path) -> None:
+def test_of_half_an_upload_nothing_stays(
+    settings: Settings, store: SqlStore, tmp_path: Path, new_app: Callable[[Settings], FastAPI]
+) -> None:
     folder = tmp_path / "data" / "uploads"
     with serving(settings, tmp_path) as (url, _, process):
         with half_an_upload(url, folder):
@@ -42,6 +47,6 @@ def test_of_half_an_upload_nothing_stays(settings: Settings, store: SqlStore, tm
             process.kill()
             process.wait()
     assert [path.name[:6] for path in folder.iterdir()] == [".file_"]
-    with serving(settings, tmp_path):
+    with TestClient(new_app(settings)):
         wait_until(lambda: not list(folder.iterdir()))
     assert store.list_files("local") == []

@@ -43,7 +43,9 @@ class Residence:
         """Fulfil the oldest wish. Only for the models' thread."""
         with self._changed:
             source, loaded = next(iter(self._wishes.items()))
-        failure = self._fulfil(source) if loaded else self._pairs.drop(source)
+        failure = self._fulfil(source) if loaded else None
+        if not loaded:
+            self._pairs.drop(source)
         with self._changed:
             if self._wishes.get(source) is loaded:  # nobody has changed his mind
                 del self._wishes[source]

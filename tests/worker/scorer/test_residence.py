@@ -5,6 +5,7 @@ import pytest
 
 from jobs.scoring_wire import ModelSource
 from rlhf_core.models import WeightSource
+from tests import tiny_models
 from tests.worker.scorer.bench import in_background, request, serving, settings_for, wait_until
 from worker.scorer.pairs import stored_bytes
 
@@ -30,7 +31,7 @@ def test_a_model_is_loaded_before_anybody_needs_it_and_given_up(running, tiny, p
     wait_until(lambda: states(running) == {adapter.path: "loaded"})
     (found,) = running.residence.models()
     assert found.source == ModelSource(path=adapter.path, base=adapter.base)
-    assert (found.dtype, found.vocab_size, found.max_context) == ("float32", 377, 64)
+    assert (found.dtype, found.vocab_size, found.max_context) == ("float32", 377, tiny_models.CONTEXT)
     assert (found.bytes, len(found.tokenizer_sha256)) == (stored_bytes(adapter.path), 64)
     assert loader.loaded == [(adapter, adapter)]
     running.residence.wish(base, loaded=False)  # is not there as a model of its own
