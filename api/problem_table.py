@@ -26,6 +26,7 @@ from api.errors import (
 from jobs.errors import (
     CheckpointGone,
     DeadlineExceeded,
+    FileDeleted,
     FileGone,
     FileInUse,
     FileQuotaExceeded,
@@ -74,6 +75,12 @@ ANSWERS: dict[type[Exception], Answer] = {
     ),
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
+    FileDeleted: Answer(
+        410,
+        "deleted",
+        "What the Idempotency-Key made has been deleted",
+        "the file that this Idempotency-Key made has been deleted: use a new key to make another",
+    ),
     FileGone: Answer(
         422, "file_not_found", "There is no such file", "a file that the job names has just been deleted"
     ),

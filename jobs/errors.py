@@ -6,6 +6,7 @@ JobError
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
 ├── NoSuchFile               no such uploaded file (or not this caller's)
+├── FileDeleted              the file that an idempotency key made has been deleted
 ├── FileGone                 an uploaded file that a new job names is not there (any more)
 ├── FileInUse                a job that is not done reads the file
 ├── FileQuotaExceeded        the owner's files would be too large together
@@ -50,6 +51,10 @@ class CheckpointGone(JobError):
 
 class NoSuchFile(JobError):
     """No such uploaded file."""
+
+
+class FileDeleted(JobError):
+    """The file that an idempotency key made has been deleted."""
 
 
 class FileGone(JobError):

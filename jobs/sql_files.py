@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from jobs.errors import FileGone, FileInUse, FileQuotaExceeded, IdempotencyKeyReused, NoSuchFile
+from jobs.errors import FileDeleted, FileGone, FileInUse, FileQuotaExceeded, NoSuchFile
 from jobs.schema import jobs
 from jobs.schema_files import files, job_files
 from jobs.sql_base import NUL
@@ -31,7 +31,7 @@ class FileRows(IdempotencyRows):
                     try:
                         return CreatedFile(file=_one(connection, before, file.owner), replayed=True)
                     except NoSuchFile:
-                        raise IdempotencyKeyReused(idempotency_key) from None
+                        raise FileDeleted(before) from None
             _one_at_a_time(connection, file.owner)
             if _bytes(connection, file.owner) + file.bytes > owner_may_have:
                 raise FileQuotaExceeded(owner_may_have)

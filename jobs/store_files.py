@@ -44,7 +44,8 @@ class FileStore(Protocol):
 
         Raises:
             FileQuotaExceeded: the owner's files would have more than `owner_may_have` bytes.
-            IdempotencyKeyReused: the key belongs to another file, or what it made has been deleted.
+            IdempotencyKeyReused: the key belongs to another file.
+            FileDeleted: what the key made has been deleted.
         """
         ...
 

@@ -35,7 +35,7 @@ class Draft:
         """Append. Raises OSError."""
         self._file.write(part)
 
-    def publish(self) -> None:
+    def make_durable(self) -> None:
         """Make it durable under its name. Raises OSError."""
         self._file.flush()
         point("fsync.upload.before")

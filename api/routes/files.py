@@ -52,7 +52,7 @@ IfNoneMatch = Annotated[str | None, Header(description="An ETag of before.")]
     operation_id="files_create",
     summary="Upload a file",
     status_code=201,
-    responses=CREATED | BODY_PROBLEMS | problems(429, 507),
+    responses=CREATED | BODY_PROBLEMS | problems(409, 410, 429, 507),
     openapi_extra={"requestBody": BODY},
 )
 async def create(

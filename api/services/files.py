@@ -84,7 +84,7 @@ class Arrival:
 
         Raises:
             BadFile, StorageFull: it is not kept.
-            FileQuotaExceeded, IdempotencyKeyReused: as jobs.store_files.FileStore.create_file.
+            FileQuotaExceeded, IdempotencyKeyReused, FileDeleted: as jobs.store_files.FileStore.create_file.
         """
         self._check.end()
         if self._full or self._check.problem:
@@ -101,7 +101,7 @@ class Arrival:
         )
         with self._draft as draft:
             with _storage():
-                draft.publish()
+                draft.make_durable()
             created = self._store.create_file(
                 file, owner_may_have=self._owner_may_have, idempotency_key=idempotency_key
             )

@@ -233,7 +233,7 @@ def test_a_key_makes_one_file(client: TestClient, settings: Settings) -> None:
         refused(post(client, **{"Idempotency-Key": "k"}, **other), 422, "idempotency_key_reused")
     assert stored(settings) == [first.json()["id"]]
     client.delete(f"/v1/files/{first.json()['id']}")
-    refused(post(client, **{"Idempotency-Key": "k"}), 422, "idempotency_key_reused")
+    refused(post(client, **{"Idempotency-Key": "k"}), 410, "deleted")
     assert stored(settings) == []
 
 

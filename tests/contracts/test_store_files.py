@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import FileGone, FileInUse, FileQuotaExceeded, IdempotencyKeyReused, NoSuchFile
+from jobs.errors import FileDeleted, FileGone, FileInUse, FileQuotaExceeded, IdempotencyKeyReused, NoSuchFile
 from jobs.sql_files import hold_files
 from jobs.sql_store import SqlStore
 from jobs.states import TERMINAL, Action
@@ -116,7 +116,7 @@ def test_a_key_makes_one_file(store: SqlStore) -> None:
         with pytest.raises(IdempotencyKeyReused):
             store.create_file(replace(FILE, **changed), owner_may_have=PLENTY, idempotency_key="k")
     store.delete_file("file_1", "me")
-    with pytest.raises(IdempotencyKeyReused):
+    with pytest.raises(FileDeleted):
         store.create_file(FILE, owner_may_have=PLENTY, idempotency_key="k")
     # A file that was refused has left no key behind.
     with pytest.raises(FileQuotaExceeded):

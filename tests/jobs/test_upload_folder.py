@@ -39,7 +39,7 @@ def insert(store: SqlStore, file_id: str) -> None:
 
 def failing(uploads: UploadFolder, file_id: str, error: Exception) -> None:
     with uploads.draft(file_id) as draft:
-        draft.publish()
+        draft.make_durable()
         raise error
 
 
@@ -58,7 +58,7 @@ def test_a_sweep_removes_what_is_marked_unlocked_and_without_a_row(
     uploads.sweep(store)
     assert names(uploads) == [f".{A}", C, D], "no row names D, but it is not marked: another database may"
     with living:
-        living.publish()
+        living.make_durable()
         insert(store, A)
     uploads.sweep(store)
     assert names(uploads) == [A, C, D]
@@ -84,7 +84,7 @@ def test_a_row_that_may_be_there_is_left_to_the_sweep(uploads: UploadFolder, sto
 def test_a_file_is_removed_with_its_row_or_not_at_all(uploads: UploadFolder, store: SqlStore) -> None:
     for file_id in (A, B, C):
         with uploads.draft(file_id) as draft:
-            draft.publish()
+            draft.make_durable()
             insert(store, file_id)
 
     def refuse() -> None:

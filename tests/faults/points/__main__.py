@@ -17,6 +17,7 @@ from tests.faults.chaos.rounds import undisturbed
 from tests.faults.cluster import Postgres
 from tests.faults.points.lone import FILES, MIGRATE, kill_files, kill_migrate, points_of
 from tests.faults.points.stack import run
+from tests.faults.points.uploads import UPLOADS, kill_uploads
 from tests.faults.work import registry
 
 # At a later passing there is more to lose; the others strike at the first.
@@ -27,7 +28,7 @@ LATER = {
     "rename": 2,
     "fsync": 4,
 }
-NOT_IN_THE_STACK = {*points_of(MIGRATE), *points_of(["rename.replaced"])}
+NOT_IN_THE_STACK = {*points_of(MIGRATE), *points_of(UPLOADS), *points_of(["rename.replaced"])}
 
 
 def passing(name: str) -> int:
@@ -48,6 +49,7 @@ def main() -> int:
     folder, began = Path(tempfile.mkdtemp(prefix="kleash-points-")), time.monotonic()
     problems = list(kill_files(folder / "files", [n for n in armed if n in points_of(FILES)]))
     problems += kill_migrate(folder / "migrate", [n for n in armed if n in points_of(MIGRATE)])
+    problems += kill_uploads(folder / "uploads", [n for n in armed if n in points_of(UPLOADS)])
     in_stack = {name: n for name, n in armed.items() if name not in NOT_IN_THE_STACK}
     if in_stack:
         problems += in_the_stack(folder, in_stack, options.database)
