@@ -81,7 +81,7 @@ class QueueDocument(Document):
 
     @classmethod
     def of(cls, state: QueueState, workers: Sequence[SeenWorker]) -> Self:
-        """The document. Every job goes to one queue: see docs/http/queue.md."""
+        """The document. Every job goes to one queue: see docs/http/models.md."""
         waiting = sum(state.waiting.values())
         listening = [queue for worker in workers if not is_stale(worker) for queue in worker.queues]
         return cls(

@@ -44,7 +44,7 @@ def test_every_operation_but_the_probes_needs_a_key(keyed_client: TestClient, ne
             headers = {"Content-Type": "application/json"} | ({"Authorization": value} if value else {})
             response = keyed_client.request(method, url, headers=headers, content=b"{")
             assert response.status_code == 401, (method, path, value)
-            assert response.json()["code"] == "unauthenticated"
+            assert method == "HEAD" or response.json()["code"] == "unauthenticated"
             assert response.headers["www-authenticate"] == "Bearer"
     assert walked >= 11
 
@@ -91,7 +91,8 @@ def test_open_mode_refuses_every_other_name(client: TestClient, app: FastAPI) ->
         if path in PROBES:
             continue
         response = client.request(method, path.replace("{job_id}", "job_" + "0" * 32), headers={"Host": host})
-        assert (response.status_code, response.json()["code"]) == (403, "host_not_allowed"), (path, host)
+        assert response.status_code == 403, (path, host)
+        assert method == "HEAD" or response.json()["code"] == "host_not_allowed"
 
 
 def test_open_mode_refuses_every_other_machine(

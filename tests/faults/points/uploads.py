@@ -1,4 +1,4 @@
-"""The points of uploads and of workers' rows: who is killed at each leaves nothing that the next run does not mend."""
+"""The points of uploads and of workers' rows: who is killed at each leaves what the next run can mend."""
 
 import signal
 import sys
