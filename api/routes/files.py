@@ -17,7 +17,7 @@ from api.pages import MAX_PAGE, Limit, clamp, link_next
 from api.routes.jobs import IdempotencyKey, matches
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_files import FileDocument, FileList
-from api.services.files import Arrival, Content
+from api.services.files import FILE_ID, Arrival, Content
 from jobs.lines import Purpose
 from jobs.store_files import CreatedFile
 
@@ -94,7 +94,13 @@ def index(
     owner: Owner,
     files: FilesDep,
     limit: Limit = 20,
-    after: Annotated[str | None, Query(description="The `next_cursor` of the page before.")] = None,
+    after: Annotated[
+        str | None,
+        Query(
+            description="The `next_cursor` of the page before.",
+            json_schema_extra={"pattern": f"^{FILE_ID.pattern}$"},
+        ),
+    ] = None,
     purpose: Purpose | None = None,
 ) -> FileList:
     """A page of the caller's files."""
