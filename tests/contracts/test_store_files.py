@@ -103,7 +103,7 @@ def test_a_quota_holds_also_for_uploads_at_once(store: SqlStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(upload, range(16))) == 3
     assert store.file_bytes("me") == 30
-    store.create_file(replace(FILE, owner="other", bytes=35), owner_may_have=35)
+    store.create_file(replace(FILE, id="theirs", owner="other", bytes=35), owner_may_have=35)
 
 
 def test_a_key_makes_one_file(store: SqlStore) -> None:
