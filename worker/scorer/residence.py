@@ -43,9 +43,7 @@ class Residence:
         """Fulfil the oldest wish. Only for the models' thread."""
         with self._changed:
             source, loaded = next(iter(self._wishes.items()))
-        failure = self._fulfil(source) if loaded else None
-        if not loaded:
-            self._pairs.drop(source)
+        failure = self._fulfil(source, loaded)
         with self._changed:
             if self._wishes.get(source) is loaded:  # nobody has changed his mind
                 del self._wishes[source]
@@ -53,12 +51,13 @@ class Residence:
                 self._failed[source] = failure
             self._changed.notify_all()
 
-    def _fulfil(self, source: WeightSource) -> str | None:
-        """Load it unless it is there; the code of what went wrong."""
-        if source in self._pairs.resident:
-            return None
+    def _fulfil(self, source: WeightSource, loaded: bool) -> str | None:
+        """Load it unless it is there, or give it up; the code of what went wrong."""
         try:
-            self._load((source, source))
+            if not loaded:
+                self._pairs.drop(source)
+            elif source not in self._pairs.resident:
+                self._load((source, source))
         except Exception as error:  # the thread's edge: whoever asks for the state is told
             if device_is_lost():
                 raise
