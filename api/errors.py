@@ -8,6 +8,7 @@ ApiError
 ├── UnsupportedMediaType   the body is not declared as plain JSON
 ├── InvalidCursor          `after` is not a cursor of this list
 ├── ModelNotFound          the path names no registered model and no checkpoint of the caller's
+├── InvalidQuery           the query string has a parameter that the operation does not know
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
 ├── UnusableClassifier     a reward's model is no classifier, or has no such label
@@ -54,6 +55,10 @@ class InvalidCursor(ApiError):
 
 class ModelNotFound(ApiError):
     """The path names no registered model and no checkpoint of the caller's."""
+
+
+class InvalidQuery(ApiError):
+    """The query string has a parameter that the operation does not know, or one twice."""
 
 
 class UnknownModel(ApiError):

@@ -6,13 +6,16 @@ jobs twice. Whoever starts a worker sets REMAP_SIGTERM=SIGQUIT, so that SIGTERM 
 
 import logging
 import signal
+import threading
 from functools import cache
 from typing import Any
 
 from celery import Celery
 from celery.signals import task_prerun, worker_process_init, worker_process_shutdown
 
+from jobs import deleted_folders
 from jobs.errors import StoreUnavailable
+from jobs.files import LocalFiles
 from jobs.queue import MESSAGE_SETTINGS, PRIORITIES, RUN_JOB
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore, open_store
@@ -62,6 +65,19 @@ def show_presence(**_: object) -> None:
 
 
 worker_process_init.connect(show_presence)
+
+
+def clear_deleted(**_: object) -> None:
+    """Folders of deleted jobs go, in a thread of the pool process: neither it nor its store may cross the fork."""
+    threading.Thread(
+        target=deleted_folders.run,
+        args=(open_store(settings), LocalFiles(), settings.artifacts, threading.Event()),
+        name="deleted-folders",
+        daemon=True,
+    ).start()
+
+
+worker_process_init.connect(clear_deleted)
 
 
 def run_job(job_id: object, epoch: object) -> None:

@@ -12,9 +12,10 @@ from starlette.requests import ClientDisconnect
 
 from api.auth import Owner
 from api.deps import FilesDep
+from api.entity_tags import matches
 from api.errors import UnsupportedMediaType
 from api.pages import MAX_PAGE, Limit, clamp, link_next
-from api.routes.jobs import IdempotencyKey, matches
+from api.routes.jobs import IdempotencyKey
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_files import FileDocument, FileList
 from api.services.files import FILE_ID, Arrival, Content

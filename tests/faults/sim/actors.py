@@ -9,6 +9,7 @@ from typing import Any
 from api.errors import UnknownModel
 from api.services.analysis import RunAnalysis
 from api.services.files import FileService
+from api.services.job_data import JobData
 from api.services.job_files import JobFiles
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
@@ -73,10 +74,11 @@ class Api:
         dispatcher = Dispatcher(store, SimBroker(site.gate, site.queue), site.settings)
         world.current.process = home
         reaper, stop = Reaper(store, site.settings), SimEvent(world)
-        models = ModelResolver(site.settings, store)
+        models, analysis = ModelResolver(site.settings, store), RunAnalysis(store)
         uploads = FileService(store, UploadFolder(site.settings.uploads), owner_may_have=0)  # nobody uploads
-        analysis, files = RunAnalysis(store), JobFiles(models, uploads)
+        files = JobFiles(models, uploads)
         self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, analysis, files)
+        self.data = JobData(store, analysis, site.settings.artifacts)
         for loop in (dispatcher, reaper):
             Task(world, self.process, lambda loop=loop: loop.run(stop), delay_s)  # type: ignore[misc]
 
@@ -191,7 +193,7 @@ class Client:
     def _continuation(self, job_id: str) -> PPOSpec | None:
         """A job that goes on from one of another job's checkpoints."""
         job = self._call(lambda api: api.service.get(job_id, OWNER))
-        saved = self._call(lambda api: api.service.checkpoints(job_id, OWNER))
+        saved = self._call(lambda api: api.data.checkpoints(job_id, OWNER))
         if job is None or not saved:
             return None
         rng = self.site.world.rng
