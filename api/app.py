@@ -11,10 +11,10 @@ import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
-from api import problems, request_log
+from api import browser, problems, request_log
 from api.deps import Parts
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores
+from api.routes import divergences, docs, health, job_data, jobs, models, scores
 from api.schemas import FieldError, Problem
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
@@ -71,7 +71,7 @@ def create_app(
         title="kleash",
         version=VERSION,
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
-        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
         lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
@@ -86,9 +86,10 @@ def create_app(
         job_data=JobData(store, analysis, settings.artifacts),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(request_log.RequestLog)  # added last: outermost
+    app.add_middleware(request_log.RequestLog)
+    browser.install(app, settings)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data):
+    for part in (health, docs, models, scores, divergences, jobs, job_data):
         app.include_router(part.router)
     app.include_router(jobs.changing)
     _document_problems(app)
