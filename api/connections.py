@@ -1,8 +1,8 @@
 """Connections that hold a place and send or read too little are given up; uvicorn itself waits for ever.
 
 A client has `timeout_s` for a request's head, for a body as many seconds more as its bytes take at a slow line's
-rate, and must go on reading its answer at such a rate. While the server works, or has nothing to say, no time runs:
-long polls, event streams and downloads that move are never cut.
+rate, and must go on reading its answer at such a rate. While the server works, or has nothing to say, no time
+runs: long polls, event streams and downloads that move are never cut.
 """
 
 from collections import Counter

@@ -31,6 +31,7 @@ from jobs.errors import (
     ScoringRefused,
     StoreUnavailable,
 )
+from rlhf_core.errors import UnsafeModel
 
 
 class Answer(NamedTuple):
@@ -64,6 +65,7 @@ ANSWERS: dict[type[Exception], Answer] = {
         "There is no such model",
         "a checkpoint that the job names has just been removed",
     ),
+    UnsafeModel: Answer(422, "unsafe_model", "The model's folder is not safe to load"),
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 import torch
 
+from jobs.real_paths import open_real
 from jobs.spec import Checkpoint, Event, Job, NewEvent, Sample
 from jobs.states import Status
 from jobs.store import Store
@@ -281,7 +282,8 @@ def read_texts(inline: tuple[str, ...] | None, file: str | None, *, field: str =
     if file is None:
         return []
     try:
-        lines = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        with open_real(file) as opened:
+            lines = [line for line in opened.read().decode().splitlines() if line.strip()]
         texts = [json.loads(line)[field] for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{Path(file).name}: {type(error).__name__}: {error}") from error

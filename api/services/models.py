@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 from api.errors import FileNotFound, PathNotAllowed, UnknownModel
 from jobs.errors import JobNotFound
+from jobs.real_paths import has_way_out
 from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Settings
 from jobs.spec import CHECKPOINT_NAME, Checkpoint, Job
 from jobs.store import Store
+from rlhf_core.errors import ModelLoadError, UnsafeModel
+from rlhf_core.model_folder import refuse_unsafe_configs
 
 CHECKPOINT = re.compile(CHECKPOINT_NAME)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,6 +58,7 @@ class ModelResolver:
             UnknownModel: nothing is called so (or the checkpoint is another owner's, or it is a hub id and those
                 are not allowed).
             PathNotAllowed: a path that leads outside the roots.
+            UnsafeModel: a folder that holds code, or asks for some.
         """
         if name in self._registry.models:
             return self._registry.source(name)
@@ -137,9 +141,11 @@ class ModelResolver:
     def _folder(self, name: str) -> ModelSource:
         path = self._below_roots(name)
         if os.path.isfile(path / ADAPTER_CONFIG):
+            self._require_safe(path)
             return ModelSource(path=str(path), base=self._adapter_base(path / ADAPTER_CONFIG))
         if not os.path.isfile(path / "config.json"):
             raise UnknownModel("there is no model folder at this path below the configured roots")
+        self._require_safe(path)
         return ModelSource(path=str(path))
 
     def _adapter_base(self, config: Path) -> str:
@@ -161,7 +167,19 @@ class ModelResolver:
         base = self._below_roots(named)
         if not os.path.isfile(base / "config.json"):
             raise UnknownModel("the adapter's base is neither registered nor a folder below the roots")
+        self._require_safe(base)
         return str(base)
+
+    def _require_safe(self, folder: Path) -> None:
+        """What can be seen without opening weights; whoever opens them looks again."""
+        try:
+            if has_way_out(folder, self._roots):
+                raise PathNotAllowed("a link in the model's folder leads outside the configured roots")
+            refuse_unsafe_configs(folder)
+        except UnsafeModel:
+            raise
+        except (ModelLoadError, OSError):
+            raise UnknownModel("a config of this folder cannot be read") from None
 
     def _below_roots(self, name: str) -> Path:
         """The real path, symbolic links followed, which must lie below a root. Looks at nothing else."""
