@@ -98,7 +98,7 @@ def run_of(store: Store, job: Job, folder: Path, settings: Settings) -> Training
 
 
 def require_allowed(job: Job, settings: Settings) -> None:
-    """The folders that the API resolved are looked at again. Raises ScoringRefused: here they may not be opened."""
+    """Look again at the folders that the API resolved. Raises ScoringRefused: here they may not be opened."""
     sources, resolved = AllowedSources(settings), job.resolved
     for path in (resolved["model"]["path"], *(resolved.get("classifiers") or {}).values()):
         sources.weights(ModelSource(path=path))

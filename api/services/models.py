@@ -139,13 +139,13 @@ class ModelResolver:
         return ModelSource(path=name)
 
     def _folder(self, name: str) -> ModelSource:
-        path = self._below_roots(name)
+        path = self._model_folder(name)
         if os.path.isfile(path / ADAPTER_CONFIG):
-            self._require_safe(path)
+            _require_safe(path)
             return ModelSource(path=str(path), base=self._adapter_base(path / ADAPTER_CONFIG))
         if not os.path.isfile(path / "config.json"):
             raise UnknownModel("there is no model folder at this path below the configured roots")
-        self._require_safe(path)
+        _require_safe(path)
         return ModelSource(path=str(path))
 
     def _adapter_base(self, config: Path) -> str:
@@ -164,22 +164,18 @@ class ModelResolver:
             return named
         if self._is_hub_id(named):
             return self._from_hub(named).path
-        base = self._below_roots(named)
+        base = self._model_folder(named)
         if not os.path.isfile(base / "config.json"):
             raise UnknownModel("the adapter's base is neither registered nor a folder below the roots")
-        self._require_safe(base)
+        _require_safe(base)
         return str(base)
 
-    def _require_safe(self, folder: Path) -> None:
-        """What can be seen without opening weights; whoever opens them looks again."""
-        try:
-            if has_way_out(folder, self._roots):
-                raise PathNotAllowed("a link in the model's folder leads outside the configured roots")
-            refuse_unsafe_configs(folder)
-        except UnsafeModel:
-            raise
-        except (ModelLoadError, OSError):
-            raise UnknownModel("a config of this folder cannot be read") from None
+    def _model_folder(self, name: str) -> Path:
+        """As `_below_roots`; a link in the folder may lead no further than the folder itself."""
+        path = self._below_roots(name)
+        if os.path.isdir(path) and has_way_out(path, self._roots):
+            raise PathNotAllowed("a link in the model's folder leads outside the configured roots")
+        return path
 
     def _below_roots(self, name: str) -> Path:
         """The real path, symbolic links followed, which must lie below a root. Looks at nothing else."""
@@ -190,6 +186,16 @@ class ModelResolver:
         if not allowed:
             raise PathNotAllowed("paths must lie below one of the configured roots")
         return next((path for path in allowed if os.path.exists(path)), allowed[0])
+
+
+def _require_safe(folder: Path) -> None:
+    """What can be seen without opening weights; whoever opens them looks again."""
+    try:
+        refuse_unsafe_configs(folder)
+    except UnsafeModel:
+        raise
+    except (ModelLoadError, OSError):
+        raise UnknownModel("a config of this folder cannot be read") from None
 
 
 def is_checkpoint(name: str) -> bool:
