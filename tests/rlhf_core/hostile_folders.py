@@ -1,4 +1,4 @@
-"""Model folders with something in them that a careless loader would run, follow or believe; and damaged headers."""
+"""Model folders with what a careless loader would run, follow or believe; and headers that lie."""
 
 import json
 import random
