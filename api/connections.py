@@ -6,6 +6,9 @@ runs: long polls, event streams and downloads that move are never cut.
 """
 
 from collections import Counter
+from fcntl import ioctl
+from sys import byteorder
+from termios import TIOCOUTQ
 from typing import Any, NamedTuple
 
 import structlog
@@ -82,7 +85,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._timer: Any = None
         self._since = 0.0  # the client's time runs from here
         self._received = 0  # bytes of the head or body under way
-        self._unsent = 0
+        self._untaken = 0  # bytes of answers, when they were last counted
 
     def connection_made(self, transport: Any) -> None:
         """Count it; from now on look at it a few times in every `timeout_s`."""
@@ -164,17 +167,17 @@ class LimitedConnection(HttpToolsProtocol):
         """Nothing: a client may fill no log."""
 
     def _restart(self) -> None:
-        self._since, self._received = self.loop.time(), 0
-        self._unsent = self.transport.get_write_buffer_size()
+        self._since, self._received, self._untaken = self.loop.time(), 0, 0
 
     def _look_again(self) -> None:
         self._timer = self.loop.call_later(self._census.timeout_s / LOOKS, self._look_again)
         now = self.loop.time()
         if now - self._since < self._allowed_s(now):
             return
-        log.info("client_dropped", in_head=self._in_head, unsent=self._unsent)
+        unsent = self.transport.get_write_buffer_size()
+        log.info("client_dropped", in_head=self._in_head, unsent=unsent)
         in_body = self.cycle is not None and not self.cycle.response_started
-        if (self._in_head or in_body) and not self._unsent:
+        if (self._in_head or in_body) and not unsent:
             self._refuse(TIMEOUT)
         else:
             self.transport.abort()
@@ -183,9 +186,13 @@ class LimitedConnection(HttpToolsProtocol):
         """The seconds that what it does may take; `_since` is now where it does nothing or goes on well."""
         timeout_s, cycle = self._census.timeout_s, self.cycle
         answered = cycle is None or cycle.response_complete
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        if self._unsent and (answered or self.flow.write_paused or self.transport.is_closing()):
-            if before - self._unsent >= DOWN_BYTES_PER_S * timeout_s / LOOKS:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and (answered or self.flow.write_paused or self.transport.is_closing()):
+            before, self._untaken = (
+                self._untaken,
+                unsent + _in_kernel(self.transport.get_extra_info("socket")),
+            )
+            if before - self._untaken >= DOWN_BYTES_PER_S * timeout_s / LOOKS:
                 self._since = now
             return timeout_s
         if answered:
@@ -198,6 +205,14 @@ class LimitedConnection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(_wire(refusal))
             self.transport.close()
+
+
+def _in_kernel(connection: Any) -> int:
+    """Bytes written that the other side has not acknowledged; its buffer there is emptied in large steps only."""
+    try:
+        return int.from_bytes(ioctl(connection.fileno(), TIOCOUTQ, bytes(4)), byteorder)
+    except OSError:  # a system that does not count them
+        return 0
 
 
 def _answer(refusal: Refusal, scope: Scope) -> Response:

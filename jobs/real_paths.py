@@ -9,6 +9,14 @@ from typing import BinaryIO
 NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def real_path(path: str | Path) -> Path | None:
+    """Where all links lead in the end; None if that cannot be found out (/proc/1/root, for one)."""
+    try:
+        return Path(os.path.realpath(path))
+    except OSError:
+        return None
+
+
 def open_real(path: str) -> BinaryIO:
     """Open a regular file by its real path (`os.path.realpath` at the time of the check), part by part.
 
@@ -35,5 +43,9 @@ def has_way_out(folder: Path, roots: Sequence[Path]) -> bool:
     """True if a link in the folder leads to where no root is an ancestor. `roots` are real paths."""
     with os.scandir(folder) as entries:
         links = [entry.path for entry in entries if entry.is_symlink()]
-    targets = [Path(os.path.realpath(link)) for link in links]
-    return not all(any(target.is_relative_to(root) for root in roots) for target in targets)
+    return not all(is_below(real_path(link), roots) for link in links)
+
+
+def is_below(path: Path | None, roots: Sequence[Path]) -> bool:
+    """True if a root is an ancestor of the path, or is it. All are real paths."""
+    return path is not None and any(path.is_relative_to(root) for root in roots)

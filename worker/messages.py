@@ -158,6 +158,15 @@ class StrictChannel(Channel):  # type: ignore[misc]
         super()._get_client()  # refuses versions of the library that it cannot use
         return StrictRedis
 
+    def _do_restore_message(
+        self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
+    ) -> None:
+        """Put it back into its list, or raise NotOurs: kombu would log all of it."""
+        if not isinstance(routing_key, str):
+            raise NotOurs("no queue")
+        read(json.dumps(payload).encode())
+        super()._do_restore_message(payload, "", routing_key, pipe, leftmost)
+
 
 class StrictTransport(Transport):  # type: ignore[misc]
     """kombu's, with our channel."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from api.errors import FileNotFound, PathNotAllowed, UnknownModel
 from jobs.errors import JobNotFound
-from jobs.real_paths import has_way_out
+from jobs.real_paths import has_way_out, is_below, real_path
 from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Settings
 from jobs.spec import CHECKPOINT_NAME, Checkpoint, Job
@@ -181,8 +181,8 @@ class ModelResolver:
         """The real path, symbolic links followed, which must lie below a root. Looks at nothing else."""
         if "\0" in name or len(name) > MAX_PATH_CHARS:  # following links is quadratic in the length
             raise PathNotAllowed(f"a path has at most {MAX_PATH_CHARS} characters, none of them NUL")
-        candidates = [Path(os.path.realpath(root / name)) for root in self._roots]
-        allowed = [path for path in candidates if any(path.is_relative_to(root) for root in self._roots)]
+        candidates = [real_path(root / name) for root in self._roots]
+        allowed = [path for path in candidates if path is not None and is_below(path, self._roots)]
         if not allowed:
             raise PathNotAllowed("paths must lie below one of the configured roots")
         return next((path for path in allowed if os.path.exists(path)), allowed[0])

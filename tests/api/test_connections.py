@@ -139,7 +139,7 @@ def test_slow_clients_are_dropped_in_time_while_polls_are_answered(server: tuple
 
 
 def test_what_arrives_fast_enough_is_answered_however_small_its_pieces(server: tuple[str, int]) -> None:
-    body = json.dumps({"policy": {"probabilities": [0.5, 0.5]}, "reference": {"probabilities": [0.5, 0.5]}})
+    body = json.dumps({"policy": {"probs": [0.5, 0.5]}, "reference": {"probs": [0.4, 0.6]}})
     whole = POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body.encode())
     with socket.create_connection(server, timeout=20) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -40,6 +40,8 @@ app = worker.app.app
 """
 OPTIONS = "--pool prefork --concurrency 1 -Q cpu,gpu.any --without-gossip --without-mingle --loglevel INFO"
 
+HOSTILE = 1000 if "KLEASH_SOAK" in os.environ else 300
+
 
 def wait_until(holds: Callable[[], Any]) -> None:
     end = time.monotonic() + 120
@@ -112,12 +114,12 @@ def test_a_message_runs_the_job_once_and_hostile_ones_run_nothing(
     assert worker.poll() is None
 
 
-def test_a_thousand_hostile_items_run_nothing_and_the_worker_works_on(
+def test_hostile_items_run_nothing_and_the_worker_works_on(
     tmp_path: Path, store: SqlStore, valkey: Any, start_worker: Callable[[str], Any]
 ) -> None:
     """In the lists themselves, where they need not even be JSON; and in what holds unacknowledged messages."""
     canary, client = tmp_path / "canary", valkey.client()
-    for queue, item in hostile_items(1000, 0, str(canary)):
+    for queue, item in hostile_items(HOSTILE, 0, str(canary)):
         client.lpush(queue, item)
     for tag in ("a", "b", "c"):
         client.zadd("unacked_index", {tag: 0.0})
