@@ -136,22 +136,15 @@ def test_the_resolver_finds_nothing_outside(
 def test_no_body_leads_out_of_the_roots(
     client: TestClient, roots: Path, outside: Path, opened: Opened, answering: None
 ) -> None:
-    payloads = hostile_paths(roots, outside)
-    assert len(payloads) >= 400
     with opened.watched() as paths:
-        for field, body in BODIES.items():
-            for payload in payloads:
-                path, content = body(payload)
-                response = client.post(path, json=content)
-                if response.status_code < 400:  # nothing but another spelling of what is in the root
-                    assert os.path.realpath(roots / payload).startswith(f"{roots.resolve()}/"), (
-                        field,
-                        payload,
-                    )
-                    continue
-                check(response, f"{field}: {payload!r}")
-    left = [path for path in map(os.path.realpath, set(paths)) if _is_outside(path, roots)]
-    assert left == []
+        for payload, field in tries(hostile_paths(roots, outside), list(BODIES)):
+            path, content = BODIES[field](payload)
+            response = client.post(path, json=content)
+            if response.status_code < 400:  # nothing but another spelling of what is in the root
+                assert os.path.realpath(roots / payload).startswith(f"{roots.resolve()}/"), (field, payload)
+                continue
+            check(response, f"{field}: {payload!r}")
+    assert [path for path in map(os.path.realpath, set(paths)) if _is_outside(path, roots)] == []
 
 
 def test_no_url_leads_out_of_the_roots(
@@ -164,8 +157,7 @@ def test_no_url_leads_out_of_the_roots(
             assert CANARY not in response.text
             if response.status_code != 200:
                 check(response, f"{template}: {payload!r}")
-    left = [path for path in map(os.path.realpath, set(paths)) if _is_outside(path, roots)]
-    assert left == []
+    assert [path for path in map(os.path.realpath, set(paths)) if _is_outside(path, roots)] == []
 
 
 def _is_outside(path: str, roots: Path) -> bool:
