@@ -170,8 +170,10 @@ class LimitedConnection(HttpToolsProtocol):
         self._since, self._received, self._untaken = self.loop.time(), 0, 0
 
     def _look_again(self) -> None:
-        self._timer = self.loop.call_later(self._census.timeout_s / LOOKS, self._look_again)
         now = self.loop.time()
+        if self._timer is not None:
+            self._since += now - self._timer.when()  # how late we are is not the client's fault
+        self._timer = self.loop.call_later(self._census.timeout_s / LOOKS, self._look_again)
         if now - self._since < self._allowed_s(now):
             return
         unsent = self.transport.get_write_buffer_size()

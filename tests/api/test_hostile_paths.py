@@ -1,6 +1,6 @@
 """No string of a request leads out of the roots: nothing outside is opened or listed, no answer tells of it.
 
-With KLEASH_SOAK every path is tried on every string, else on one.
+Over HTTP every path is tried on every string with KLEASH_SOAK; else every third, on one string each.
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ def outside(roots: Path) -> Path:
 
 def tries(payloads: list[str], places: list[str]) -> Iterator[tuple[str, str]]:
     """Which path is tried where."""
-    for number, payload in enumerate(payloads):
-        some = places if "KLEASH_SOAK" in os.environ else [places[number % len(places)]]
-        yield from ((payload, place) for place in some)
+    if "KLEASH_SOAK" in os.environ:
+        yield from product(payloads, places)
+    else:
+        yield from zip(payloads[::3], cycle(places))
 
 
 def check(response: Any, name: str) -> None:
