@@ -60,7 +60,8 @@ function fields(reference) {
   const { schema } = resolved(reference);
   const items = Object.entries(schema.properties || {}).map(([name, property]) => {
     const needed = (schema.required || []).includes(name) && property.default === undefined;
-    const fallback = property.default !== undefined && property.default !== null ? ` = ${JSON.stringify(property.default)}` : "";
+    const given = property.default !== undefined && property.default !== null && property.const === undefined;
+    const fallback = given ? `, default ${JSON.stringify(property.default)}` : "";
     const line = [make("code", {}, name), " ", make("span", "type", typeName(property) + fallback), " ",
       needed ? make("span", "needed", "required") : null];
     const inner = withFields(property);
@@ -178,11 +179,11 @@ function show() {
   document.getElementById("summary").textContent = `${api.info.summary || ""} Version ${api.info.version}.`;
   document.getElementById("status").remove();
   for (const tag of new Set(operations.map((one) => one.tag))) {
-    const ours = operations.filter((one) => one.tag === tag), list = make("ul", {});
-    main.append(make("h2", { id: `tag-${tag}` }, tag));
-    index.append(make("h2", {}, tag), list);
-    for (const { method, path, operation } of ours) {
-      main.append(article(method, path, operation));
+    const list = make("ul", {}), section = make("section", {}, make("h2", {}, tag));
+    main.append(section);
+    index.append(make("div", {}, make("h2", {}, tag), list));
+    for (const { method, path, operation } of operations.filter((one) => one.tag === tag)) {
+      section.append(article(method, path, operation));
       list.append(make("li", {}, make("a", { href: `#${operation.operationId}` }, make("span", `method ${method}`, method),
         make("span", {}, operation.summary || path))));
     }
