@@ -125,7 +125,7 @@ class StrictRedis(redis.Redis):
 
     def parse_response(self, connection: Any, command_name: str | bytes, **options: Any) -> Any:
         """The server's answer; to a pop, the item made anew, or None, as if the lists were empty."""
-        answer = super().parse_response(connection, command_name, **options)
+        answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
         if command_name != "BRPOP" or not answer:
             return answer
         key, item = answer

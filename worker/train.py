@@ -22,7 +22,6 @@ die_with_parent()  # before the slow imports: an orphan must not keep the GPU
 import structlog  # noqa: E402
 
 from jobs.errors import LeaseLost, StoreUnavailable  # noqa: E402
-from jobs.scoring_wire import ModelSource  # noqa: E402
 from jobs.settings import Settings  # noqa: E402
 from jobs.spec import Job  # noqa: E402
 from jobs.sql_store import open_store  # noqa: E402
@@ -93,15 +92,7 @@ def run_of(store: Store, job: Job, folder: Path, settings: Settings) -> Training
             sources=AllowedSources(settings),
             max_batch_tokens=settings.max_batch_tokens,
         )
-    require_allowed(job, settings)
     return TrainingRun(store, job, folder, fixed_device())
-
-
-def require_allowed(job: Job, settings: Settings) -> None:
-    """Look again at the folders that the API resolved. Raises ScoringRefused: here they may not be opened."""
-    sources, resolved = AllowedSources(settings), job.resolved
-    for path in (resolved["model"]["path"], *(resolved.get("classifiers") or {}).values()):
-        sources.weights(ModelSource(path=path))
 
 
 def worth_another_try(run: TrainingRun, error: Exception, code: str) -> bool:
