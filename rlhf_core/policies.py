@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -102,10 +100,12 @@ class LoraPolicy(Policy):
     @contextmanager
     def reference(self) -> Iterator[CausalLM]:
         """The base with the adapter off."""
+        if self._on is None:
+            self._switch("default")  # PEFT would leave layers off that it finds off
         self._on = None
         with self._peft.disable_adapter():
             yield self._causal_lm
-        self._switch("default")
+        self._on = "default"
 
     def _switch(self, adapter: str) -> None:
         """All keep requires_grad: autograd drops the gradient of a leaf that lost it after the forward pass."""
@@ -222,13 +222,17 @@ def _load_base(path: str, options: ModelConfig, device: str) -> Body:
 
 def _add_adapter(body: Body, lora: LoraConfig, seed: int) -> None:
     """A fresh adapter with B = 0 on every linear layer but the head."""
+    from peft import get_peft_model  # two seconds that only adapters need
+
     config = _peft_config(body, lora, "all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body.peft = get_peft_model(body.model, config)
 
 
-def _peft_config(body: Body, lora: LoraConfig, targets: str | set[str]) -> PeftLoraConfig:
+def _peft_config(body: Body, lora: LoraConfig, targets: str | set[str]) -> Any:
+    from peft import LoraConfig as PeftLoraConfig
+
     return PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
