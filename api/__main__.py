@@ -6,6 +6,7 @@ import resource
 import socket
 import sys
 from functools import partial
+from typing import Any
 
 import uvicorn
 
@@ -40,20 +41,29 @@ def allow_files(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def server_config(application: Any, settings: Settings, **options: Any) -> uvicorn.Config:
+    """uvicorn around an application, with our limits on connections."""
+    return uvicorn.Config(
+        application,
+        http=partial(LimitedConnection, census=Census(settings)),  # type: ignore[arg-type]  # called, no more
+        ws="none",
+        access_log=False,  # request_log writes one line per request
+        log_config=None,
+        server_header=False,
+        **options,
+    )
+
+
 def main() -> int:
     """Serve until SIGTERM or SIGINT."""
     settings = Settings()
     allow_files(settings.max_connections + FILES_BESIDE)
-    config = uvicorn.Config(
+    config = server_config(
         "api.app:create_app",
+        settings,
         factory=True,
         host=settings.host,
         port=settings.port,
-        access_log=False,  # request_log writes one line per request
-        log_config=None,
-        server_header=False,
-        http=partial(LimitedConnection, census=Census(settings)),  # type: ignore[arg-type]  # called, no more
-        ws="none",
         timeout_graceful_shutdown=5,
     )
     server = SettlingServer(config)

@@ -24,9 +24,7 @@ MINIMUM = {
     "python-multipart": "0.0.18",  # CVE-2024-53981
     "safetensors": "0.8",
 }
-ABSENT = frozenset(
-    {"flower", "mlflow", "vllm", "ray", "dill", "python-jose"}
-)
+ABSENT = frozenset({"flower", "mlflow", "vllm", "ray", "dill", "python-jose"})
 
 
 def pinned(lock: Path) -> dict[str, str]:

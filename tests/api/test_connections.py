@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import Any
 
 import httpx2
@@ -16,7 +15,8 @@ import pytest
 import uvicorn
 from pydantic import SecretStr
 
-from api.connections import MAX_HEADERS, Census, LimitedConnection
+from api.__main__ import server_config
+from api.connections import MAX_HEADERS, Census
 from api.problems import MAX_BYTES
 from api.schemas import Problem
 from jobs.schema import metadata
@@ -248,15 +248,7 @@ async def long_answers(scope: Any, receive: Any, send: Any) -> None:
 def long_server() -> Iterator[tuple[str, int]]:
     """The same connections around another application."""
     settings = Settings(client_timeout_s=TIMEOUT_S)
-    kind = partial(LimitedConnection, census=Census(settings))
-    config = uvicorn.Config(
-        long_answers,
-        port=0,
-        http=kind,  # type: ignore[arg-type]
-        lifespan="off",
-        log_config=None,
-        timeout_graceful_shutdown=1,
-    )
+    config = server_config(long_answers, settings, port=0, lifespan="off", timeout_graceful_shutdown=1)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()
