@@ -9,6 +9,7 @@ import binascii
 import json
 import logging
 import re
+import time
 import uuid
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jobs.spec import DEFAULT_PRIORITY, MAX_PRIORITY
 MAX_BYTES = 16_384  # ours have about 1,000
 JOB_ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 MAX_EPOCH = 2**31 - 1
+NO_LIST_PAUSE_S = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -125,7 +127,14 @@ class StrictRedis(redis.Redis):
 
     def parse_response(self, connection: Any, command_name: str | bytes, **options: Any) -> Any:
         """The server's answer; to a pop, the item made anew, or None, as if the lists were empty."""
-        answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+        try:
+            answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+        except redis.ResponseError as error:
+            if command_name != "BRPOP" or not str(error).startswith("WRONGTYPE"):
+                raise
+            Dropped.note("a queue's key holds no list: delete it")
+            time.sleep(NO_LIST_PAUSE_S)  # the main process has nothing else to do
+            return None
         if command_name != "BRPOP" or not answer:
             return answer
         key, item = answer
