@@ -166,7 +166,7 @@ def test_a_config_that_no_model_has_is_not_measured(
 ) -> None:
     config = {"hidden_size": "16", "num_hidden_layers": "2", "intermediate_size": "4"} | {name: size}
     (model / "config.json").write_text(
-        "{%s}" % ",".join(f'"{key}": {value}' for key, value in config.items())
+        "{{{}}}".format(",".join(f'"{key}": {value}' for key, value in config.items()))
     )
     spec["config"]["model"] = {"name": "sized/"}
     assert dry(client, spec)["estimate"]["memory_bytes"] is None
