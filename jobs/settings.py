@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     # unix:/path or http://host:port; for the API several, separated by commas
     scorer_url: str = "unix:.kleash/scorer.sock"
     data: Path = Path(".kleash")
+    uploads_dir: Path | None = None  # of uploaded files; DATA/uploads
     models_file: Path | None = None  # JSON of `Registry`; relative sources are relative to it
     model_roots: list[Path] = Field(default_factory=list)
     allow_hub_models: bool = False  # a request may name any org/name of the hub, and have it downloaded
@@ -82,7 +83,13 @@ class Settings(BaseSettings):
     )  # for a request's head, and for any pause in a body or in reading
     max_connections: int = Field(2048, ge=1)
     max_connections_per_client: int = Field(512, ge=1)  # of one address off loopback: a proxy needs more
+    requests_per_minute: int = Field(6000, ge=0)  # of one key, in one API process; 0: any number
+    queued_jobs_per_owner: int = Field(1000, ge=0)  # paused ones count; 0: any number
+    running_jobs_per_owner: int = Field(0, ge=0)  # 0: any number
+
     max_body_bytes: int = 1_000_000
+    max_file_bytes: int = Field(100_000_000, gt=0)  # of one upload, for which max_body_bytes does not hold
+    file_bytes_per_owner: int = Field(1_000_000_000, ge=0)
     max_items: int = 256
     max_batch_tokens: int = 2048
     max_queued_tokens: int = 65_536  # half of them for one client
@@ -129,6 +136,11 @@ class Settings(BaseSettings):
     def artifacts(self) -> Path:
         """Below it, each job has a folder."""
         return self.data / "jobs"
+
+    @property
+    def uploads(self) -> Path:
+        """The folder of uploaded files: the API writes, workers read."""
+        return self.uploads_dir or self.data / "uploads"
 
     @cached_property
     def registry(self) -> Registry:
