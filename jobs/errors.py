@@ -5,6 +5,8 @@ JobError
 ├── IllegalTransition        the job is not in a state that allows this
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
+├── CheckpointNotFound       no such checkpoint (or not this caller's)
+├── CheckpointInUse          a job that is not done starts from it
 ├── IdempotencyKeyReused     the key was used with another request
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
@@ -42,6 +44,14 @@ class LeaseLost(JobError):
 
 class CheckpointGone(JobError):
     """The checkpoint that a job shall go on from is not there (any more)."""
+
+
+class CheckpointNotFound(JobError):
+    """No such checkpoint."""
+
+
+class CheckpointInUse(JobError):
+    """A job that is not done starts from the checkpoint, or scores with it."""
 
 
 class IdempotencyKeyReused(JobError):
