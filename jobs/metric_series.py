@@ -56,18 +56,17 @@ class SeriesQuery:
         return not self.patterns or any(fnmatchcase(key, pattern) for pattern in self.patterns)
 
 
-class MetricPoint(NamedTuple):
-    """One point of one series, which has `n` points in the range that was asked for."""
+class PointSeries(NamedTuple):
+    """One key's points by step, chosen from `n` in the range that was asked for."""
 
     key: str
-    step: int
-    value: float
     n: int
+    points: dict[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeriesPoints:
-    """Points by (key, step), of completed steps only.
+class SeriesAnswer:
+    """Series by key, of completed steps only.
 
     `cursor` belongs to the last step that was looked at. `rewritten_from` is the first step that another attempt
     has written again, or that is not there any more, since the query's cursor: what a client has from there on
@@ -78,4 +77,4 @@ class SeriesPoints:
     cursor: Cursor | None
     rewritten_from: int | None
     more: bool
-    points: list[MetricPoint]
+    series: list[PointSeries]

@@ -1,51 +1,18 @@
-"""A job's metrics as series: the points that matter, chosen by the database.
+"""A job's metrics as series: the points that matter, chosen by the database."""
 
-The metrics of a step are one JSON value. A point is taken out of it by its key; points are then ranked by value
-within buckets of steps, so that what leaves the database is bounded, and every series keeps its extremes.
-"""
+from collections.abc import Sequence
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
-
-from sqlalchemy import (
-    CTE,
-    BigInteger,
-    Boolean,
-    ColumnElement,
-    Connection,
-    Double,
-    Select,
-    String,
-    Text,
-    and_,
-    case,
-    cast,
-    column,
-    func,
-    or_,
-    select,
-    true,
-    type_coerce,
-    values,
-)
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from jobs.errors import JobNotFound
-from jobs.metric_series import TIMINGS, Cursor, MetricPoint, RunMark, SeriesPoints, SeriesQuery
-from jobs.schema import job_metrics, jobs
+from jobs.metric_series import Cursor, PointSeries, RunMark, SeriesAnswer, SeriesQuery
+from jobs.schema import jobs
 from jobs.schema_data import job_metric_keys
+from jobs.series_sql import COLUMNS, Points, Steps, bucket_rows, kept_points, step_rows, wide
 from jobs.sql_base import SqlBase
 from jobs.states import Status
 
-COLUMNS = job_metrics.c
-
-
-class Steps(NamedTuple):
-    """The completed steps that an answer is about."""
-
-    number: int
-    first: int
-    last: int
+KEYS_AT_ONCE = 50  # PostgreSQL selects at most 1664 columns
 
 
 class MetricSeriesRows(SqlBase):
@@ -61,7 +28,7 @@ class MetricSeriesRows(SqlBase):
         with self.reading() as connection:
             return _keys(connection, job_id)
 
-    def metric_series(self, job_id: str, query: SeriesQuery) -> SeriesPoints:
+    def metric_series(self, job_id: str, query: SeriesQuery) -> SeriesAnswer:
         """See jobs.store_data.DataStore."""
         with self.reading() as connection:
             last_step = _mark(connection, job_id).step
@@ -76,86 +43,60 @@ class MetricSeriesRows(SqlBase):
                 within = and_(within, COLUMNS.step < beyond)
             bounds = select(func.count(), func.min(COLUMNS.step), func.max(COLUMNS.step)).where(within)
             steps = Steps(*connection.execute(bounds).one())
-            keys = [key for key in _keys(connection, job_id) if query.wants(key)]
-            points: list[MetricPoint] = []
-            if keys and steps.number:
-                found = connection.execute(self._points(within, keys, query, steps))
-                points = [MetricPoint(*row) for row in found]
-            return SeriesPoints(
+            keys = [key for key in _keys(connection, job_id) if query.wants(key)] if steps.number else []
+            series = [
+                found
+                for place in range(0, len(keys), KEYS_AT_ONCE)
+                for found in self._series(
+                    connection, within, keys[place : place + KEYS_AT_ONCE], query, steps
+                )
+            ]
+            return SeriesAnswer(
                 last_step=last_step,
                 cursor=_cursor(connection, job_id, steps.last if steps.number else start - 1) or query.after,
                 rewritten_from=rewritten,
                 more=beyond is not None,
-                points=points,
+                series=[found for found in series if found.n],
             )
 
-    def _points(
-        self, within: ColumnElement[bool], keys: Sequence[str], query: SeriesQuery, steps: Steps
-    ) -> Select[Any]:
-        """(key, step, value, n) by key and step."""
-        points = self._long_form(within, keys)
-        key, step, value = points.c.key, points.c.step, points.c.value
-        columns = [key, step, value, func.count().over(partition_by=key).label("n")]
-        there = value.is_not(None)
+    def _series(
+        self,
+        connection: Connection,
+        within: ColumnElement[bool],
+        keys: Sequence[str],
+        query: SeriesQuery,
+        steps: Steps,
+    ) -> list[PointSeries]:
         if query.choose == "none" or steps.number <= query.most:
-            return select(*columns).where(there).order_by(key, step)
-        ends = [end(step).over(partition_by=key) for end in (func.min, func.max)]
-        ranks = _ranks(points, query, steps)
-        chosen = [*(end == step for end in ends), *(rank == 1 for rank in ranks)]
-        marks = [mark.label(f"chosen_{place}") for place, mark in enumerate(chosen)]
-        ranked = select(*columns, *marks).where(there).subquery("ranked")
-        kept = or_(ranked.c.n <= query.most, *(ranked.c[mark.name] for mark in marks))
-        return (
-            select(ranked.c.key, ranked.c.step, ranked.c.value, ranked.c.n)
-            .where(kept)
-            .order_by(ranked.c.key, ranked.c.step)
-        )
+            found = self._all(connection, within, keys)
+            return [PointSeries(key, len(points), points) for key, points in found.items()]
+        points = wide(within, keys, postgresql=self._postgresql)
+        buckets = query.most - 2 if query.choose == "last" else (query.most - 2) // 2
+        rows = connection.execute(bucket_rows(points, len(keys), steps, buckets)).mappings().all()
+        series = [PointSeries(key, *kept_points(rows, i, query.choose)) for i, key in enumerate(keys)]
+        rare = [one.key for one in series if len(one.points) < one.n <= query.most]
+        whole = self._all(connection, within, rare, sparse=True) if rare else {}
+        return [one._replace(points=whole.get(one.key, one.points)) for one in series]
 
-    def _long_form(self, within: ColumnElement[bool], keys: Iterable[str]) -> CTE:
-        """(key, step, value) of every key and step; without a number the value is NULL."""
-        postgresql = self.engine.dialect.name == "postgresql"
-        wanted = (
-            values(column("key", String), column("place", String), column("timing", Boolean), name="wanted")
-            .data([(key, *_place(key, postgresql)) for key in keys])
-            .cte("wanted")
-        )
-        if postgresql:  # OFFSET 0: parsed once for a step, and not once for each of its keys
-            parsed = [cast(part, JSONB).label(part.name) for part in (COLUMNS.metrics, COLUMNS.timings)]
-            rows = select(COLUMNS.step, *parsed).where(within).offset(0).subquery("rows")
-        else:
-            rows = select(COLUMNS.step, COLUMNS.metrics, COLUMNS.timings).where(within).subquery("rows")
-        timing, metric = (self._number(part, wanted.c.place) for part in (rows.c.timings, rows.c.metrics))
-        value = case((wanted.c.timing, timing), else_=metric).label("value")
-        joined = rows.join(wanted, true())
-        return (
-            select(wanted.c.key, rows.c.step, value)
-            .select_from(joined)
-            .cte("points")
-            .prefix_with("MATERIALIZED")
-        )
+    def _all(
+        self,
+        connection: Connection,
+        within: ColumnElement[bool],
+        keys: Sequence[str],
+        *,
+        sparse: bool = False,
+    ) -> dict[str, Points]:
+        points = wide(within, keys, postgresql=self._postgresql)
+        found: dict[str, Points] = {key: {} for key in keys}
+        for step, *values in connection.execute(step_rows(points, len(keys), sparse=sparse)):
+            for key, value in zip(keys, values, strict=True):
+                if value is not None:
+                    found[key][step] = value
+        return found
 
-    def _number(self, document: ColumnElement[Any], place: ColumnElement[str]) -> ColumnElement[float]:
-        text = type_coerce(document, Text)
-        if self.engine.dialect.name == "postgresql":
-            return cast(text.op("->>")(place), Double)
-        return func.json_extract(text, place, type_=Double)
-
-
-def _ranks(points: CTE, query: SeriesQuery, steps: Steps) -> list[Any]:
-    """1 for the points to keep of a bucket: at most `most` − 2 of a series."""
-    step, value = points.c.step, points.c.value
-    if query.choose == "minmax":
-        buckets, orders = (query.most - 2) // 2, [(value, step), (value.desc(), step)]
-    else:
-        buckets, orders = query.most - 2, [(step.desc(),)]
-    bucket = cast(step - steps.first, BigInteger) * buckets // (steps.last - steps.first + 1)
-    return [func.row_number().over(partition_by=(points.c.key, bucket), order_by=order) for order in orders]
-
-
-def _place(key: str, postgresql: bool) -> tuple[str, bool]:
-    """What finds the key in its JSON, and whether that is the timings."""
-    name, timing = key.removeprefix(TIMINGS), key.startswith(TIMINGS)
-    return (name if postgresql else f'$."{name}"'), timing
+    @property
+    def _postgresql(self) -> bool:
+        return self.engine.dialect.name == "postgresql"
 
 
 def _mark(connection: Connection, job_id: str, owner: str | None = None) -> RunMark:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from jobs.metric_series import RunMark, SeriesPoints, SeriesQuery
+from jobs.metric_series import RunMark, SeriesAnswer, SeriesQuery
 from jobs.spec import Checkpoint
 
 
@@ -17,7 +17,7 @@ class DataStore(Protocol):
         """Every key that some step of the job has had a number for, ascending."""
         ...
 
-    def metric_series(self, job_id: str, query: SeriesQuery) -> SeriesPoints:
+    def metric_series(self, job_id: str, query: SeriesQuery) -> SeriesAnswer:
         """The points that the query chooses. Raises JobNotFound."""
         ...
 

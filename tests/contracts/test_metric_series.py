@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import JobNotFound
-from jobs.metric_series import Cursor, MetricPoint, SeriesPoints, SeriesQuery
+from jobs.metric_series import Cursor, PointSeries, SeriesAnswer, SeriesQuery
 from jobs.schema import job_metrics
 from jobs.schema_data import job_metric_keys
 from jobs.spec import NewEvent
@@ -36,11 +36,10 @@ def write(store: SqlStore, series: Series, *, attempt: int = 1, job_id: str = "j
     set_row(store, job_id, step=steps[-1], attempt=attempt)
 
 
-def by_key(found: SeriesPoints) -> Series:
-    series: Series = {}
-    for point in found.points:
-        series.setdefault(point.key, {})[point.step] = point.value
-    return series
+def by_key(found: SeriesAnswer) -> Series:
+    for one in found.series:
+        assert list(one.points) == sorted(one.points)
+    return {one.key: one.points for one in found.series}
 
 
 def naive(points: dict[int, float], steps: list[int], most: int) -> dict[int, float]:
@@ -89,7 +88,7 @@ def check_random_series(store: SqlStore, runs: int, seed: int = 0) -> None:
             assert len(kept) <= most
             assert {min(kept.values()), max(kept.values())} == {min(points.values()), max(points.values())}
             assert {min(kept), max(kept)} == {min(points), max(points)}
-            assert {point.n for point in found.points if point.key == key} == {len(points)}
+            assert [one.n for one in found.series if one.key == key] == [len(points)]
 
 
 def test_what_is_kept_is_what_a_loop_over_all_points_keeps(store: SqlStore) -> None:
@@ -135,7 +134,7 @@ def test_every_point_is_there_page_by_page(hundred: SqlStore) -> None:
     seen, query = [], SeriesQuery(patterns=("a",), most=30, choose="none")
     while True:
         found = hundred.metric_series("job_1", query)
-        seen.append([point.step for point in found.points])
+        seen.append(list(by_key(found)["a"]))
         if not found.more:
             break
         query = SeriesQuery(patterns=("a",), most=30, choose="none", after=found.cursor)
@@ -150,12 +149,11 @@ def test_a_step_is_recorded_with_its_names_and_timings(store: SqlStore, clock: A
     store.record_step("job_1", attempt, step=1, metrics=first, timings={"rollout_s": 2.0})
     store.record_step("job_1", attempt, step=2, metrics={"kl": 1e308, "new": -0.0}, timings={})
     assert store.metric_keys("job_1") == ["kl", "new", "timings/rollout_s", "tiny"]
-    assert store.metric_series("job_1", SeriesQuery()).points == [
-        MetricPoint("kl", 1, 0.1 + 0.2, 2),
-        MetricPoint("kl", 2, 1e308, 2),
-        MetricPoint("new", 2, 0.0, 1),
-        MetricPoint("timings/rollout_s", 1, 2.0, 1),
-        MetricPoint("tiny", 1, 5e-324, 1),
+    assert store.metric_series("job_1", SeriesQuery()).series == [
+        PointSeries("kl", 2, {1: 0.1 + 0.2, 2: 1e308}),
+        PointSeries("new", 1, {2: 0.0}),
+        PointSeries("timings/rollout_s", 1, {1: 2.0}),
+        PointSeries("tiny", 1, {1: 5e-324}),
     ]
     assert store.run_mark("job_1", "me") == (2, attempt, True)
     with pytest.raises(JobNotFound):
@@ -174,7 +172,7 @@ def test_a_client_that_comes_back_learns_what_was_written_again(store: SqlStore,
         if found.rewritten_from is not None:
             for step in [step for step in held if step >= found.rewritten_from]:
                 del held[step]
-        held.update({point.step: point.value for point in found.points})
+        held.update(by_key(found).get("a", {}))
         cursor = found.cursor
         stored = {
             row.step: row.metrics["a"] for row in store.list_metrics("job_1") if row.step <= found.last_step
@@ -206,9 +204,9 @@ def test_a_client_that_comes_back_learns_what_was_written_again(store: SqlStore,
     steps(7, 8)
     assert (poll(), cursor) == (None, Cursor(8, 3))
     found = store.metric_series("job_1", SeriesQuery(after=late))
-    assert (found.rewritten_from, [point.step for point in found.points]) == (None, [4, 5, 6, 7, 8])
+    assert (found.rewritten_from, list(by_key(found)["a"])) == (None, [4, 5, 6, 7, 8])
     found = store.metric_series("job_1", SeriesQuery(after=Cursor(6, 1)))
-    assert (found.rewritten_from, [point.step for point in found.points]) == (5, [5, 6, 7, 8])
+    assert (found.rewritten_from, list(by_key(found)["a"])) == (5, [5, 6, 7, 8])
 
 
 @pytest.mark.parametrize("text", ["", "s1", "s1.a", "s-1.a1", "s1.a1 ", "s99999999999.a1", "s1.a4294967296"])

@@ -1,0 +1,122 @@
+"""The statements that take points out of the metrics of many steps. No connection here.
+
+The metrics of a step are one JSON value; `wide` makes a column of each key. `bucket_rows` looks at buckets of
+steps in two passes, the first for each key's lowest and highest value, the second for their steps. A rank by value
+(a window function) would sort all points of all keys: five times slower over 100,000 steps.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    Subquery,
+    Text,
+    case,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from jobs.metric_series import TIMINGS, Choice
+from jobs.schema import job_metrics
+
+COLUMNS = job_metrics.c
+Points = dict[int, float]  # by step
+
+
+class Steps(NamedTuple):
+    """The completed steps that an answer is about."""
+
+    number: int
+    first: int
+    last: int
+
+
+def wide(within: ColumnElement[bool], keys: Sequence[str], *, postgresql: bool) -> Subquery:
+    """A row of each step: `step` and `v0` … `vn`, the value of each key or NULL."""
+    if postgresql:  # OFFSET 0: parsed once for a step, and not once for each of its keys
+        parsed = [cast(part, JSONB).label(part.name) for part in (COLUMNS.metrics, COLUMNS.timings)]
+        rows = select(COLUMNS.step, *parsed).where(within).offset(0).subquery("rows").c
+    else:
+        rows = COLUMNS
+    numbers = []
+    for place, key in enumerate(keys):
+        name, timing = key.removeprefix(TIMINGS), key.startswith(TIMINGS)
+        text = type_coerce(rows.timings if timing else rows.metrics, Text)
+        number: ColumnElement[Any] = func.json_extract(text, f'$."{name}"', type_=Double)
+        if postgresql:
+            number = cast(text.op("->>")(literal(name)), Double)
+        numbers.append(number.label(f"v{place}"))
+    chosen = select(rows.step, *numbers)
+    return (chosen if postgresql else chosen.where(within)).subquery("wide")
+
+
+def step_rows(points: Subquery, number: int, *, sparse: bool) -> Select[Any]:
+    """Every step with its values; `sparse`: only steps with a value of at least one key."""
+    query = select(points).order_by(points.c.step)
+    there = or_(*(points.c[f"v{place}"].is_not(None) for place in range(number)))
+    return query.where(there) if sparse else query
+
+
+def bucket_rows(points: Subquery, number: int, steps: Steps, buckets: int) -> Select[Any]:
+    """A row of each bucket of steps; of key i: its `n` points, their `first` and `last` step, the `low`est and
+    `high`est of their values, and the steps of these (the earliest) and the values of those.
+
+    Names are `n0`, `first0`, `first_value0`, …
+    """
+    bucket = cast(points.c.step - steps.first, BigInteger) * buckets // (steps.last - steps.first + 1)
+    every = select(points, cast(bucket, Integer).label("bucket")).cte("points").prefix_with("MATERIALIZED")
+    step, places = every.c.step, range(number)
+
+    def at(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return case((condition, step))
+
+    values = [
+        part
+        for i in places
+        for value in [every.c[f"v{i}"]]
+        for there in [value.is_not(None)]
+        for part in (
+            func.count(value).label(f"n{i}"),
+            func.min(value).label(f"low_value{i}"),
+            func.max(value).label(f"high_value{i}"),
+            func.min(at(there)).label(f"first{i}"),
+            func.max(at(there)).label(f"last{i}"),
+        )
+    ]
+    spans = select(every.c.bucket, *values).group_by(every.c.bucket).cte("spans").prefix_with("MATERIALIZED")
+    found = [
+        part
+        for i in places
+        for value in [every.c[f"v{i}"]]
+        for part in (
+            func.min(at(value == spans.c[f"low_value{i}"])).label(f"low{i}"),
+            func.min(at(value == spans.c[f"high_value{i}"])).label(f"high{i}"),
+            func.max(case((step == spans.c[f"first{i}"], value))).label(f"first_value{i}"),
+            func.max(case((step == spans.c[f"last{i}"], value))).label(f"last_value{i}"),
+        )
+    ]
+    joined = every.join(spans, every.c.bucket == spans.c.bucket)
+    ends = select(every.c.bucket, *found).select_from(joined).group_by(every.c.bucket).cte("ends")
+    columns = [*spans.c, *(ends.c[part.name] for part in found)]
+    return select(*columns).join_from(spans, ends, spans.c.bucket == ends.c.bucket).order_by(spans.c.bucket)
+
+
+def kept_points(rows: Iterable[Mapping[str, Any]], i: int, choose: Choice) -> tuple[int, Points]:
+    """How many points key i has, and those to keep of them, from its rows of `bucket_rows`."""
+    filled = [row for row in rows if row[f"n{i}"]]
+    kept: Points = {}
+    for name in ("low", "high") if choose == "minmax" else ("last",):
+        kept |= {row[f"{name}{i}"]: row[f"{name}_value{i}"] for row in filled}
+    for name, row in zip(("first", "last"), filled[:1] + filled[-1:], strict=bool(filled)):
+        kept[row[f"{name}{i}"]] = row[f"{name}_value{i}"]
+    return sum(row[f"n{i}"] for row in filled), dict(sorted(kept.items()))
