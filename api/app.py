@@ -14,12 +14,15 @@ from fastapi import FastAPI
 from api import problems, request_log
 from api.deps import Parts
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores
+from api.routes import checkpoints, divergences, health, job_data, jobs, logs, metrics, models, scores
 from api.schemas import FieldError, Problem
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
+from api.services.checkpoints import CheckpointService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
+from api.services.logs import LogService
+from api.services.metrics import MetricService
 from api.services.models import ModelResolver
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
@@ -84,13 +87,17 @@ def create_app(
         models=model_resolver,
         jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
         job_data=JobData(store, analysis, settings.artifacts),
+        metrics=MetricService(store),
+        logs=LogService(store, settings.artifacts),
+        checkpoints=CheckpointService(store, settings.artifacts),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data):
+    for part in (health, models, scores, divergences, jobs, job_data, metrics, logs, checkpoints):
         app.include_router(part.router)
-    app.include_router(jobs.changing)
+    for changing in (jobs.changing, checkpoints.changing):
+        app.include_router(changing)
     _document_problems(app)
     return app
 

@@ -5,8 +5,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.services.checkpoints import CheckpointService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
+from api.services.logs import LogService
+from api.services.metrics import MetricService
 from api.services.models import ModelResolver
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
@@ -24,6 +27,9 @@ class Parts:
     models: ModelResolver
     jobs: JobService
     job_data: JobData
+    metrics: MetricService
+    logs: LogService
+    checkpoints: CheckpointService
 
 
 async def parts(request: Request) -> Parts:
@@ -47,6 +53,21 @@ async def _job_data(found: PartsDep) -> JobData:
     return found.job_data
 
 
+async def _metrics(found: PartsDep) -> MetricService:
+    return found.metrics
+
+
+async def _logs(found: PartsDep) -> LogService:
+    return found.logs
+
+
+async def _checkpoints(found: PartsDep) -> CheckpointService:
+    return found.checkpoints
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
+MetricsDep = Annotated[MetricService, Depends(_metrics)]
+LogsDep = Annotated[LogService, Depends(_logs)]
+CheckpointsDep = Annotated[CheckpointService, Depends(_checkpoints)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from api.errors import (
     AdapterNotTrainable,
+    ArtifactGone,
     CheckpointMismatch,
     FileNotFound,
     HostNotAllowed,
@@ -22,6 +23,8 @@ from api.errors import (
 )
 from jobs.errors import (
     CheckpointGone,
+    CheckpointInUse,
+    CheckpointNotFound,
     DeadlineExceeded,
     IdempotencyKeyReused,
     IllegalTransition,
@@ -68,6 +71,14 @@ ANSWERS: dict[type[Exception], Answer] = {
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
+    ArtifactGone: Answer(404, "artifact_gone", "The file is not there any more"),
+    CheckpointNotFound: Answer(404, "not_found", "There is nothing here", "no such checkpoint"),
+    CheckpointInUse: Answer(
+        409,
+        "checkpoint_in_use",
+        "The checkpoint is in use",
+        "a job that is not done starts from it, or scores with it",
+    ),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
     IdempotencyKeyReused: Answer(
         422,
@@ -105,6 +116,7 @@ OTHER_TITLES = {
     "not_found": "There is nothing here",
     "method_not_allowed": "The method is not supported here",
     "request_too_large": "The request is too large",
+    "range_not_satisfiable": "The file has no such range",
     "validation_error": "The request does not fit the schema",
     "empty_input": "There is nothing to score",
     "input_too_long": "The input is too long",

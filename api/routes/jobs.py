@@ -6,6 +6,7 @@ from fastapi import Header, Query, Response
 
 from api.auth import Owner
 from api.deps import JobsDep
+from api.entity_tags import etag, matches
 from api.pages import MAX_PAGE, Limit, clamp
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument, JobList, PublicStatus
@@ -126,14 +127,3 @@ def requested(jobs: JobService, action: Action, job_id: str, owner: str, respons
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
     return JobDocument.of(job, jobs.diagnosis(job))
-
-
-def etag(version: int) -> str:
-    """Strong: equal versions, equal documents."""
-    return f'"{version}"'
-
-
-def matches(if_none_match: str, current: str) -> bool:
-    """The weak comparison of RFC 9110 §13.1.2, of any tag in the list."""
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return current in tags or "*" in tags
