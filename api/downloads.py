@@ -19,7 +19,7 @@ from api.entity_tags import matches
 from api.problems import problem
 
 READ_BYTES = 1 << 20
-RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.IGNORECASE)
+RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.IGNORECASE)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9._@-]+")
 
 

@@ -29,9 +29,9 @@ class CheckpointDetail(CheckpointDocument):
         """The document of a checkpoint and its manifest."""
         save = content.checkpoint
         here = f"/v1/checkpoints/{save.id}"
-        files = content.files and [
-            CheckpointFile(**file._asdict(), url=f"{here}/files/{file.name}") for file in content.files
-        ]
+        files = None
+        if content.files is not None:
+            files = [CheckpointFile(**one._asdict(), url=f"{here}/files/{one.name}") for one in content.files]
         model = f"{save.job_id}@{save.name}"
         return cls(model=model, **vars(save), archive_url=f"{here}/archive", files=files)
 

@@ -38,6 +38,7 @@ class EventList(Page):
 class LogLineDocument(Document):
     """A line of an attempt's log, or a piece of a very long one; `offset` is its place in all that was printed."""
 
+    object: Literal["job.log"] = "job.log"
     attempt: int
     offset: int
     text: str

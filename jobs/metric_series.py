@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 Choice = Literal["minmax", "last", "none"]
 TIMINGS = "timings/"  # a timing's key is `timings/<name>`
 LEAST_POINTS, MOST_POINTS = 4, 2000  # of a series in one answer
-CURSOR = re.compile(r"s(\d{1,10})\.a(\d{1,10})")
+CURSOR = re.compile(r"s([0-9]{1,10})\.a([0-9]{1,10})")
 
 
 class Cursor(NamedTuple):

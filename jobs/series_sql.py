@@ -5,7 +5,7 @@ steps in two passes, the first for each key's lowest and highest value, the seco
 (a window function) would sort all points of all keys: five times slower over 100,000 steps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Double,
     Integer,
+    RowMapping,
     Select,
     Subquery,
     Text,
@@ -111,7 +112,7 @@ def bucket_rows(points: Subquery, number: int, steps: Steps, buckets: int) -> Se
     return select(*columns).join_from(spans, ends, spans.c.bucket == ends.c.bucket).order_by(spans.c.bucket)
 
 
-def kept_points(rows: Iterable[Mapping[str, Any]], i: int, choose: Choice) -> tuple[int, Points]:
+def kept_points(rows: Sequence[RowMapping], i: int, choose: Choice) -> tuple[int, Points]:
     """How many points key i has, and those to keep of them, from its rows of `bucket_rows`."""
     filled = [row for row in rows if row[f"n{i}"]]
     kept: Points = {}

@@ -19,7 +19,7 @@ router = v1_router("jobs", "jobs:read")
 
 JSONL = "application/jsonl"
 LEVELS = ("info", "warning", "error")
-SAMPLE_CURSOR = re.compile(r"(\d{1,10})\.(rollout|eval)\.(\d{1,10})")
+SAMPLE_CURSOR = re.compile(r"([0-9]{1,10})\.(rollout|eval)\.([0-9]{1,10})")
 COMPLETE = TEXT | {"description": "`true` if these are the results of all items."}
 ITEMS = TEXT | {"description": "So many lines."}
 RESULTS: Responses = PARTS | {

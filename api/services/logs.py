@@ -16,7 +16,7 @@ PAGE_BYTES = 256 * 1024  # read for one page of one attempt
 LINE_BYTES = 16 * 1024  # a longer line comes in pieces
 WHOLE_BYTES = 16 * 2**20  # more than a file ever has
 TRIES = 5
-CURSOR = re.compile(r"(\d{1,9})\.(\d{1,18})")
+CURSOR = re.compile(r"([0-9]{1,9})\.([0-9]{1,18})")
 
 
 class LogCursor(NamedTuple):

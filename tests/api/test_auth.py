@@ -44,7 +44,7 @@ def test_every_operation_but_the_probes_needs_a_key(keyed_client: TestClient, ne
             headers = {"Content-Type": "application/json"} | ({"Authorization": value} if value else {})
             response = keyed_client.request(method, url, headers=headers, content=b"{")
             assert response.status_code == 401, (method, path, value)
-            assert response.json()["code"] == "unauthenticated"
+            assert method == "HEAD" or response.json()["code"] == "unauthenticated"
             assert response.headers["www-authenticate"] == "Bearer"
     assert walked >= 11
 
@@ -54,7 +54,7 @@ def test_a_key_opens_the_door_and_its_jobs_are_its_own(
 ) -> None:
     mine, other = new_key(), new_key()
     job = keyed_client.post("/v1/jobs", json=spec, headers=mine | {"Idempotency-Key": "k"}).json()
-    for part in ("", "/events", "/metrics", "/frontier", "/checkpoints", "/samples"):
+    for part in ("", "/events", "/metrics", "/frontier", "/checkpoints", "/samples", "/logs"):
         url = f"/v1/jobs/{job['id']}{part}"
         assert keyed_client.get(url, headers=mine).status_code == 200
         stranger = keyed_client.get(url, headers=other | {"If-None-Match": '"1"'})
@@ -91,7 +91,8 @@ def test_open_mode_refuses_every_other_name(client: TestClient, app: FastAPI) ->
         if path in PROBES:
             continue
         response = client.request(method, path.replace("{job_id}", "job_" + "0" * 32), headers={"Host": host})
-        assert (response.status_code, response.json()["code"]) == (403, "host_not_allowed"), (path, host)
+        assert response.status_code == 403, (path, host)
+        assert method == "HEAD" or response.json()["code"] == "host_not_allowed"
 
 
 def test_open_mode_refuses_every_other_machine(
