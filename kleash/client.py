@@ -215,7 +215,7 @@ class Jobs:
         }
         return self._client.send("GET", _path(job_id, "metrics"), query=query)
 
-    def metric_rows(self, job_id: str, *, from_step: int | None = None) -> list[Document]:
+    def metric_rows(self, job_id: str, *, from_step: int | None = None) -> Sequence[Document]:
         """Metrics and timings of every step, ascending."""
         query = {"from_step": from_step, "format": "jsonl"}
         answer = self._client.exchange("GET", _path(job_id, "metrics"), query=query)
