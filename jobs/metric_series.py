@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 Choice = Literal["minmax", "last", "none"]
 TIMINGS = "timings/"  # a timing's key is `timings/<name>`
 LEAST_POINTS, MOST_POINTS = 4, 2000  # of a series in one answer
-CURSOR = re.compile(r"s([0-9]{1,10})\.a([0-9]{1,10})")
+CURSOR = re.compile(r"s([0-9]{1,9})\.a([0-9]{1,9})")
 
 
 class Cursor(NamedTuple):
@@ -21,8 +21,7 @@ class Cursor(NamedTuple):
     def parse(cls, text: str) -> "Cursor | None":
         """The inverse of `str`; None for anything else."""
         match = CURSOR.fullmatch(text)
-        found = match and cls(int(match[1]), int(match[2]))
-        return found if found and max(found) < 2**31 else None
+        return match and cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"s{self.step}.a{self.attempt}"

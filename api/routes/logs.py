@@ -11,7 +11,7 @@ from api.errors import InvalidCursor
 from api.pages import INT32, MAX_ROWS, Rows, clamp, link_next
 from api.routing import Responses, problems, v1_router
 from api.schemas_job_data import LogList
-from api.services.logs import LogCursor
+from api.services.logs import CURSOR, LogCursor
 
 router = v1_router("jobs", "jobs:read")
 
@@ -32,7 +32,13 @@ def logs(
     request: Request,
     response: Response,
     attempt: Annotated[int | None, Query(ge=1, le=INT32, description="All, if not given.")] = None,
-    after: Annotated[str | None, Query(description="The `next_cursor` of an earlier answer.")] = None,
+    after: Annotated[
+        str | None,
+        Query(
+            description="The `next_cursor` of an earlier answer.",
+            json_schema_extra={"pattern": f"^{CURSOR.pattern}$"},
+        ),
+    ] = None,
     limit: Rows = 100,
     tail: Annotated[
         int | None,

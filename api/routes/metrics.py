@@ -20,7 +20,7 @@ from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas import rfc3339
 from api.schemas_metrics import MetricsDocument, metrics_document
 from api.services.metrics import MetricTable
-from jobs.metric_series import LEAST_POINTS, MOST_POINTS, TIMINGS, Choice, Cursor, SeriesQuery
+from jobs.metric_series import CURSOR, LEAST_POINTS, MOST_POINTS, TIMINGS, Choice, Cursor, SeriesQuery
 
 router = v1_router("jobs", "jobs:read")
 
@@ -63,7 +63,11 @@ def series_query(
         ),
     ] = "minmax",
     after: Annotated[
-        str | None, Query(description="The `next_after` of an earlier answer: only what has changed since.")
+        str | None,
+        Query(
+            description="The `next_after` of an earlier answer: only what has changed since.",
+            json_schema_extra={"pattern": f"^{CURSOR.pattern}$"},
+        ),
     ] = None,
 ) -> SeriesQuery:
     """The query's parameters. Raises InvalidCursor."""

@@ -60,6 +60,9 @@ class Scenario:
                     self.caller.act(job_id, "cancel")
             self._kill_an_owner()
             time.sleep(0.1)
+        if not self._light:
+            save = self.caller.ask("GET", f"/v1/jobs/{plain}/checkpoints")["data"][-1]
+            self.caller.ask("PATCH", f"/v1/checkpoints/{save['id']}", body={"pinned": True})
         return [
             f"{job_id} {seen[job_id]['status']}, not {status}: {seen[job_id]['error']}"
             for job_id, status in wanted.items()
