@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Double,
     Integer,
+    Label,
     RowMapping,
     Select,
     Subquery,
@@ -76,48 +78,44 @@ def bucket_rows(points: Subquery, number: int, steps: Steps, buckets: int) -> Se
     """
     bucket = cast(points.c.step - steps.first, BigInteger) * buckets // (steps.last - steps.first + 1)
     every = select(points, cast(bucket, Integer).label("bucket")).cte("points").prefix_with("MATERIALIZED")
-    step, places = every.c.step, range(number)
-
-    def at(condition: ColumnElement[bool]) -> ColumnElement[int]:
-        return case((condition, step))
-
-    values = [
-        part
-        for i in places
-        for value in [every.c[f"v{i}"]]
-        for there in [value.is_not(None)]
-        for part in (
-            func.count(value).label(f"n{i}"),
-            func.min(value).label(f"low_value{i}"),
-            func.max(value).label(f"high_value{i}"),
-            func.min(at(there)).label(f"first{i}"),
-            func.max(at(there)).label(f"last{i}"),
-        )
-    ]
+    values = [part for i in range(number) for part in _values(every, i)]
     spans = select(every.c.bucket, *values).group_by(every.c.bucket).cte("spans").prefix_with("MATERIALIZED")
-    found = [
-        part
-        for i in places
-        for value in [every.c[f"v{i}"]]
-        for part in (
-            func.min(at(value == spans.c[f"low_value{i}"])).label(f"low{i}"),
-            func.min(at(value == spans.c[f"high_value{i}"])).label(f"high{i}"),
-            func.max(case((step == spans.c[f"first{i}"], value))).label(f"first_value{i}"),
-            func.max(case((step == spans.c[f"last{i}"], value))).label(f"last_value{i}"),
-        )
-    ]
+    found = [part for i in range(number) for part in _places(every, spans, i)]
     joined = every.join(spans, every.c.bucket == spans.c.bucket)
     ends = select(every.c.bucket, *found).select_from(joined).group_by(every.c.bucket).cte("ends")
     columns = [*spans.c, *(ends.c[part.name] for part in found)]
     return select(*columns).join_from(spans, ends, spans.c.bucket == ends.c.bucket).order_by(spans.c.bucket)
 
 
+def _values(every: CTE, i: int) -> list[Label[Any]]:
+    """Of key i in a bucket: what one look at its points can tell."""
+    value = every.c[f"v{i}"]
+    step = case((value.is_not(None), every.c.step))
+    return [
+        func.count(value).label(f"n{i}"),
+        func.min(value).label(f"low_value{i}"),
+        func.max(value).label(f"high_value{i}"),
+        func.min(step).label(f"first{i}"),
+        func.max(step).label(f"last{i}"),
+    ]
+
+
+def _places(every: CTE, spans: CTE, i: int) -> list[Label[Any]]:
+    """Of key i in a bucket: where its extremes are, and the values at its ends."""
+    step, value = every.c.step, every.c[f"v{i}"]
+    return [
+        func.min(case((value == spans.c[f"low_value{i}"], step))).label(f"low{i}"),
+        func.min(case((value == spans.c[f"high_value{i}"], step))).label(f"high{i}"),
+        func.max(case((step == spans.c[f"first{i}"], value))).label(f"first_value{i}"),
+        func.max(case((step == spans.c[f"last{i}"], value))).label(f"last_value{i}"),
+    ]
+
+
 def kept_points(rows: Sequence[RowMapping], i: int, choose: Choice) -> tuple[int, Points]:
     """How many points key i has, and those to keep of them, from its rows of `bucket_rows`."""
     filled = [row for row in rows if row[f"n{i}"]]
-    kept: Points = {}
+    chosen = [("first", row) for row in filled[:1]] + [("last", row) for row in filled[-1:]]
     for name in ("low", "high") if choose == "minmax" else ("last",):
-        kept |= {row[f"{name}{i}"]: row[f"{name}_value{i}"] for row in filled}
-    for name, row in zip(("first", "last"), filled[:1] + filled[-1:], strict=bool(filled)):
-        kept[row[f"{name}{i}"]] = row[f"{name}_value{i}"]
+        chosen += [(name, row) for row in filled]
+    kept = {row[f"{name}{i}"]: row[f"{name}_value{i}"] for name, row in chosen}
     return sum(row[f"n{i}"] for row in filled), dict(sorted(kept.items()))
