@@ -39,6 +39,6 @@ class CheckpointDetail(CheckpointDocument):
 class CheckpointChange(BaseModel):
     """What may be changed of a checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"pinned": True}]})
+    model_config = ConfigDict(extra="forbid")
 
     pinned: StrictBool = Field(description="Retention leaves a pinned one alone.")

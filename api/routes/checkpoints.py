@@ -1,10 +1,13 @@
 """/v1/checkpoints: a save by its id, its files, and whether it is kept."""
 
-from fastapi import Request, Response
+from typing import Annotated
+
+from fastapi import Body, Request, Response
 
 from api.auth import Owner
 from api.deps import CheckpointsDep
 from api.downloads import answer
+from api.examples import CHECKPOINT_CHANGES
 from api.routing import (
     BODY_PROBLEMS,
     PARTS,
@@ -47,7 +50,10 @@ def show(checkpoint_id: str, owner: Owner, checkpoints: CheckpointsDep) -> Check
     responses=problems(404, 409) | BODY_PROBLEMS,
 )
 def update(
-    checkpoint_id: str, change: CheckpointChange, owner: Owner, checkpoints: CheckpointsDep
+    checkpoint_id: str,
+    change: Annotated[CheckpointChange, Body(openapi_examples=CHECKPOINT_CHANGES)],
+    owner: Owner,
+    checkpoints: CheckpointsDep,
 ) -> CheckpointDetail:
     """A pinned one stays when the job drops its older saves. One that another job needs cannot be unpinned."""
     return CheckpointDetail.of_content(checkpoints.pin(checkpoint_id, owner, pinned=change.pinned))

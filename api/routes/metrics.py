@@ -15,7 +15,7 @@ from api.deps import MetricsDep
 from api.entity_tags import matches
 from api.errors import InvalidCursor
 from api.json_response import json_response
-from api.pages import INT32, clamp, link_next
+from api.pages import INT32, INT64, clamp, link_next
 from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas import rfc3339
 from api.schemas_metrics import MetricsDocument, metrics_document
@@ -53,7 +53,11 @@ def series_query(
     to_step: Annotated[int | None, Query(ge=0, le=INT32)] = None,
     max_points: Annotated[
         int,
-        Query(description=f"Of a series: {LEAST_POINTS} to {MOST_POINTS}; what is outside is moved inside."),
+        Query(
+            ge=-INT64,
+            le=INT64,
+            description=f"Of a series: {LEAST_POINTS} to {MOST_POINTS}; what is outside is moved inside.",
+        ),
     ] = 500,
     downsample: Annotated[
         Choice,
