@@ -70,6 +70,6 @@ JOBS: dict[str, Any] = {
     },
 }
 
-CHECKPOINT_CHANGES: dict[str, Example] = {
+CHECKPOINT_CHANGES: dict[str, Any] = {
     "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
 }
