@@ -17,6 +17,7 @@ from api.limits import BodyLimit
 from api.routes import checkpoints, divergences, health, job_data, jobs, logs, metrics, models, scores
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
+from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
@@ -89,6 +90,7 @@ def create_app(
         metrics=MetricService(store),
         logs=LogService(store, settings.artifacts),
         checkpoints=CheckpointService(store, settings.artifacts),
+        artifacts=ArtifactService(store, settings.artifacts),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
@@ -30,6 +31,7 @@ class Parts:
     metrics: MetricService
     logs: LogService
     checkpoints: CheckpointService
+    artifacts: ArtifactService
 
 
 async def parts(request: Request) -> Parts:
@@ -61,6 +63,10 @@ async def _logs(found: PartsDep) -> LogService:
     return found.logs
 
 
+async def _artifacts(found: PartsDep) -> ArtifactService:
+    return found.artifacts
+
+
 async def _checkpoints(found: PartsDep) -> CheckpointService:
     return found.checkpoints
 
@@ -71,3 +77,4 @@ JobDataDep = Annotated[JobData, Depends(_job_data)]
 MetricsDep = Annotated[MetricService, Depends(_metrics)]
 LogsDep = Annotated[LogService, Depends(_logs)]
 CheckpointsDep = Annotated[CheckpointService, Depends(_checkpoints)]
+ArtifactsDep = Annotated[ArtifactService, Depends(_artifacts)]

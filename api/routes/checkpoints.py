@@ -1,11 +1,11 @@
-"""/v1/checkpoints: a save by its id, its files, and whether it is kept."""
+"""/v1/checkpoints: a save by its id, its files, and whether it is kept; and all that a job has to download."""
 
 from typing import Annotated
 
 from fastapi import Body, Request, Response
 
 from api.auth import Owner
-from api.deps import CheckpointsDep
+from api.deps import ArtifactsDep, CheckpointsDep
 from api.downloads import answer
 from api.examples import CHECKPOINT_CHANGES
 from api.routing import (
@@ -19,7 +19,7 @@ from api.routing import (
     problems,
     v1_router,
 )
-from api.schemas_checkpoints import CheckpointChange, CheckpointDetail
+from api.schemas_checkpoints import ArtifactList, CheckpointChange, CheckpointDetail
 
 router = v1_router("checkpoints", "jobs:read")
 changing = v1_router("checkpoints", "jobs:write")
@@ -30,6 +30,17 @@ FILE: Responses = PARTS | {
     200: {"content": {"application/octet-stream": OCTETS}, "headers": TAGS | {"Repr-Digest": TEXT}}
 }
 TAR: Responses = PARTS | {200: {"content": {"application/x-tar": OCTETS}, "headers": TAGS}}
+
+
+@router.get(
+    "/jobs/{job_id}/artifacts",
+    operation_id="jobs_artifacts",
+    summary="List what can be downloaded of a job",
+    responses=problems(404),
+)
+def artifacts(job_id: str, owner: Owner, service: ArtifactsDep) -> ArtifactList:
+    """Its checkpoints, results and logs, with their sizes and where they are."""
+    return ArtifactList.of(service.all(job_id, owner))
 
 
 @router.get(

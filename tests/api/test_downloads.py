@@ -167,6 +167,20 @@ def test_a_checkpoint_as_a_tar_that_can_be_continued(
     assert client.get(url, headers={"If-None-Match": tag}).status_code == 304
 
 
+def test_everything_to_download_is_listed(
+    client: TestClient, save: Callable[[dict[str, bytes]], Checkpoint], settings: Settings
+) -> None:
+    checkpoint = save({"a": b"a"})
+    url = f"/v1/jobs/{checkpoint.job_id}/artifacts"
+    (settings.artifacts / checkpoint.job_id / "1" / "log.txt").write_bytes(b"one\n")
+    saved, log = client.get(url).json()["data"]
+    assert (saved["kind"], saved["name"], saved["sha256"]) == ("checkpoint", "step-1", checkpoint.sha256)
+    assert (log["kind"], log["name"], log["bytes"], log["sha256"]) == ("log", "attempt-1.log", 4, None)
+    assert client.get(saved["url"]).headers["content-type"] == "application/x-tar"
+    assert client.get(log["url"], headers={"Accept": "text/plain"}).content == b"one\n"
+    assert client.get(f"/v1/jobs/job_{'0' * 32}/artifacts").status_code == 404
+
+
 def test_what_is_not_there_as_it_was_saved_is_gone(
     client: TestClient, save: Callable[[dict[str, bytes]], Checkpoint], settings: Settings, tmp_path: Path
 ) -> None:
