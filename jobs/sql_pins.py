@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, or_, select, update
 
 from jobs.errors import CheckpointInUse, CheckpointNotFound
 from jobs.schema import job_checkpoints, jobs
+from jobs.schema_jobs import job_uses
 from jobs.spec import Checkpoint
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import checkpoint_of
@@ -25,7 +26,7 @@ class PinRows(SqlBase):
             row = connection.execute(select(job_checkpoints).where(chosen).with_for_update()).one_or_none()
             if row is None:
                 raise CheckpointNotFound(checkpoint_id)
-            if not pinned and _needed(connection, owner, row.job_id, row.name):
+            if not pinned and _needed(connection, row.job_id, row.name):
                 raise CheckpointInUse(checkpoint_id)
             connection.execute(
                 update(job_checkpoints).where(columns.id == checkpoint_id).values(pinned=pinned)
@@ -33,10 +34,16 @@ class PinRows(SqlBase):
             return replace(checkpoint_of(row), pinned=pinned)
 
 
-def _needed(connection: Connection, owner: str, job_id: str, name: str) -> bool:
-    """True while a job that is not done starts from the checkpoint, or scores with it."""
-    waiting = select(jobs.c.resolved).where(jobs.c.owner == owner, jobs.c.status.not_in(TERMINAL))
-    for resolved in connection.execute(waiting).scalars():
+def _needed(connection: Connection, job_id: str, name: str) -> bool:
+    """True if a job that has not ended needs the checkpoint, or one that was trained on it."""
+    columns = job_uses.c
+    needing = or_(columns.for_good, jobs.c.status.not_in(sorted(TERMINAL)))
+    users = (
+        select(jobs.c.resolved)
+        .join(job_uses, columns.job_id == jobs.c.id)
+        .where(columns.used_id == job_id, needing)
+    )
+    for resolved in connection.execute(users).scalars():
         for used in (resolved.get("resume_from"), *resolved.get("checkpoints", ())):
             if used and (used["job_id"], used["name"]) == (job_id, name):
                 return True

@@ -30,6 +30,6 @@ class DataStore(Protocol):
 
         Raises:
             CheckpointNotFound: no such checkpoint of this owner.
-            CheckpointInUse: it is to be unpinned, and a job that is not done starts from it.
+            CheckpointInUse: it is to be unpinned, and a job needs it.
         """
         ...
