@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Double,
+    FromClause,
     Integer,
     Label,
     RowMapping,
@@ -21,18 +22,20 @@ from sqlalchemy import (
     Text,
     case,
     cast,
+    column,
     func,
     literal,
     or_,
     select,
+    true,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
 from jobs.metric_series import TIMINGS, Choice
 from jobs.schema import job_metrics
 
 COLUMNS = job_metrics.c
+LONGEST_COLUMN = 63  # PostgreSQL cuts a name that is longer
 Points = dict[int, float]  # by step
 
 
@@ -46,21 +49,24 @@ class Steps(NamedTuple):
 
 def wide(within: ColumnElement[bool], keys: Sequence[str], *, postgresql: bool) -> Subquery:
     """A row of each step: `step` and `v0` … `vn`, the value of each key or NULL."""
-    if postgresql:  # OFFSET 0: parsed once for a step, and not once for each of its keys
-        parsed = [cast(part, JSONB).label(part.name) for part in (COLUMNS.metrics, COLUMNS.timings)]
-        rows = select(COLUMNS.step, *parsed).where(within).offset(0).subquery("rows").c
-    else:
-        rows = COLUMNS
-    numbers = []
-    for place, key in enumerate(keys):
-        name, timing = key.removeprefix(TIMINGS), key.startswith(TIMINGS)
-        text = type_coerce(rows.timings if timing else rows.metrics, Text)
-        number: ColumnElement[Any] = func.json_extract(text, f'$."{name}"', type_=Double)
-        if postgresql:
-            number = cast(text.op("->>")(literal(name)), Double)
-        numbers.append(number.label(f"v{place}"))
-    chosen = select(rows.step, *numbers)
-    return (chosen if postgresql else chosen.where(within)).subquery("wide")
+    source: FromClause = job_metrics
+    numbers: dict[str, ColumnElement[Any]] = {}
+    for prefix, part in (("", COLUMNS.metrics), (TIMINGS, COLUMNS.timings)):
+        names = [key.removeprefix(TIMINGS) for key in keys if key.startswith(TIMINGS) == bool(prefix)]
+        if postgresql and names:  # a record is parsed once for a step, and not once for each of its keys
+            of_record = [column(name, Double) for name in names if len(name) <= LONGEST_COLUMN]
+            record = (
+                func.json_to_record(part).table_valued(*of_record).render_derived(part.name, with_types=True)
+            )
+            numbers |= {prefix + name: record.c[name] for name in names if name in record.c}
+            source = source.join(record, true()) if of_record else source
+        for name in names:
+            text = type_coerce(part, Text)
+            slow = cast(text.op("->>")(literal(name)), Double)
+            number = slow if postgresql else func.json_extract(text, f'$."{name}"', type_=Double)
+            numbers.setdefault(prefix + name, number)
+    columns = [numbers[key].label(f"v{place}") for place, key in enumerate(keys)]
+    return select(COLUMNS.step, *columns).select_from(source).where(within).subquery("wide")
 
 
 def step_rows(points: Subquery, number: int, *, sparse: bool) -> Select[Any]:

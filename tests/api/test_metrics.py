@@ -99,22 +99,22 @@ def test_rows_as_files(client: TestClient, store: SqlStore, job_id: str, monkeyp
     )
 
 
-@pytest.mark.parametrize(
-    ("query", "status"),
-    [
-        ("after=7", 400),
-        ("after=s1.a1%0A", 400),
-        ("keys=", 422),
-        ("keys=a,,b", 422),
-        ("keys=a;b", 422),
-        ("keys=" + "*a" * 51, 422),
-        ("downsample=mean", 422),
-        ("from_step=-1", 422),
-        ("max_points=-5", 200),
-        ("max_points=9223372036854775807", 200),
-        ("max_points=9223372036854775808", 422),
-        ("keys=" + "*a" * 50, 200),
-    ],
-)
-def test_what_is_no_query_is_refused(client: TestClient, job_id: str, query: str, status: int) -> None:
-    assert client.get(f"/v1/jobs/{job_id}/metrics?{query}").status_code == status
+QUERIES = [
+    ("after=7", 400),
+    ("after=s1.a1%0A", 400),
+    ("keys=", 422),
+    ("keys=a,,b", 422),
+    ("keys=a;b", 422),
+    ("keys=" + "*a" * 51, 422),
+    ("downsample=mean", 422),
+    ("from_step=-1", 422),
+    ("max_points=-5", 200),
+    ("max_points=9223372036854775807", 200),
+    ("max_points=9223372036854775808", 422),
+    ("keys=" + "*a" * 50, 200),
+]
+
+
+def test_what_is_no_query_is_refused(client: TestClient, job_id: str) -> None:
+    for query, status in QUERIES:
+        assert client.get(f"/v1/jobs/{job_id}/metrics?{query}").status_code == status, query

@@ -68,7 +68,7 @@ def random_series(rng: random.Random) -> Series:
             ((0.0, 0.0, 1.0), (-1e308, 5e-324, 0.1 + 0.2), tuple(rng.gauss(0, 1) for _ in range(50)))
         )
         points = {step: rng.choice(values) for step in steps if rng.random() < share}
-        series[f"k{place}/a.b"] = points or {steps[0]: 1.0}
+        series[f"k{place}/A.b" + "-long" * 20 * (place == 2)] = points or {steps[0]: 1.0}
     return series
 
 
