@@ -12,11 +12,26 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from api import openapi, problems, request_log
+from api.audit import AuditTrail
 from api.deps import Parts
+from api.keyring import Keyring
 from api.limits import BodyLimit
-from api.routes import checkpoints, divergences, health, job_data, jobs, logs, metrics, models, scores
+from api.rates import RequestRates
+from api.routes import (
+    api_keys,
+    checkpoints,
+    divergences,
+    health,
+    job_data,
+    jobs,
+    logs,
+    metrics,
+    models,
+    scores,
+)
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
+from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.job_data import JobData
@@ -69,6 +84,7 @@ def create_app(
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
+    keyring, rng = Keyring(store), SystemRng()
 
     app = FastAPI(
         title="kleash",
@@ -76,7 +92,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
+        lifespan=_running(dispatcher, Reaper(store, settings), keyring, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -85,20 +101,30 @@ def create_app(
         broker=broker,
         scorer=scorer,
         models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
+        jobs=JobService(
+            store,
+            model_resolver,
+            rng,
+            dispatcher.wake,
+            analysis,
+            queued_limit=settings.queued_jobs_per_owner,
+        ),
         job_data=JobData(store, analysis, settings.artifacts),
         metrics=MetricService(store),
         logs=LogService(store, settings.artifacts),
         checkpoints=CheckpointService(store, settings.artifacts),
         artifacts=ArtifactService(store, settings.artifacts),
+        keyring=keyring,
+        rates=RequestRates(settings.requests_per_minute),
+        api_keys=ApiKeys(store, rng, keyring),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(AuditTrail, store=store)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data, metrics, logs, checkpoints):
-        app.include_router(part.router)
-    for changing in (jobs.changing, checkpoints.changing):
-        app.include_router(changing)
+    parts = (health, models, scores, divergences, jobs, job_data, metrics, logs, checkpoints, api_keys)
+    for router in (*(part.router for part in parts), jobs.changing, checkpoints.changing, api_keys.anybodys):
+        app.include_router(router)
     openapi.complete(app)
     return app
 

@@ -5,6 +5,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.keyring import Keyring
+from api.rates import RequestRates
+from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.job_data import JobData
@@ -32,6 +35,9 @@ class Parts:
     logs: LogService
     checkpoints: CheckpointService
     artifacts: ArtifactService
+    keyring: Keyring
+    rates: RequestRates
+    api_keys: ApiKeys
 
 
 async def parts(request: Request) -> Parts:

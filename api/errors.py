@@ -3,6 +3,7 @@
 ApiError
 ├── Unauthenticated        no key, or not one of ours
 ├── InsufficientScope      the key may not do this
+├── RateLimited            the key has made too many requests
 ├── HostNotAllowed         open mode was reached from elsewhere, or under a name that is not loopback
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
@@ -32,7 +33,19 @@ class Unauthenticated(ApiError):
 
 
 class InsufficientScope(ApiError):
-    """The key may not do this."""
+    """The key may not do this; `context` names the scope that it lacks."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this needs a key with the scope {scope}")
+        self.context = {"scope": scope}
+
+
+class RateLimited(ApiError):
+    """The key has made too many requests."""
+
+    def __init__(self, per_minute: int, retry_after_s: int) -> None:
+        super().__init__(f"a key may make {per_minute} requests a minute")
+        self.retry_after_s = retry_after_s
 
 
 class HostNotAllowed(ApiError):

@@ -71,7 +71,7 @@ def known_error(request: Request, error: Exception) -> Response:
         status, code = REFUSED.get(error.code, status), error.code
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503 or code in RETRYABLE:
+    if status in (429, 503) or code in RETRYABLE:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_SOON_S))
     return problem(request.scope, status, code, fixed or str(error), context=context, headers=headers)
 

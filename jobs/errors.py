@@ -2,6 +2,8 @@
 
 JobError
 ├── JobNotFound              no such job (or not this caller's)
+├── KeyNotFound              no such API key
+├── QuotaExceeded            the owner has as many of these as it may have
 ├── IllegalTransition        the job is not in a state that allows this
 ├── VersionConflict          the job is not (any more) as the client saw it
 ├── TooMuchMetadata          a change would leave a job with too many pairs
@@ -30,6 +32,23 @@ class JobError(Exception):
 
 class JobNotFound(JobError):
     """No such job."""
+
+
+class KeyNotFound(JobError):
+    """No such API key."""
+
+
+class QuotaExceeded(JobError):
+    """The owner has as many of these as it may have; `context` has the numbers."""
+
+    retry_after_s = 30
+
+    def __init__(self, quota: str, limit: int) -> None:
+        super().__init__(quota, limit)
+        self.context = {"quota": quota, "limit": limit}
+
+    def __str__(self) -> str:
+        return f"the owner has as many {self.context['quota']} as it may have: {self.context['limit']}"
 
 
 class IllegalTransition(JobError):

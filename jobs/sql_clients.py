@@ -12,6 +12,7 @@ from jobs.sql_base import one_row
 from jobs.sql_changes import write_labels, write_uses
 from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
 from jobs.sql_listing import RUNNING_NAMES
+from jobs.sql_quotas import QuotaRows
 from jobs.sql_rows import job_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
 from jobs.store import Created
@@ -21,7 +22,7 @@ EVENTS = {("paused", "queued"): "job.resumed", ("pausing", "running"): "job.paus
 CREATE = "jobs_create"
 
 
-class ClientRows(IdempotencyRows):
+class ClientRows(IdempotencyRows, QuotaRows):
     """The client's part of jobs.store.Store: jobs and their states."""
 
     def create_job(
@@ -33,6 +34,7 @@ class ClientRows(IdempotencyRows):
         *,
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
+        queued_limit: int = 0,
     ) -> Created:
         """See jobs.store.Store."""
         with self.writing() as connection:
@@ -41,6 +43,7 @@ class ClientRows(IdempotencyRows):
                 before = self.claim_key(connection, use, job_id)
                 if before is not None:
                     return Created(job=_made(connection, before), replayed=True)
+            self.one_more_may_wait(connection, owner, queued_limit)
             _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
             write_labels(connection, job_id, owner, spec.metadata)

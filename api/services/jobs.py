@@ -32,10 +32,17 @@ class JobService:
     """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail."""
 
     def __init__(
-        self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None], analysis: RunAnalysis
+        self,
+        store: Store,
+        models: ModelResolver,
+        rng: Rng,
+        wake: Callable[[], None],
+        analysis: RunAnalysis,
+        *,
+        queued_limit: int = 0,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._analysis = analysis
+        self._analysis, self._queued_limit = analysis, queued_limit
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -45,6 +52,7 @@ class JobService:
                 of no use.
             CheckpointMismatch: it cannot go on from the checkpoint in `resume_from`.
             IdempotencyKeyReused: the key belongs to another request.
+            QuotaExceeded: the owner has too many jobs that wait.
         """
         request_sha256 = canonical_sha256(spec)
         if idempotency_key is not None:  # a repeat succeeds even if what it names has gone meanwhile
@@ -58,6 +66,7 @@ class JobService:
             self._resolved(spec, owner),
             idempotency_key=idempotency_key,
             request_sha256=request_sha256,
+            queued_limit=self._queued_limit,
         )
         self._wake()
         return created
