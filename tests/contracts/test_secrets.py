@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from jobs.keys import new_key
+from jobs.keys import ALL_SCOPES, Grant, new_key
 from jobs.migrate import upgrade
 from jobs.settings import Settings
 from jobs.spec import PPOSpec
@@ -89,7 +89,7 @@ def test_an_api_that_works_and_fails_tells_no_secret(
     (tmp_path / "models.json").write_text('{"models": {"m": {"source": "org/m"}}}')
     settings = Settings(database_url=SecretStr(database_url), models_file=tmp_path / "models.json")
     key, wrong = new_key(SystemRng()), new_key(SystemRng())
-    store.create_key(key.id, key.secret_sha256, "test")
+    store.create_key(key.id, key.secret_sha256, Grant(owner="me", name="test", scopes=ALL_SCOPES))
     answers: list[Any] = []
     with serving(settings, tmp_path, **environment(database_url, tmp_path)) as (url, log, process):
         for token in (str(key), str(wrong), f"{key}x", f"kl_{key.id}_{wrong.secret}"):
