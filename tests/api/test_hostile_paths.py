@@ -55,7 +55,16 @@ BODIES: dict[str, Callable[[str], Body]] = {
     "items_file": lambda path: ("/v1/jobs", {"type": "score", "config": {"items_file": path}}),
 }
 QUERIES = ("/v1/jobs?after={}", "/v1/jobs?status={}")
-PATHS = ("/v1/jobs/{}", "/v1/jobs/{}/checkpoints", "/v1/jobs/{}/results", "/v1/models/{}", "/docs/{}", "/{}")
+PATHS = (
+    "/v1/jobs/{}",
+    "/v1/jobs/{}/checkpoints",
+    "/v1/jobs/{}/results",
+    "/v1/models/{}",
+    "/v1/files/{}",
+    "/v1/files/{}/content",
+    "/docs/{}",
+    "/{}",
+)
 
 
 class Opened:
