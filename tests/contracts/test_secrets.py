@@ -31,6 +31,7 @@ SPEC = {
         "optimization": {"steps": 1},
     }
 }
+UNDER_SOAK = pytest.mark.skipif("KLEASH_SOAK" not in os.environ, reason="three more processes: KLEASH_SOAK=1")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_an_api_that_works_and_fails_tells_no_secret(
     absent([DATABASE, BROKER, key.secret, wrong.secret], places)
 
 
-@pytest.mark.skipif("KLEASH_SOAK" not in os.environ, reason="two children that import torch: make soak")
+@UNDER_SOAK
 @pytest.mark.parametrize("up", [True, False], ids=["its model is missing", "no database"])
 def test_a_job_that_fails_tells_no_secret(
     database_url: str, store: SqlStore, tmp_path: Path, up: bool
@@ -143,6 +144,7 @@ def test_a_job_that_fails_tells_no_secret(
     )
 
 
+@UNDER_SOAK
 def test_a_worker_without_its_broker_tells_no_secret(
     database_url: str, store: SqlStore, tmp_path: Path
 ) -> None:
