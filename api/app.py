@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from typing import Protocol
 
 import structlog
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from api import openapi, problems, request_log
 from api.deps import Parts
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores
+from api.routes import divergences, health, job_data, jobs, models, scores, tokens
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.job_data import JobData
@@ -31,7 +31,7 @@ from jobs.store import Store
 from jobs.system import SystemRng
 
 STOP_TIMEOUT_S = 5.0
-THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
+THREADS = 56  # of the routes; what waits for scores needs none meanwhile
 log = structlog.get_logger("kleash.api")
 
 
@@ -57,12 +57,13 @@ def create_app(
     if settings is None:
         settings = Settings()
         request_log.configure()
-    own = ExitStack()
+    own = AsyncExitStack()
     if store is None:
         store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
-        scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
+        scorer = HttpScorer(*settings.scorer_urls)
+        own.push_async_callback(scorer.aclose)
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
 
@@ -87,7 +88,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data):
+    for part in (health, models, scores, tokens, divergences, jobs, job_data):
         app.include_router(part.router)
     app.include_router(jobs.changing)
     openapi.complete(app)
@@ -95,7 +96,7 @@ def create_app(
 
 
 def _running(
-    *loops: Loop, wake: Callable[[], None], own: ExitStack
+    *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop.
 
@@ -117,7 +118,7 @@ def _running(
         wake()
         for thread in threads:
             thread.join(STOP_TIMEOUT_S)
-        own.close()
+        await own.aclose()
 
     return lifespan
 

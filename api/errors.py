@@ -6,6 +6,7 @@ ApiError
 ├── HostNotAllowed         open mode was reached from elsewhere, or under a name that is not loopback
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
+├── UnsupportedOption      a field's value is for other ways to ask
 ├── InvalidCursor          `after` is not a cursor of this list
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
@@ -43,6 +44,22 @@ class MalformedJSON(ApiError):
 
 class UnsupportedMediaType(ApiError):
     """The body is not declared as plain JSON."""
+
+
+class UnsupportedOption(ApiError):
+    """A field's value is for other ways to ask: `pointer` names the field."""
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(pointer, detail)
+        self.pointer, self.detail = pointer, detail
+
+    def __str__(self) -> str:
+        return f"{self.pointer}: {self.detail}"
+
+    @property
+    def field_error(self) -> dict[str, str]:
+        """The one entry of the problem's `errors`."""
+        return {"pointer": self.pointer, "code": "unsupported_option", "detail": self.detail}
 
 
 class InvalidCursor(ApiError):

@@ -3,7 +3,8 @@
 A row's `detail` replaces the error's own message, where that one is for logs.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from api.errors import (
     AdapterNotTrainable,
@@ -18,6 +19,7 @@ from api.errors import (
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
+    UnsupportedOption,
     UnusableClassifier,
 )
 from jobs.errors import (
@@ -55,6 +57,7 @@ ANSWERS: dict[type[Exception], Answer] = {
         "after must be the next_cursor of the page before",
     ),
     UnknownModel: Answer(422, "unknown_model", "There is no such model"),
+    UnsupportedOption: Answer(422, "unsupported_option", "The option is not available this way"),
     AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
     UnusableClassifier: Answer(422, "unusable_classifier", "The reward's model is of no use as one"),
     CheckpointMismatch: Answer(422, "checkpoint_mismatch", "The checkpoint does not fit the job"),
@@ -83,7 +86,10 @@ ANSWERS: dict[type[Exception], Answer] = {
     ),
     ScorerOverloaded: Answer(503, "overloaded", "The scorer is overloaded", "the scorer's queue is full"),
     DeadlineExceeded: Answer(
-        504, "deadline_exceeded", "The scorer did not answer in time", "the scorer did not answer in time"
+        504,
+        "deadline_exceeded",
+        "The scorer did not answer in time",
+        "the scorer did not answer in time; context says where the time went, where the scorer knows it",
     ),
     ScoringRefused: Answer(422, "scoring_refused", "The scorer refuses the request"),
     StoreUnavailable: Answer(
@@ -118,3 +124,23 @@ OTHER_TITLES = {
     "internal": "Something went wrong on our side",
 }
 TITLES = {answer.code: answer.title for answer in ANSWERS.values()} | OTHER_TITLES
+
+
+def answer_of(error: Exception) -> Answer:
+    """The row of an error's class, with the detail that this one has."""
+    row = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    if isinstance(error, ScoringRefused):
+        row = row._replace(status=REFUSED.get(error.code, row.status), code=error.code)
+    return row._replace(detail=row.detail or str(error))
+
+
+def context_of(error: Exception) -> Mapping[str, Any] | None:
+    """The numbers behind an error's detail."""
+    if isinstance(error, DeadlineExceeded):
+        return {f"{name}_s": round(seconds, 3) for name, seconds in error.spent.items()}
+    return error.context if isinstance(error, ScoringRefused) else None
+
+
+def errors_of(error: Exception) -> Sequence[Mapping[str, str]]:
+    """The fields that an error names."""
+    return [error.field_error] if isinstance(error, UnsupportedOption) else []

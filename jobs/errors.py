@@ -69,7 +69,14 @@ class ScorerOverloaded(JobError):
 
 
 class DeadlineExceeded(JobError):
-    """The scorer did not answer within the request's deadline."""
+    """The scorer did not answer within the request's deadline; `spent` has the seconds by what they went to."""
+
+    def __init__(self, detail: str, spent: dict[str, float] | None = None) -> None:
+        super().__init__(detail, spent)
+        self.detail, self.spent = detail, spent or {}
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class ScoringRefused(JobError):

@@ -12,6 +12,7 @@ import httpx2
 import numpy as np
 import pytest
 import structlog
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
@@ -24,6 +25,8 @@ from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
+from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
+from tests.api.byte_scorer import byte_tokens
 
 BASE_URL = "http://127.0.0.1:8000"
 HERE = ("127.0.0.1", 50_000)  # where requests come from
@@ -51,11 +54,16 @@ class FakeScorer:
     def __init__(self) -> None:
         self.is_ready = True
         self.requests: list[ScoreRequest] = []
+        self.tokenized: list[TokenizeRequest] = []
         self.answer: Callable[[ScoreRequest], ScoreReply] = self._unavailable
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+    async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
         self.requests.append(request)
-        return self.answer(request)
+        return await run_sync(self.answer, request)  # which may wait
+
+    async def tokenize(self, request: TokenizeRequest, *, timeout_s: float) -> TokenizeReply:
+        self.tokenized.append(request)
+        return byte_tokens(request)
 
     def ready(self) -> bool:
         return self.is_ready

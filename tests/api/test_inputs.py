@@ -217,7 +217,12 @@ def test_options_reach_the_scorer_and_the_answer_says_so(client, scorer):
 
 def test_a_client_may_shorten_its_deadline_and_not_lengthen_the_deployment_s(client, scorer, settings):
     asked = []
-    scorer.score = lambda request, *, timeout_s: asked.append(timeout_s) or answer(request)
+
+    async def score(request, *, timeout_s):
+        asked.append(timeout_s)
+        return answer(request)
+
+    scorer.score = score
     for timeout_s in (0.5, 3600, None):
         post(client, input="abc", request_timeout_s=timeout_s)
     assert asked == [0.5, settings.score_timeout_s, settings.score_timeout_s]

@@ -17,6 +17,7 @@ from api.scorer import MAX_WAITING, HttpScorer
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable
 from jobs.scoring_wire import QUANTITIES, ModelSource, ScoreItem, ScoreRequest
 from tests import tiny_models
+from tests.api.blocking_scorer import blocking
 from tests.api.byte_scorer import post, replying
 
 PATIENCE_S = 60.0
@@ -50,7 +51,6 @@ def real_scorer(tmp_path, tiny):
             time.sleep(0.05)
         yield scorer
     finally:
-        scorer.close()
         process.kill()
         process.wait()
 
@@ -151,9 +151,12 @@ def test_a_client_that_waits_in_many_places_leaves_some_to_the_others():
         source = ModelSource(path="a")
         return ScoreRequest(policy=source, reference=source, items=[ScoreItem(text="c")], client=client)
 
-    with Server(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(MAX_WAITING) as pool:
+    with (
+        Server(("127.0.0.1", 0), Handler) as server,
+        blocking(f"http://127.0.0.1:{server.server_port}") as scorer,
+        ThreadPoolExecutor(MAX_WAITING) as pool,
+    ):
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        scorer = HttpScorer(f"http://127.0.0.1:{server.server_port}")
         waiting = []
         for client, places in (("many", 32), ("other", 11), ("third", 4)):  # two thirds of 48, 16 and 5, up
             waiting += [pool.submit(scorer.score, by(client), timeout_s=PATIENCE_S) for _ in range(places)]
@@ -167,17 +170,15 @@ def test_a_client_that_waits_in_many_places_leaves_some_to_the_others():
         assert {type(future.exception(PATIENCE_S)) for future in waiting} == {DeadlineExceeded}
         with pytest.raises(DeadlineExceeded):  # a failed request has given its place back
             scorer.score(by("many"), timeout_s=PATIENCE_S)
-        scorer.close()
         server.shutdown()
 
 
 def test_a_scorer_that_is_not_there_is_unavailable(tmp_path):
     for url in (f"unix:{tmp_path}/nothing.sock", "http://127.0.0.1:9"):
-        scorer = HttpScorer(url)
         request = ScoreRequest(
             policy=ModelSource(path="a"), reference=ModelSource(path="b"), items=[ScoreItem(text="c")]
         )
-        assert scorer.ready() is False
-        with pytest.raises(ScorerUnavailable):
-            scorer.score(request, timeout_s=1.0)
-        scorer.close()
+        with blocking(url) as scorer:
+            assert scorer.ready() is False
+            with pytest.raises(ScorerUnavailable):
+                scorer.score(request, timeout_s=1.0)

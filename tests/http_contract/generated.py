@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.http_contract.served import Served, served
 
-SEMANTIC = ("scores_create", "jobs_create", "divergences_create")
+SEMANTIC = ("scores_create", "scores_stream", "tokens_decode", "jobs_create", "divergences_create")
 ROLES = ("owner", "stranger", "nobody")
 EXAMPLES = 40  # for each operation in a run
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "413", "429", "503"]
