@@ -6,14 +6,14 @@ from contextlib import aclosing
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-MEDIA_TYPE = "application/jsonl"
-
 
 class JsonLines(StreamingResponse):
     """The first line, which is there, and the others; when the client leaves, what they wait for is given up."""
 
+    media_type = "application/jsonl"
+
     def __init__(self, first: bytes, others: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(_all(first, others), media_type=MEDIA_TYPE)
+        super().__init__(_all(first, others))
         self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI

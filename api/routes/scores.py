@@ -92,6 +92,7 @@ async def create(
     "/scores/stream",
     operation_id="scores_stream",
     summary="Score texts, line by line",
+    status_code=200,
     response_class=JsonLines,
     responses=LINES | BODY_PROBLEMS | problems(504),
 )

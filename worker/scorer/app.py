@@ -1,4 +1,4 @@
-"""The scorer over HTTP, for the API: POST /score and /tokenize, GET /ready and /health; for a worker: /sleep, /wake.
+"""The scorer over HTTP, for the API: POST /score, /tokenize, GET /ready, /health; for a worker: /sleep, /wake.
 
 Answers are binary (jobs/scoring_wire.py) and say in Server-Timing where the time went; refusals are JSON
 `{"code", "detail", "context"}`.
