@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from api.schemas import Number
 from api.schemas_inputs import FORMS, MAX_ITEMS, Input, Item, items_of
@@ -31,22 +31,11 @@ Quantity = Literal[
 DEFAULT_QUANTITIES: list[Quantity] = ["policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy"]
 
 
-EXAMPLES: list[JsonValue] = [
-    {"input": "The cat sat on the mat."},
-    {
-        "input": [{"prompt": "2 + 2 =", "completion": " 4"}, {"token_ids": [464, 3797], "score_from": 1}],
-        "quantities": ["kl", "k1"],
-        "top_k": 3,
-        "offsets": "utf16",
-    },
-]
 _Rewards = Annotated[list[float], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class ScoresRequest(Config):
     """Texts to score, and against which pair of models."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": EXAMPLES})
 
     policy: str | None = Field(
         None, min_length=1, max_length=4096, description="A model's name; without it the default policy."

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from api.schemas_inputs import MAX_ITEMS, TokenIdList
 from api.schemas_scores import ModelId, Tokenizer
@@ -17,8 +17,6 @@ _UNIT = "The unit of `start` and `end`; none leaves them out."
 class TokenizeRequest(Config):
     """Texts to be tokenised as /v1/scores tokenises them."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["The cat sat.", "日本 👩‍👩‍👧"]}]})
-
     model: PathName | None = Field(None, description="A model's name; without it the default policy.")
     input: str | _Texts = Field(description="A text, also an empty one, or a list of texts.")
     add_special_tokens: bool = Field(True, description="Those that the tokenizer puts around a text.")
@@ -32,8 +30,6 @@ class TokenizeRequest(Config):
 
 class DetokenizeRequest(Config):
     """Token ids to be spelled."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"input": [464, 3797, 3332]}]})
 
     model: PathName | None = Field(None, description="A model's name; without it the default policy.")
     input: TokenIdList | _Lists = Field(description="Token ids, or a list of lists of token ids.")

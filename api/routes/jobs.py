@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import Header, Query, Response
+from fastapi import Body, Header, Query, Response
 
 from api.auth import Owner
 from api.deps import JobsDep
+from api.examples import JOBS
 from api.pages import MAX_PAGE, Limit, clamp
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument, JobList, PublicStatus
@@ -39,7 +40,11 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     responses=CREATED | BODY_PROBLEMS,
 )
 def create(
-    spec: JobSpec, owner: Owner, jobs: JobsDep, response: Response, idempotency_key: IdempotencyKey = None
+    spec: Annotated[JobSpec, Body(openapi_examples=JOBS)],
+    owner: Owner,
+    jobs: JobsDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobDocument:
     """Queue a training run (`ppo`, also without a type) or the scoring of a file (`score`).
 

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import Depends, Header, Request, Response
+from fastapi import Body, Depends, Header, Request, Response
 
 from api.auth import CallerDep, Owner
 from api.deps import JobsDep, PartsDep
 from api.errors import InsufficientScope
+from api.examples import SCORES
 from api.json_lines import JsonLines
 from api.json_response import json_response
 from api.routes.jobs import REPLAYED, IdempotencyKey, etag
@@ -51,6 +52,7 @@ async def _service(parts: PartsDep) -> ScoreService:
     return ScoreService(parts.models, parts.scorer, parts.settings)
 
 
+Texts = Annotated[ScoresRequest, Body(openapi_examples=SCORES)]
 ScoresDep = Annotated[ScoreService, Depends(_service)]
 
 
@@ -62,7 +64,7 @@ ScoresDep = Annotated[ScoreService, Depends(_service)]
     responses=ANSWERS | BODY_PROBLEMS | problems(504),
 )
 async def create(
-    request: ScoresRequest,
+    request: Texts,
     caller: CallerDep,
     scores: ScoresDep,
     jobs: JobsDep,
@@ -96,9 +98,7 @@ async def create(
     response_class=JsonLines,
     responses=LINES | BODY_PROBLEMS | problems(504),
 )
-async def stream(
-    request: ScoresRequest, owner: Owner, scores: ScoresDep, parts: PartsDep, http: Request
-) -> Response:
+async def stream(request: Texts, owner: Owner, scores: ScoresDep, parts: PartsDep, http: Request) -> Response:
     """The body of POST /v1/scores, of as many items as the body holds; answered by one line per item.
 
     An item that cannot be scored has a line with its `error`. Errors before the first line are problems; after it

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Response
+from fastapi import Body, Depends, Response
 
 from api.auth import Owner
 from api.deps import PartsDep
+from api.examples import DETOKENIZE, TOKENIZE
 from api.json_response import json_response
 from api.routing import BODY_PROBLEMS, problems, v1_router
 from api.schemas_tokenize import DetokenizedList, DetokenizeRequest, TokenizedList, TokenizeRequest
@@ -28,7 +29,9 @@ TokensDep = Annotated[TokenService, Depends(_service)]
     response_model=TokenizedList,
     responses=BODY_PROBLEMS | problems(504),
 )
-async def tokenize(request: TokenizeRequest, owner: Owner, tokens: TokensDep) -> Response:
+async def tokenize(
+    request: Annotated[TokenizeRequest, Body(openapi_examples=TOKENIZE)], owner: Owner, tokens: TokensDep
+) -> Response:
     """The ids that /v1/scores scores, with each token's text and its offsets. The model need not be in memory."""
     return json_response(await tokens.tokenize(request, owner))
 
@@ -40,6 +43,8 @@ async def tokenize(request: TokenizeRequest, owner: Owner, tokens: TokensDep) ->
     response_model=DetokenizedList,
     responses=BODY_PROBLEMS | problems(504),
 )
-async def detokenize(request: DetokenizeRequest, owner: Owner, tokens: TokensDep) -> Response:
+async def detokenize(
+    request: Annotated[DetokenizeRequest, Body(openapi_examples=DETOKENIZE)], owner: Owner, tokens: TokensDep
+) -> Response:
     """The text that ids stand for, special tokens included, with each token's part of it."""
     return json_response(await tokens.detokenize(request, owner))

@@ -1,5 +1,8 @@
 """A stand-in scorer's answers, one token per byte, and requests to /v1/scores."""
 
+import json
+from typing import Any
+
 import numpy as np
 
 from api.schemas_scores import ScoreList
@@ -74,3 +77,20 @@ def post(client, body, status=200):
     if status == 200:
         ScoreList.model_validate_json(response.content, strict=True)  # what OpenAPI promises
     return response.json()
+
+
+def byte_answer(request: ScoreRequest) -> ScoreReply:
+    items: list[ItemScores | ItemError] = [
+        byte_scores(item, k1=0.5, names=request.quantities)
+        if item.text
+        else ItemError(code="empty_input", detail="no token is left to score")
+        for item in request.items
+    ]
+    return ScoreReply(items=items, tokenizer_sha256="ab" * 32, vocab_size=256, weights_dtype="float32")
+
+
+def stream(client, body: dict[str, Any]) -> list[dict[str, Any]]:
+    with client.stream("POST", "/v1/scores/stream", json=body) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"] == "application/jsonl"
+        return [json.loads(line) for line in response.iter_lines()]
