@@ -105,3 +105,11 @@ def test_the_version_is_that_of_the_project(client: TestClient) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert client.get("/version").json() == {"name": "kleash", "version": project["version"]}
     assert project["version"] == VERSION
+
+
+def test_the_lines_of_a_stream_are_described(app: FastAPI) -> None:
+    content = app.openapi()["paths"]["/v1/scores/stream"]["post"]["responses"]["200"]["content"]
+    assert content == {"application/jsonl": {"schema": {"$ref": "#/components/schemas/StreamLine"}}}
+    kinds = app.openapi()["components"]["schemas"]["StreamLine"]["anyOf"]
+    names = [kind["$ref"].rpartition("/")[2] for kind in kinds]
+    assert names == ["Score", "FailedScore", "ScoreSummary"]

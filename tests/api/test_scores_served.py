@@ -18,7 +18,8 @@ from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable
 from jobs.scoring_wire import QUANTITIES, ModelSource, ScoreItem, ScoreRequest
 from tests import tiny_models
 from tests.api.blocking_scorer import blocking
-from tests.api.byte_scorer import post, replying
+from tests.api.byte_scorer import post, replying, stream
+from tests.api.offsets import HARD_TEXTS, assert_any_ids_hold, assert_offsets_hold
 
 PATIENCE_S = 60.0
 
@@ -76,6 +77,22 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
                     assert tokens["kl"][t] > 0
         assert found["data"][1]["tokens"]["scored"].index(True) > 1
         assert found["numerics"]["weights_dtype"] == "float32"
+
+        *lines, last = stream(client, {"input": texts, "quantities": list(QUANTITIES), "numerics": "strict"})
+        sums = [line["sums"]["kl"] for line in sorted(lines, key=lambda line: line["index"])]
+        assert sums == pytest.approx([score["sums"]["kl"] for score in found["data"]], rel=1e-4)
+        assert last["complete"] is True
+        timing = client.post("/v1/scores", json={"input": "the cat"}).headers["server-timing"]
+        spent = dict(part.split(";dur=") for part in timing.split(", "))
+        assert list(spent) == ["resolve", "queue", "tokenize", "compute", "transfer", "serialize"]
+        assert float(spent["compute"]) > 0
+
+        for text in HARD_TEXTS:
+            assert_offsets_hold(client, text)
+        assert_any_ids_hold(client)
+        for model, code in ((str(tiny.root / "none"), "unknown_model"), ("tuned", None)):
+            tokens = client.post("/v1/tokenize", json={"model": model, "input": "the cat"}).json()
+            assert tokens.get("code") == code
 
         drift = post(client, {"input": texts, "attribution": True})["attribution"]
         assert drift["kl"] == pytest.approx(sum(score["sums"]["kl"] for score in found["data"]), rel=1e-5)
