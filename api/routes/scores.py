@@ -43,7 +43,6 @@ LINES: Responses = {
     200: {
         "model": StreamLine,
         "description": "One JSON object a line: items as they are done, then the summary",
-        "headers": {"Server-Timing": TIMING},
     }
 }
 

@@ -126,7 +126,7 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
 
 
 def test_requests_that_wait_for_scores_leave_threads_to_the_other_routes(client, scorer):
-    """As many as the API lets wait, each in a thread, and a route that needs one too."""
+    """As many as the API lets wait, and a route that needs a thread."""
     held, arrived = threading.Event(), threading.Semaphore(0)
 
     def answer(request):
