@@ -12,11 +12,15 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from api import openapi, problems, request_log
+from api.audit import AuditTrail
 from api.deps import Parts
+from api.keyring import Keyring
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores, tokens
+from api.rates import RequestRates
+from api.routes import api_keys, divergences, health, job_data, jobs, models, scores, tokens
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
+from api.services.api_keys import ApiKeys
 from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
@@ -66,6 +70,7 @@ def create_app(
         own.push_async_callback(scorer.aclose)
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
+    keyring, rng = Keyring(store), SystemRng()
 
     app = FastAPI(
         title="kleash",
@@ -73,7 +78,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
+        lifespan=_running(dispatcher, Reaper(store, settings), keyring, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -82,15 +87,27 @@ def create_app(
         broker=broker,
         scorer=scorer,
         models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
+        jobs=JobService(
+            store,
+            model_resolver,
+            rng,
+            dispatcher.wake,
+            analysis,
+            queued_limit=settings.queued_jobs_per_owner,
+        ),
         job_data=JobData(store, analysis, settings.artifacts),
+        keyring=keyring,
+        rates=RequestRates(settings.requests_per_minute),
+        api_keys=ApiKeys(store, rng, keyring),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(AuditTrail, store=store)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, tokens, divergences, jobs, job_data):
+    for part in (health, models, scores, tokens, divergences, jobs, job_data, api_keys):
         app.include_router(part.router)
     app.include_router(jobs.changing)
+    app.include_router(api_keys.anybodys)
     openapi.complete(app)
     return app
 

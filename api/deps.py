@@ -5,6 +5,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.keyring import Keyring
+from api.rates import RequestRates
+from api.services.api_keys import ApiKeys
 from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
@@ -24,6 +27,9 @@ class Parts:
     models: ModelResolver
     jobs: JobService
     job_data: JobData
+    keyring: Keyring
+    rates: RequestRates
+    api_keys: ApiKeys
 
 
 async def parts(request: Request) -> Parts:

@@ -3,11 +3,13 @@
 ApiError
 ├── Unauthenticated        no key, or not one of ours
 ├── InsufficientScope      the key may not do this
+├── RateLimited            the key has made too many requests
 ├── HostNotAllowed         open mode was reached from elsewhere, or under a name that is not loopback
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
 ├── UnsupportedOption      a field's value is for other ways to ask
 ├── InvalidCursor          `after` is not a cursor of this list
+├── InvalidQuery           the query string has a parameter that the operation does not know
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
 ├── UnusableClassifier     a reward's model is no classifier, or has no such label
@@ -31,7 +33,19 @@ class Unauthenticated(ApiError):
 
 
 class InsufficientScope(ApiError):
-    """The key may not do this."""
+    """The key may not do this; `context` names the scope that it lacks."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this needs a key with the scope {scope}")
+        self.context = {"scope": scope}
+
+
+class RateLimited(ApiError):
+    """The key has made too many requests."""
+
+    def __init__(self, per_minute: int, retry_after_s: int) -> None:
+        super().__init__(f"a key may make {per_minute} requests a minute")
+        self.retry_after_s = retry_after_s
 
 
 class HostNotAllowed(ApiError):
@@ -57,13 +71,17 @@ class UnsupportedOption(ApiError):
         return f"{self.pointer}: {self.detail}"
 
     @property
-    def field_error(self) -> dict[str, str]:
-        """The one entry of the problem's `errors`."""
-        return {"pointer": self.pointer, "code": "unsupported_option", "detail": self.detail}
+    def errors(self) -> list[dict[str, str]]:
+        """The problem's."""
+        return [{"pointer": self.pointer, "code": "unsupported_option", "detail": self.detail}]
 
 
 class InvalidCursor(ApiError):
     """`after` is not a cursor of this list."""
+
+
+class InvalidQuery(ApiError):
+    """The query string has a parameter that the operation does not know, or one twice."""
 
 
 class UnknownModel(ApiError):

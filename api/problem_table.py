@@ -3,8 +3,7 @@
 A row's `detail` replaces the error's own message, where that one is for logs.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from api.errors import (
     AdapterNotTrainable,
@@ -13,9 +12,11 @@ from api.errors import (
     HostNotAllowed,
     InsufficientScope,
     InvalidCursor,
+    InvalidQuery,
     MalformedJSON,
     NoResults,
     PathNotAllowed,
+    RateLimited,
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
@@ -25,13 +26,20 @@ from api.errors import (
 from jobs.errors import (
     CheckpointGone,
     DeadlineExceeded,
+    IdempotencyInProgress,
     IdempotencyKeyReused,
     IllegalTransition,
+    JobDeleted,
+    JobInUse,
     JobNotFound,
+    KeyNotFound,
+    QuotaExceeded,
     ScorerOverloaded,
     ScorerUnavailable,
     ScoringRefused,
     StoreUnavailable,
+    TooMuchMetadata,
+    VersionConflict,
 )
 
 
@@ -47,6 +55,8 @@ class Answer(NamedTuple):
 ANSWERS: dict[type[Exception], Answer] = {
     Unauthenticated: Answer(401, "unauthenticated", "An API key is needed"),
     InsufficientScope: Answer(403, "insufficient_scope", "The key may not do this"),
+    RateLimited: Answer(429, "rate_limited", "The key has made too many requests"),
+    QuotaExceeded: Answer(429, "quota_exceeded", "The owner has as many as it may have"),
     HostNotAllowed: Answer(403, "host_not_allowed", "The server answers to its own machine only"),
     MalformedJSON: Answer(400, "malformed_json", "The body is not valid JSON"),
     UnsupportedMediaType: Answer(415, "unsupported_media_type", "The body must be plain JSON"),
@@ -56,6 +66,7 @@ ANSWERS: dict[type[Exception], Answer] = {
         "The cursor is not one of this list",
         "after must be the next_cursor of the page before",
     ),
+    InvalidQuery: Answer(422, "invalid_query", "The query string does not fit the operation"),
     UnknownModel: Answer(422, "unknown_model", "There is no such model"),
     UnsupportedOption: Answer(422, "unsupported_option", "The option is not available this way"),
     AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
@@ -70,8 +81,24 @@ ANSWERS: dict[type[Exception], Answer] = {
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
+    KeyNotFound: Answer(404, "not_found", "There is nothing here", "no such key"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
+    VersionConflict: Answer(412, "version_conflict", "The job has changed since"),
+    TooMuchMetadata: Answer(422, "too_much_metadata", "There is too much metadata"),
+    JobInUse: Answer(409, "in_use", "Other jobs need this one"),
+    JobDeleted: Answer(
+        410,
+        "deleted",
+        "What the Idempotency-Key made has been deleted",
+        "the job that this Idempotency-Key made has been deleted: use a new key to make another",
+    ),
+    IdempotencyInProgress: Answer(
+        409,
+        "idempotency_in_progress",
+        "A request with this Idempotency-Key has not ended",
+        "another request with this Idempotency-Key is being served: ask again",
+    ),
     IdempotencyKeyReused: Answer(
         422,
         "idempotency_key_reused",
@@ -98,6 +125,7 @@ ANSWERS: dict[type[Exception], Answer] = {
 }
 # the status of those codes of ScoringRefused that are not 422
 REFUSED = {"input_too_long": 413, "too_many_items": 413, "out_of_memory": 413}
+RETRYABLE = {"idempotency_in_progress"}  # besides what 429, 503 and 504 say
 # what the framework raises -> code
 HTTP_CODES = {
     400: "malformed_request",
@@ -132,15 +160,3 @@ def answer_of(error: Exception) -> Answer:
     if isinstance(error, ScoringRefused):
         row = row._replace(status=REFUSED.get(error.code, row.status), code=error.code)
     return row._replace(detail=row.detail or str(error))
-
-
-def context_of(error: Exception) -> Mapping[str, Any] | None:
-    """The numbers behind an error's detail."""
-    if isinstance(error, DeadlineExceeded):
-        return {f"{name}_s": round(seconds, 3) for name, seconds in error.spent.items()}
-    return error.context if isinstance(error, ScoringRefused) else None
-
-
-def errors_of(error: Exception) -> Sequence[Mapping[str, str]]:
-    """The fields that an error names."""
-    return [error.field_error] if isinstance(error, UnsupportedOption) else []

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from api.errors import UnsupportedMediaType
 from api.field_errors import MAX_TEXT, field_error, schema_names
-from api.problem_table import ANSWERS, HTTP_CODES, TITLES, answer_of, context_of, errors_of
+from api.problem_table import ANSWERS, HTTP_CODES, RETRYABLE, TITLES, answer_of
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS, MAX_BYTES = 20, 2048
@@ -42,7 +42,7 @@ def problem(
         "detail": detail[:MAX_TEXT],
         "code": code,
         "request_id": scope.get("state", {}).get("request_id", ""),
-        "retryable": status in (429, 503, 504),
+        "retryable": status in (429, 503, 504) or code in RETRYABLE,
         "errors": list(errors)[:MAX_ERRORS],
     }
     if "route" in scope and OWN_PATH.fullmatch(scope["path"]):
@@ -65,17 +65,18 @@ def known_error(request: Request, error: Exception) -> Response:
     """The problem of an error class in ANSWERS."""
     status, code, _, detail = answer_of(error)
     headers: dict[str, str] = {}
+    context = getattr(error, "context", None)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:
+    if status in (429, 503) or code in RETRYABLE:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_SOON_S))
     return problem(
         request.scope,
         status,
         code,
         detail or "",
-        errors=errors_of(error),
-        context=context_of(error),
+        errors=getattr(error, "errors", ()),
+        context=context,
         headers=headers,
     )
 

@@ -2,10 +2,17 @@
 
 JobError
 ├── JobNotFound              no such job (or not this caller's)
+├── KeyNotFound              no such API key
+├── QuotaExceeded            the owner has as many of these as it may have
 ├── IllegalTransition        the job is not in a state that allows this
+├── VersionConflict          the job is not (any more) as the client saw it
+├── TooMuchMetadata          a change would leave a job with too many pairs
+├── JobInUse                 others need the checkpoints of a job that is to be deleted
+├── JobDeleted               what an idempotency key made has been deleted since
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
 ├── IdempotencyKeyReused     the key was used with another request
+├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
 ├── ScorerUnavailable        the scorer cannot be reached, or is starting
@@ -25,6 +32,23 @@ class JobNotFound(JobError):
     """No such job."""
 
 
+class KeyNotFound(JobError):
+    """No such API key."""
+
+
+class QuotaExceeded(JobError):
+    """The owner has as many of these as it may have; `context` has the numbers."""
+
+    retry_after_s = 30
+
+    def __init__(self, quota: str, limit: int) -> None:
+        super().__init__(quota, limit)
+        self.context = {"quota": quota, "limit": limit}
+
+    def __str__(self) -> str:
+        return f"the owner has as many {self.context['quota']} as it may have: {self.context['limit']}"
+
+
 class IllegalTransition(JobError):
     """The job is not in a state that allows this."""
 
@@ -34,6 +58,46 @@ class IllegalTransition(JobError):
 
     def __str__(self) -> str:
         return f"{self.action} is not possible: {self.job_id} is {self.status}"
+
+
+class VersionConflict(JobError):
+    """The job's `version` is none of those that the change was made for."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """For the client."""
+        return {"version": self.version}
+
+    def __str__(self) -> str:
+        return f"the job is at version {self.version}, not at one of If-Match"
+
+
+class TooMuchMetadata(JobError):
+    """A change would leave a job with too many pairs of metadata."""
+
+
+class JobInUse(JobError):
+    """Other jobs need the checkpoints of this one."""
+
+    def __init__(self, job_id: str, users: list[str]) -> None:
+        super().__init__(job_id, users)
+        self.job_id, self.users = job_id, users
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """For the client: the first of them."""
+        return {"jobs": self.users[:20]}
+
+    def __str__(self) -> str:
+        return f"{len(self.users)} other jobs need a checkpoint of {self.job_id}"
+
+
+class JobDeleted(JobError):
+    """What the Idempotency-Key made has been deleted since."""
 
 
 class LeaseLost(JobError):
@@ -46,6 +110,10 @@ class CheckpointGone(JobError):
 
 class IdempotencyKeyReused(JobError):
     """The Idempotency-Key was used before with another request."""
+
+
+class IdempotencyInProgress(JobError):
+    """A request with the same Idempotency-Key has begun and not ended."""
 
 
 class StoreUnavailable(JobError):
@@ -77,6 +145,11 @@ class DeadlineExceeded(JobError):
 
     def __str__(self) -> str:
         return self.detail
+
+    @property
+    def context(self) -> dict[str, float]:
+        """What a client is told besides."""
+        return {f"{name}_s": round(seconds, 3) for name, seconds in self.spent.items()}
 
 
 class ScoringRefused(JobError):

@@ -75,6 +75,10 @@ class Settings(BaseSettings):
     alive_file: Path | None = None  # touched by a Celery worker while it can take jobs: for healthchecks
     stall_after_s: float = 1800.0  # no progress for so long: the attempt is killed
 
+    requests_per_minute: int = Field(6000, ge=0)  # of one key, in one API process; 0: any number
+    queued_jobs_per_owner: int = Field(1000, ge=0)  # paused ones count; 0: any number
+    running_jobs_per_owner: int = Field(0, ge=0)  # 0: any number
+
     max_body_bytes: int = 1_000_000
     max_items: int = 256
     max_batch_tokens: int = 2048

@@ -13,7 +13,7 @@ from api.errors import InsufficientScope
 from api.examples import SCORES
 from api.json_lines import JsonLines
 from api.json_response import json_response
-from api.routes.jobs import REPLAYED, IdempotencyKey, etag
+from api.routes.jobs import REPLAYED, IdempotencyKey
 from api.routing import BODY_PROBLEMS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument
 from api.schemas_score_stream import StreamLine

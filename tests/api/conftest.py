@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from jobs import keys
 from jobs.errors import BrokerUnavailable, ScorerUnavailable
+from jobs.keys import Scope
 from jobs.schema import metadata
 from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
 from jobs.settings import Settings
@@ -28,6 +29,7 @@ from jobs.system import SystemRng
 from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
 from tests.api.byte_scorer import byte_tokens
 
+NewKey = Callable[..., dict[str, str]]
 BASE_URL = "http://127.0.0.1:8000"
 HERE = ("127.0.0.1", 50_000)  # where requests come from
 
@@ -208,12 +210,17 @@ def keyed_client(new_app: Callable[[Settings], FastAPI], settings: Settings) -> 
 
 
 @pytest.fixture
-def new_key(store: SqlStore) -> Callable[[], dict[str, str]]:
-    """Creates a key and returns the headers that carry it."""
+def new_key(store: SqlStore) -> NewKey:
+    """Creates a key and returns the headers that carry it; by default of an owner of its own, for everything."""
 
-    def create() -> dict[str, str]:
+    def create(
+        owner: str | None = None, scopes: Iterable[Scope] = keys.ALL_SCOPES, expires_in_s: float | None = None
+    ) -> dict[str, str]:
         key = keys.new_key(SystemRng())
-        store.create_key(key.id, key.secret_sha256, "test")
+        grant = keys.Grant(
+            owner=owner or key.id, name="test", scopes=frozenset(scopes), expires_in_s=expires_in_s
+        )
+        store.create_key(key.id, key.secret_sha256, grant)
         return {"Authorization": f"Bearer {key}"}
 
     return create

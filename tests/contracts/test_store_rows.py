@@ -6,13 +6,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
 from jobs.errors import CheckpointGone, IdempotencyKeyReused, JobNotFound
-from jobs.schema import api_keys
 from jobs.spec import JOB_SPEC, NewEvent
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
+from jobs.store_jobs import JobFilter
 from tests.contracts.store_jobs import (
     CHECKPOINT,
     FAILURE,
@@ -183,14 +182,17 @@ def test_pages_newest_first(store: SqlStore) -> None:
     ids = [job.id for job in store.list_jobs(limit=3)]
     assert ids == ["job_4", "job_3", "job_2"]
     assert [job.id for job in store.list_jobs(after=ids[-1], limit=3)] == ["job_1", "job_0"]
-    by_status = {status: [job.id for job in store.list_jobs(owner="me", status=status)] for status in STATES}
+    by_status = {
+        status: [job.id for job in store.list_jobs(owner="me", where=JobFilter(statuses=[status]))]
+        for status in STATES
+    }
     assert {status: found for status, found in by_status.items() if found} == {
         "queued": ["job_4", "job_2", "job_0"],
         "running": ["job_1"],
         "cancelling": ["job_3"],
     }
     with pytest.raises(ValueError, match="nonsense"):
-        store.list_jobs(status="nonsense")
+        store.list_jobs(where=JobFilter(statuses=["nonsense"]))
 
 
 def test_messages_are_sent_once_per_epoch_and_again_when_nobody_claims(store: SqlStore, clock: Any) -> None:
@@ -251,15 +253,6 @@ def test_idempotency_keys_belong_to_their_owner_and_their_request(store: SqlStor
     with pytest.raises(IdempotencyKeyReused):
         store.find_replay("me", "k", "b")
     assert [job.id for job in store.list_jobs()] == ["job_4", "job_1"]
-
-
-def test_keys(store: SqlStore) -> None:
-    store.create_key("id", "hash", "name")
-    assert store.key_secret_sha256("id") == "hash"
-    assert store.key_secret_sha256("other") is None
-    with store.writing() as connection:
-        connection.execute(update(api_keys).values(revoked_at=1.0))
-    assert store.key_secret_sha256("id") is None
 
 
 def test_the_database_clock_runs(clean: SqlStore) -> None:

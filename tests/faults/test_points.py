@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.faults import ROOMS, ROOT, names, names_in, parse
+from tests.faults.points.keys import kill_keys
 from tests.faults.points.lone import kill_files, kill_migrate
 from tests.faults.points.stack import run
 
@@ -199,6 +200,10 @@ def test_a_published_folder_is_whole_whenever_the_process_dies(tmp_path: Path) -
 
 def test_a_first_key_survives_a_death_between_file_and_row(tmp_path: Path) -> None:
     assert list(kill_migrate(tmp_path, ["link.key.after"])) == []
+
+
+def test_a_revocation_survives_a_death_before_its_answer(tmp_path: Path) -> None:
+    assert list(kill_keys(tmp_path, ["commit.revoke_key.after"])) == []
 
 
 def test_api_pool_child_and_training_child_die_once_each_and_the_jobs_end_alike(

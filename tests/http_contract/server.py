@@ -144,12 +144,15 @@ def main() -> int:
             models_file=here / "models.json",
             model_roots=[here / "roots"],
             dispatch_every_s=3600,
+            requests_per_minute=0,
+            queued_jobs_per_owner=0,
         )
         store = SqlStore(settings.database_url.get_secret_value())
         metadata.create_all(store.engine)
         roles = {role: keys.new_key(SystemRng()) for role in ("owner", "stranger")}
         for role, key in roles.items():
-            store.create_key(key.id, key.secret_sha256, role)
+            grant = keys.Grant(owner=key.id, name=role, scopes=keys.ALL_SCOPES)
+            store.create_key(key.id, key.secret_sha256, grant)
         ids = populate(store, settings.artifacts, roles["owner"].id)
         app = create_app(settings, store=store, broker=Nowhere(), scorer=ByteScorer())
         server = SettlingServer(
