@@ -17,13 +17,16 @@ from api.deps import Parts
 from api.keyring import Keyring
 from api.limits import BodyLimit
 from api.rates import RequestRates
-from api.routes import api_keys, divergences, health, job_data, jobs, models, scores, tokens
+from api.routes import api_keys, divergences, files, health, job_data, jobs, models, scores, tokens, workers
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.api_keys import ApiKeys
+from api.services.files import FileService
 from api.services.job_data import JobData
+from api.services.job_files import JobFiles
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
 from jobs.ports import Broker, Scorer
@@ -33,6 +36,7 @@ from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
 from jobs.system import SystemRng
+from jobs.upload_folder import UploadFolder, UploadSweep
 
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes; what waits for scores needs none meanwhile
@@ -71,6 +75,10 @@ def create_app(
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
     keyring, rng = Keyring(store), SystemRng()
+    uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
+    file_service = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
+    job_files = JobFiles(model_resolver, file_service)
+    loops: list[Loop] = [dispatcher, Reaper(store, settings), keyring, UploadSweep(uploads, store)]
 
     app = FastAPI(
         title="kleash",
@@ -78,7 +86,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), keyring, wake=dispatcher.wake, own=own),
+        lifespan=_running(*loops, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -93,21 +101,25 @@ def create_app(
             rng,
             dispatcher.wake,
             analysis,
+            job_files,
             queued_limit=settings.queued_jobs_per_owner,
         ),
         job_data=JobData(store, analysis, settings.artifacts),
         keyring=keyring,
         rates=RequestRates(settings.requests_per_minute),
         api_keys=ApiKeys(store, rng, keyring),
+        files=file_service,
+        residence=Residence(model_resolver, scorer),
     )
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    larger = {("POST", "/v1/files"): settings.max_file_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, tokens, divergences, jobs, job_data, api_keys):
+    for part in (health, models, scores, tokens, divergences, jobs, job_data, files, workers, api_keys):
         app.include_router(part.router)
-    app.include_router(jobs.changing)
-    app.include_router(api_keys.anybodys)
+    for more in (jobs.changing, models.changing, api_keys.anybodys):
+        app.include_router(more)
     openapi.complete(app)
     return app
 

@@ -16,7 +16,8 @@ from typing import TypeVar
 import httpx2
 
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import ScoreReply, ScoreRequest, decode_reply
+from jobs.residents import Residents
+from jobs.scoring_wire import ModelSource, ScoreReply, ScoreRequest, decode_reply
 from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest, decode_tokens
 
 CONNECT_TIMEOUT_S, PROBE_TIMEOUT_S, GRACE_S = 2.0, 2.0, 2.0
@@ -77,9 +78,25 @@ class _Endpoint:
         except httpx2.TransportError:
             return False
 
+    def residents(self) -> Residents | None:
+        try:
+            response = self.probe.get("/models", timeout=PROBE_TIMEOUT_S)
+        except httpx2.TransportError:
+            return None
+        return Residents.model_validate_json(response.content) if response.status_code == 200 else None
+
+    def wish(self, path: str, source: ModelSource) -> bool:
+        try:
+            response = self.probe.post(path, content=source.model_dump_json(), timeout=PROBE_TIMEOUT_S)
+        except httpx2.TransportError:
+            return False
+        if response.status_code == 422:
+            raise _error(response)
+        return response.status_code == 202
+
 
 class HttpScorer:
-    """Scorers at `unix:/path` or `http://host:port`, for one event loop; any thread may ask for `ready`."""
+    """Scorers at `unix:/path` or `http://host:port`, for one event loop; what does not wait, for any thread."""
 
     def __init__(self, *urls: str) -> None:
         self._waiting: Counter[str] = Counter()  # by client
@@ -156,6 +173,24 @@ class HttpScorer:
     def ready(self) -> bool:
         """True if a scorer has its default pair loaded."""
         return any(endpoint.ready() for endpoint in self._endpoints)
+
+    def residents(self) -> list[Residents]:
+        """The models of each scorer that answers."""
+        answers = [endpoint.residents() for endpoint in self._endpoints]
+        return [answer for answer in answers if answer is not None]
+
+    def load(self, source: ModelSource) -> None:
+        """Have every scorer that answers load a model, soon. Raises ScorerUnavailable, ScoringRefused."""
+        self._wish("/load", source)
+
+    def unload(self, source: ModelSource) -> None:
+        """Have every scorer that answers give a model up, soon. Raises as `load`."""
+        self._wish("/unload", source)
+
+    def _wish(self, path: str, source: ModelSource) -> None:
+        answers = [endpoint.wish(path, source) for endpoint in self._endpoints]
+        if not any(answers):
+            raise ScorerUnavailable("no scorer answers")
 
     async def aclose(self) -> None:
         """Close the connections."""

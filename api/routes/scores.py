@@ -9,11 +9,12 @@ from fastapi import Body, Depends, Header, Request, Response
 
 from api.auth import CallerDep, Owner
 from api.deps import JobsDep, PartsDep
+from api.entity_tags import etag
 from api.errors import InsufficientScope
 from api.examples import SCORES
 from api.json_lines import JsonLines
 from api.json_response import json_response
-from api.routes.jobs import REPLAYED, IdempotencyKey
+from api.routes.jobs import REPLAYED, IdempotencyKey, document
 from api.routing import BODY_PROBLEMS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument
 from api.schemas_score_stream import StreamLine
@@ -60,7 +61,7 @@ ScoresDep = Annotated[ScoreService, Depends(_service)]
     operation_id="scores_create",
     summary="Score texts",
     response_model=ScoreList,
-    responses=ANSWERS | BODY_PROBLEMS | problems(504),
+    responses=ANSWERS | BODY_PROBLEMS | problems(409, 410, 504),
 )
 async def create(
     request: Texts,
@@ -142,5 +143,4 @@ def _queued(jobs: JobService, request: ScoresRequest, owner: str, idempotency_ke
     }
     if created.replayed:
         headers["Idempotency-Replayed"] = "true"
-    document = JobDocument.of(created.job, jobs.diagnosis(created.job))
-    return Response(document.model_dump_json(), 202, headers, "application/json")
+    return Response(document(jobs, created.job).model_dump_json(), 202, headers, "application/json")
