@@ -11,13 +11,25 @@ import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
-from api import openapi, problems, request_log
+from api import browser, openapi, problems, request_log
 from api.audit import AuditTrail
 from api.deps import Parts
 from api.keyring import Keyring
 from api.limits import BodyLimit
 from api.rates import RequestRates
-from api.routes import api_keys, divergences, files, health, job_data, jobs, models, scores, tokens, workers
+from api.routes import (
+    api_keys,
+    divergences,
+    docs,
+    files,
+    health,
+    job_data,
+    jobs,
+    models,
+    scores,
+    tokens,
+    workers,
+)
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.api_keys import ApiKeys
@@ -84,7 +96,7 @@ def create_app(
         title="kleash",
         version=VERSION,
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
-        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
         lifespan=_running(*loops, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
@@ -114,9 +126,10 @@ def create_app(
     larger = {("POST", "/v1/files"): settings.max_file_bytes}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
-    app.add_middleware(request_log.RequestLog)  # added last: outermost
+    app.add_middleware(request_log.RequestLog)
+    browser.install(app, settings)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, tokens, divergences, jobs, job_data, files, workers, api_keys):
+    for part in (health, docs, models, scores, tokens, divergences, jobs, job_data, files, workers, api_keys):
         app.include_router(part.router)
     for more in (jobs.changing, models.changing, api_keys.anybodys):
         app.include_router(more)
