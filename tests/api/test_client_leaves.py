@@ -9,6 +9,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from api.__main__ import server_config
 from api.app import create_app
 from api.scorer import HttpScorer
 from tests import tiny_models
@@ -44,7 +45,7 @@ def served(tmp_path, tiny, settings, store, broker):
         app = create_app(ours, store=store, broker=broker, scorer=HttpScorer(f"unix:{path}"))
         with socket.socket() as listening:
             listening.bind(ANY_PORT)
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+            server = uvicorn.Server(server_config(app, ours, timeout_graceful_shutdown=1))
             thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
             thread.start()
             wait_until(lambda: server.started)
