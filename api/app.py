@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 
 import structlog
 from anyio.to_thread import current_default_thread_limiter
@@ -27,6 +27,7 @@ from api.routes import (
     metrics,
     models,
     scores,
+    tokens,
     workers,
 )
 from api.scorer import HttpScorer
@@ -38,11 +39,12 @@ from jobs.sql_store import open_store
 from jobs.store import Store
 
 STOP_TIMEOUT_S = 5.0
-THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
+THREADS = 56  # of the routes; what waits for scores needs none meanwhile
 ROUTERS = (
     health.router,
     docs.router,
     scores.router,
+    tokens.router,
     divergences.router,
     models.router,
     models.changing,
@@ -75,12 +77,13 @@ def create_app(
     if settings is None:
         settings = Settings()
         request_log.configure()
-    own = ExitStack()
+    own = AsyncExitStack()
     if store is None:
         store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
-        scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
+        scorer = HttpScorer(*settings.scorer_urls)
+        own.push_async_callback(scorer.aclose)
     parts, loops, wake = assemble(settings, store, broker, scorer)
 
     app = FastAPI(
@@ -106,7 +109,7 @@ def create_app(
 
 
 def _running(
-    *loops: Loop, wake: Callable[[], None], own: ExitStack
+    *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop.
 
@@ -128,7 +131,7 @@ def _running(
         wake()
         for thread in threads:
             thread.join(STOP_TIMEOUT_S)
-        own.close()
+        await own.aclose()
 
     return lifespan
 

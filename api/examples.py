@@ -30,6 +30,17 @@ SCORES: dict[str, Any] = {
         },
     },
 }
+TOKENIZE: dict[str, Any] = {
+    "texts": {"summary": "Two texts", "value": {"input": ["The film was long.", "日本 👩‍👩‍👧"]}},
+    "utf16": {
+        "summary": "Offsets as JavaScript counts",
+        "value": {"input": "a 👩‍👩‍👧", "add_special_tokens": False, "offsets": "utf16"},
+    },
+}
+DETOKENIZE: dict[str, Any] = {
+    "ids": {"summary": "One list of ids", "value": {"input": [72, 105]}},
+    "lists": {"summary": "Two lists", "value": {"input": [[72, 105], [72]]}},
+}
 DIVERGENCES: dict[str, Any] = {
     "coins": {
         "summary": "Two distributions",

@@ -24,6 +24,7 @@ from api.errors import (
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
+    UnsupportedOption,
     UnusableClassifier,
 )
 from jobs.errors import (
@@ -80,6 +81,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     ModelNotFound: Answer(404, "not_found", "There is nothing here"),
     InvalidQuery: Answer(422, "invalid_query", "The query string does not fit the operation"),
     UnknownModel: Answer(422, "unknown_model", "There is no such model"),
+    UnsupportedOption: Answer(422, "unsupported_option", "The option is not available this way"),
     AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
     UnusableClassifier: Answer(422, "unusable_classifier", "The reward's model is of no use as one"),
     CheckpointMismatch: Answer(422, "checkpoint_mismatch", "The checkpoint does not fit the job"),
@@ -147,7 +149,10 @@ ANSWERS: dict[type[Exception], Answer] = {
     ),
     ScorerOverloaded: Answer(503, "overloaded", "The scorer is overloaded", "the scorer's queue is full"),
     DeadlineExceeded: Answer(
-        504, "deadline_exceeded", "The scorer did not answer in time", "the scorer did not answer in time"
+        504,
+        "deadline_exceeded",
+        "The scorer did not answer in time",
+        "the scorer did not answer in time; context says where the time went, where the scorer knows it",
     ),
     ScoringRefused: Answer(422, "scoring_refused", "The scorer refuses the request"),
     StoreUnavailable: Answer(
@@ -187,3 +192,11 @@ OTHER_TITLES = {
     "internal": "Something went wrong on our side",
 }
 TITLES = {answer.code: answer.title for answer in ANSWERS.values()} | OTHER_TITLES
+
+
+def answer_of(error: Exception) -> Answer:
+    """The row of an error's class, with the detail that this one has."""
+    row = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    if isinstance(error, ScoringRefused):
+        row = row._replace(status=REFUSED.get(error.code, row.status), code=error.code)
+    return row._replace(detail=row.detail or str(error))

@@ -188,7 +188,19 @@ class ScorerOverloaded(JobError):
 
 
 class DeadlineExceeded(JobError):
-    """The scorer did not answer within the request's deadline."""
+    """The scorer did not answer within the request's deadline; `spent` has the seconds by what they went to."""
+
+    def __init__(self, detail: str, spent: dict[str, float] | None = None) -> None:
+        super().__init__(detail, spent)
+        self.detail, self.spent = detail, spent or {}
+
+    def __str__(self) -> str:
+        return self.detail
+
+    @property
+    def context(self) -> dict[str, float]:
+        """What a client is told besides."""
+        return {f"{name}_s": round(seconds, 3) for name, seconds in self.spent.items()}
 
 
 class ScoringRefused(JobError):
