@@ -7,6 +7,7 @@ import sys
 
 import uvicorn
 
+from api.abortable import AbortableProtocol
 from jobs.settings import Settings
 
 SETTLE_S = 0.3  # between the last new connection and the end of those without a request
@@ -35,6 +36,7 @@ def main() -> int:
         factory=True,
         host=settings.host,
         port=settings.port,
+        http=AbortableProtocol,
         access_log=False,  # request_log writes one line per request
         log_config=None,
         server_header=False,

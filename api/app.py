@@ -13,14 +13,18 @@ from fastapi import FastAPI
 
 from api import problems, request_log
 from api.deps import Parts
+from api.event_stream import event_frame
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores
+from api.routes import divergences, health, job_data, job_live, jobs, models, scores
 from api.schemas import FieldError, Problem
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.job_data import JobData
+from api.services.job_documents import JobDocuments
 from api.services.jobs import JobService
+from api.services.live import Live
 from api.services.models import ModelResolver
+from api.termination import on_termination
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
 from jobs.ports import Broker, Scorer
@@ -66,6 +70,8 @@ def create_app(
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
+    live = Live(store, event_frame)
+    job_service = JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis, live)
 
     app = FastAPI(
         title="kleash",
@@ -73,7 +79,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
+        lifespan=_running(live, dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -82,13 +88,15 @@ def create_app(
         broker=broker,
         scorer=scorer,
         models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
+        jobs=job_service,
         job_data=JobData(store, analysis, settings.artifacts),
+        live=live,
+        documents=JobDocuments(job_service),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data):
+    for part in (job_live, health, models, scores, divergences, jobs, job_data):
         app.include_router(part.router)
     app.include_router(jobs.changing)
     _document_problems(app)
@@ -96,9 +104,9 @@ def create_app(
 
 
 def _running(
-    *loops: Loop, wake: Callable[[], None], own: ExitStack
+    live: Live, *loops: Loop, wake: Callable[[], None], own: ExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop.
+    """A lifespan during which `live` polls and each loop has a thread; `wake` ends a pause when they shall stop.
 
     `own` is closed at its end.
     """
@@ -113,7 +121,9 @@ def _running(
         ]
         for thread in threads:
             thread.start()
-        yield
+        async with live.running():
+            with on_termination(live.stop):
+                yield
         stop.set()
         wake()
         for thread in threads:

@@ -6,7 +6,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.services.job_data import JobData
+from api.services.job_documents import JobDocuments
 from api.services.jobs import JobService
+from api.services.live import Live
 from api.services.models import ModelResolver
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
@@ -24,6 +26,8 @@ class Parts:
     models: ModelResolver
     jobs: JobService
     job_data: JobData
+    live: Live
+    documents: JobDocuments
 
 
 async def parts(request: Request) -> Parts:

@@ -11,6 +11,7 @@ from jobs.spec import Job
 from jobs.sql_clients import ClientRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
+from jobs.sql_live import LiveRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.states import Status
@@ -19,7 +20,7 @@ from jobs.store import Reaped, Store
 MOST_RESEND_WAITS = 10
 
 
-class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows):
+class SqlStore(ClientRows, JobDataRows, LiveRows, RunRows, KeyRows):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:

@@ -6,6 +6,7 @@ from fastapi import Header, Query, Response
 
 from api.auth import Owner
 from api.deps import JobsDep
+from api.etags import IfNoneMatch, conditional, etag
 from api.pages import MAX_PAGE, Limit, clamp
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument, JobList, PublicStatus
@@ -27,7 +28,7 @@ IdempotencyKey = Annotated[
 ]
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
 CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
-SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
+LISTED: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
 
@@ -53,38 +54,25 @@ def create(
     return JobDocument.of(created.job, jobs.diagnosis(created.job))
 
 
-@router.get("/jobs", operation_id="jobs_list", summary="List jobs, newest first", responses=problems(400))
+@router.get(
+    "/jobs",
+    operation_id="jobs_list",
+    summary="List jobs, newest first",
+    response_model=JobList,
+    responses=LISTED | problems(400),
+)
 def index(
     owner: Owner,
     jobs: JobsDep,
+    response: Response,
+    if_none_match: IfNoneMatch = None,
     limit: Limit = 20,
     after: Annotated[str | None, Query(description="The `next_cursor` of the page before.")] = None,
     status: PublicStatus | None = None,
-) -> JobList:
+) -> Response:
     """A page of the caller's jobs."""
-    return JobList.of(jobs.page(owner, status=status, after=after, limit=clamp(limit, MAX_PAGE)))
-
-
-@router.get(
-    "/jobs/{job_id}",
-    operation_id="jobs_get",
-    summary="Show a job",
-    response_model=JobDocument,
-    responses=SHOWN | problems(404),
-)
-def show(
-    job_id: str,
-    owner: Owner,
-    jobs: JobsDep,
-    response: Response,
-    if_none_match: Annotated[str | None, Header(description="An ETag of before.")] = None,
-) -> JobDocument | Response:
-    """The job as it is now, or 304 while its version is the one of If-None-Match."""
-    if if_none_match is not None and matches(if_none_match, current := etag(jobs.version(job_id, owner))):
-        return Response(status_code=304, headers={"ETag": current})
-    job = jobs.get(job_id, owner)
-    response.headers["ETag"] = etag(job.version)
-    return JobDocument.of(job, jobs.diagnosis(job))
+    page = jobs.page(owner, status=status, after=after, limit=clamp(limit, MAX_PAGE))
+    return conditional(JobList.of(page), if_none_match, response)
 
 
 @changing.post(
@@ -126,14 +114,3 @@ def requested(jobs: JobService, action: Action, job_id: str, owner: str, respons
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
     return JobDocument.of(job, jobs.diagnosis(job))
-
-
-def etag(version: int) -> str:
-    """Strong: equal versions, equal documents."""
-    return f'"{version}"'
-
-
-def matches(if_none_match: str, current: str) -> bool:
-    """The weak comparison of RFC 9110 §13.1.2, of any tag in the list."""
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return current in tags or "*" in tags

@@ -9,6 +9,7 @@ from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
 from api.services.analysis import RunAnalysis
 from api.services.classifiers import classifier_paths
 from api.services.job_ids import JOB_ID, known_shape
+from api.services.live import Live
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
@@ -27,13 +28,22 @@ class JobPage(NamedTuple):
 
 
 class JobService:
-    """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail."""
+    """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail.
+
+    `live` learns of every row that it reads for an answer.
+    """
 
     def __init__(
-        self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None], analysis: RunAnalysis
+        self,
+        store: Store,
+        models: ModelResolver,
+        rng: Rng,
+        wake: Callable[[], None],
+        analysis: RunAnalysis,
+        live: Live,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._analysis = analysis
+        self._analysis, self._live = analysis, live
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -48,6 +58,7 @@ class JobService:
         if idempotency_key is not None:  # a repeat succeeds even if what it names has gone meanwhile
             before = self._store.find_replay(owner, idempotency_key, request_sha256)
             if before is not None:
+                self._live.saw([before])
                 return Created(job=before, replayed=True)
         created = self._store.create_job(
             self._rng.job_id(),
@@ -62,17 +73,16 @@ class JobService:
 
     def get(self, job_id: str, owner: str) -> Job:
         """The job. Raises JobNotFound, as all below."""
-        return self._store.get_job(known_shape(job_id), owner)
-
-    def version(self, job_id: str, owner: str) -> int:
-        """What the job's ETag is made of."""
-        return self._store.get_version(known_shape(job_id), owner)
+        job = self._store.get_job(known_shape(job_id), owner)
+        self._live.saw([job])
+        return job
 
     def page(self, owner: str, *, status: str | None, after: str | None, limit: int) -> JobPage:
         """Newest first, after the job `after`. Raises InvalidCursor."""
         if after is not None and not JOB_ID.fullmatch(after):
             raise InvalidCursor
         jobs = self._store.list_jobs(owner=owner, status=status, after=after, limit=limit + 1)
+        self._live.saw(jobs)
         return JobPage(jobs[:limit], len(jobs) > limit)
 
     def request(self, action: Action, job_id: str, owner: str) -> Job:

@@ -1,0 +1,66 @@
+"""The JSON of jobs, written once for each version and sent to all who ask.
+
+A job's document is a function of its row at one version, and of the metrics of the steps that this row counts, for
+its diagnosis: a step's metrics are written in the transaction that counts it. Nothing else may go into it (a place
+in the queue, a clock); such things need a resource of their own.
+"""
+
+import asyncio
+from collections import OrderedDict
+from typing import NamedTuple
+
+from anyio.to_thread import run_sync
+
+from api.schemas_jobs import JobDocument
+from api.services.jobs import JobService
+
+MOST_BYTES = 32 << 20
+
+
+class Written(NamedTuple):
+    """A document, and the version of its row."""
+
+    version: int
+    body: bytes
+
+
+class JobDocuments:
+    """The newest document of each job, the least used ones forgotten. It belongs to the event loop."""
+
+    def __init__(self, jobs: JobService, *, most_bytes: int = MOST_BYTES) -> None:
+        self._jobs, self._most_bytes, self._bytes = jobs, most_bytes, 0
+        self._kept: OrderedDict[str, Written] = OrderedDict()
+        self._writing: dict[tuple[str, int], asyncio.Task[Written]] = {}
+
+    async def get(self, job_id: str, owner: str, version: int) -> Written:
+        """The job's document at this version, or at a later one. Raises JobNotFound, StoreUnavailable."""
+        kept = self._kept.get(job_id)
+        if kept is not None and kept.version == version:
+            self._kept.move_to_end(job_id)
+            return kept
+        task = self._writing.get((job_id, version))
+        if task is None:
+            task = asyncio.create_task(self._write(job_id, owner, version))
+            self._writing[job_id, version] = task
+        return await asyncio.shield(task)  # one who leaves does not end it for the others
+
+    async def _write(self, job_id: str, owner: str, version: int) -> Written:
+        try:
+            written = await run_sync(self._read, job_id, owner)
+        finally:
+            del self._writing[job_id, version]
+        self._forget(job_id)
+        self._kept[job_id] = written
+        self._bytes += len(written.body)
+        while self._bytes > self._most_bytes:
+            self._forget(next(iter(self._kept)))
+        return written
+
+    def _forget(self, job_id: str) -> None:
+        if job_id in self._kept:
+            self._bytes -= len(self._kept.pop(job_id).body)
+
+    def _read(self, job_id: str, owner: str) -> Written:
+        job = self._jobs.get(job_id, owner)
+        document = JobDocument.of(job, self._jobs.diagnosis(job))
+        return Written(job.version, document.model_dump_json().encode())
