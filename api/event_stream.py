@@ -6,7 +6,8 @@ frame is built once for all who follow the job (api/services/tails.py), and a st
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from api.held import gone
 from api.schemas_job_data import EventDocument
 from api.services.live import Live, Watch
 from api.services.tails import Tail
+from jobs.errors import StoreUnavailable
 from jobs.spec import Event
 
 PING_S = 15.0
@@ -28,6 +30,7 @@ PATIENCE_S = 15.0  # for a client to read what it was sent
 LAST_PATIENCE_S = 0.5  # the same once the process is to end
 LONGEST_S = 3600.0  # of one stream: a key that was revoked does not follow a job for ever
 PAGE = 500  # events
+CHUNK_BYTES = 1 << 15
 
 Backfill = Callable[[int, int], list[Event]]  # events of the job after a seq, at most so many
 
@@ -46,6 +49,20 @@ def snapshot_frame(document: bytes) -> bytes:
 def done_frame(job_id: str, status: str) -> bytes:
     """The end: a client does not come back."""
     return format_sse_event(data_str=orjson.dumps({"id": job_id, "status": status}).decode(), event="done")
+
+
+def chunks(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Together, but no more at once than a client should have to take before the next are written."""
+    held: list[bytes] = []
+    size = 0
+    for frame in frames:
+        held.append(frame)
+        size += len(frame)
+        if size >= CHUNK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 class EventStream(Response):
@@ -69,8 +86,11 @@ class EventStream(Response):
             try:
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 await self._send(send, start)
-                async for frames in self._frames(watch, tail, leaving):
-                    await self._send(send, {"type": "http.response.body", "body": frames, "more_body": True})
+                with suppress(StoreUnavailable):  # it ends without `done`, to be asked for again
+                    async for frames in self._frames(watch, tail, leaving):
+                        await self._send(
+                            send, {"type": "http.response.body", "body": frames, "more_body": True}
+                        )
                 await self._send(send, {"type": "http.response.body"})
             except TimeoutError:
                 abort(scope)
@@ -80,15 +100,17 @@ class EventStream(Response):
 
     async def _send(self, send: Send, message: Message) -> None:
         """Raises TimeoutError for a client that does not read."""
-        async with asyncio.timeout(PATIENCE_S) as self._limit:
-            if self._live.stopping:
-                self._hurry()
-            await send(message)
-        self._limit = None
+        try:
+            async with asyncio.timeout(PATIENCE_S) as self._limit:
+                if self._live.stopping:
+                    self._hurry()
+                await send(message)
+        finally:
+            self._limit = None
 
     def _hurry(self) -> None:
         """The process is to end."""
-        if self._limit is not None:
+        if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(asyncio.get_running_loop().time() + LAST_PATIENCE_S)
 
     async def _frames(self, watch: Watch, tail: Tail, leaving: "asyncio.Task[Any]") -> AsyncIterator[bytes]:
@@ -99,7 +121,8 @@ class EventStream(Response):
             if seen is None:  # deleted
                 return
             if frames := await self._new(tail):
-                yield b"".join(frames)
+                for chunk in chunks(frames):
+                    yield chunk
             elif seen.done and self._sent >= seen.event_seq:
                 yield done_frame(self._job_id, seen.status)
                 return

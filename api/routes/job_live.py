@@ -79,6 +79,7 @@ async def show(
     "/jobs/{job_id}/events/stream",
     operation_id="jobs_events_stream",
     summary="Follow a job's events",
+    status_code=200,
     response_class=EventStream,
     responses=STREAM | problems(404),
 )

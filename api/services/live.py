@@ -126,7 +126,8 @@ class Live:
         now = asyncio.get_running_loop().time()
         if known is None or now - known.read_at > GOOD_FOR_TICKS * self._tick_s:
             read = self._want(known_shape(job_id))
-            await read.done.wait()
+            if self._loop is not None:
+                await read.done.wait()
             if read.failure is not None:
                 raise StoreUnavailable(str(read.failure)) from read.failure
             known = self._known.get(job_id)

@@ -38,7 +38,8 @@ def listening(app: FastAPI) -> Iterator[int]:
             thread.join(0.01)
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        app.state.parts.live.stop()  # nobody waits by now, or nobody shall
+        live = app.state.parts.live
+        live._loop.call_soon_threadsafe(live.stop)  # signals do not reach this thread
         server.should_exit = True
         thread.join(PATIENCE_S)
         assert not thread.is_alive()

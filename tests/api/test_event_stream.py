@@ -92,7 +92,7 @@ def test_who_may_not_see_the_job_follows_nothing(client: TestClient, job: Job) -
 def test_streams_cut_at_any_point_give_each_event_once_in_order(
     served: FastAPI, store: SqlStore, job: Job, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
-    """Also where the events at hand begin later than what a stream has sent: then a page comes from the database."""
+    """Also where the events at hand begin later than a stream has come: then a page comes from the database."""
     monkeypatch.setattr("api.services.tails.HELD", held)
     monkeypatch.setattr("api.services.live.HELD", held)
     monkeypatch.setattr(event_stream, "PAGE", 4)
