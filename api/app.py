@@ -96,6 +96,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
+    app.include_router(job_live.polled)
     for part in (job_live, health, models, scores, divergences, jobs, job_data):
         app.include_router(part.router)
     app.include_router(jobs.changing)

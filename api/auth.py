@@ -72,11 +72,16 @@ def needs(scope: Scope) -> Dependency:
     """A route's dependency: the key must have this scope. Raises InsufficientScope."""
 
     async def check(caller: CallerDep) -> None:
-        if scope not in caller.scopes:
-            raise InsufficientScope(f"this needs a key with the scope {scope}")
+        permit(caller, scope)
 
     dependency: Dependency = Depends(check)
     return dependency
+
+
+def permit(caller: Caller, scope: Scope) -> None:
+    """Raises InsufficientScope."""
+    if scope not in caller.scopes:
+        raise InsufficientScope(f"this needs a key with the scope {scope}")
 
 
 def _from_here(request: Request) -> bool:

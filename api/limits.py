@@ -20,10 +20,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request = Request(scope)
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > self.max_bytes:
-            await http_error(request, RequestTooLarge(self.max_bytes))(scope, receive, send)
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if declared.isdigit() and int(declared[:20]) > self.max_bytes:
+            await http_error(Request(scope), RequestTooLarge(self.max_bytes))(scope, receive, send)
             return
         received = 0
 

@@ -6,17 +6,18 @@ which may repeat any of them.
 
 import logging
 import re
+import sys
 import time
 import traceback
 
+import orjson
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from api.problems import internal_error
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 log = structlog.get_logger("kleash.api")
 
 
@@ -30,8 +31,8 @@ class RequestLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid7().hex}"
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else f"req_{uuid7().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
         status, started = 0, time.perf_counter()
 
@@ -39,7 +40,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -61,8 +62,19 @@ def places(error: BaseException) -> list[str]:
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
 
 
+class NamedLines(structlog.BytesLogger):
+    """Whole lines on stderr; `add_logger_name` asks for the name."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(sys.stderr.buffer)
+        self.name = name
+
+
 def configure() -> None:
-    """JSON lines on stderr, for structlog and for the libraries' loggers alike."""
+    """JSON lines on stderr, for structlog and for the libraries' loggers alike.
+
+    Ours go there without the standard library's records, which cost a poll more than its answer.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -70,9 +82,9 @@ def configure() -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[*shared, structlog.processors.JSONRenderer(orjson.dumps)],
+        logger_factory=NamedLines,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
     handler = logging.StreamHandler()
     handler.setFormatter(

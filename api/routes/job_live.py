@@ -5,19 +5,21 @@ from typing import Annotated
 from fastapi import Header, Query, Request, Response
 
 from api.auth import Owner
+from api.conditional import IfNoneMatch
 from api.deps import PartsDep
-from api.etags import IfNoneMatch, etag, matches
+from api.entity_tags import etag, matches
 from api.event_stream import EventStream, snapshot_frame
 from api.held import held
 from api.pages import INT32
+from api.polled_route import PolledRoute, poll_answer
 from api.prefer import Prefer, Wait, wait_s
 from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument
-from jobs.states import Status
 
 router = v1_router("jobs", "jobs:read")
+polled = v1_router("jobs", "jobs:read")
+polled.route_class = PolledRoute
 
-POLL_HINT_S = {Status.QUEUED: "5", Status.RUNNING: "2", Status.PAUSED: "30"}
 GONE = 499  # for the log; there is nobody to read it
 HINT = TEXT | {"description": "Seconds after which another look is worth it; of a job that is not done."}
 APPLIED = TEXT | {"description": "`wait=N`, where the answer was held back."}
@@ -31,7 +33,7 @@ STREAM: Responses = {
 }
 
 
-@router.get(
+@polled.get(
     "/jobs/{job_id}",
     operation_id="jobs_get",
     summary="Show a job",
@@ -52,27 +54,21 @@ async def show(
     With `Prefer: wait=N` the 304 waits up to N seconds for a change: a loop without pauses then learns of each at
     once, and costs little.
     """
-    live, headers = parts.live, {}
+    live, headers = parts.live, dict[str, str]()
 
     def unchanged(version: int) -> bool:
         return if_none_match is not None and matches(if_none_match, etag(version))
 
     seen = await live.seen(job_id, owner)
-    held_s = 0 if if_none_match is None else wait_s(prefer, wait)
-    if held_s:
+    if if_none_match is not None and (held_s := wait_s(prefer, wait)):
         headers["Preference-Applied"] = f"wait={held_s}"
         if not await held(live, job_id, unchanged, held_s, request.receive):
             return Response(status_code=GONE)
         seen = await live.seen(job_id, owner)
-    elif not seen.done:
-        headers["Retry-After"] = POLL_HINT_S[seen.status]
     if live.stopping:
         headers["Connection"] = "close"
-    if unchanged(seen.version):
-        return Response(status_code=304, headers=headers | {"ETag": etag(seen.version)})
-    written = await parts.documents.get(job_id, owner, seen.version)
-    headers["ETag"] = etag(written.version)
-    return Response(written.body, headers=headers, media_type="application/json")
+    written = None if unchanged(seen.version) else await parts.documents.get(job_id, owner, seen.version)
+    return poll_answer(seen, written, headers)
 
 
 @router.get(

@@ -5,8 +5,9 @@ from typing import Annotated
 from fastapi import Header, Query, Response
 
 from api.auth import Owner
+from api.conditional import IfNoneMatch, conditional
 from api.deps import JobsDep
-from api.etags import IfNoneMatch, conditional, etag
+from api.entity_tags import etag
 from api.pages import MAX_PAGE, Limit, clamp
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument, JobList, PublicStatus

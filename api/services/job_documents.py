@@ -1,11 +1,12 @@
 """The JSON of jobs, written once for each version and sent to all who ask.
 
 A job's document is a function of its row at one version, and of the metrics of the steps that this row counts, for
-its diagnosis: a step's metrics are written in the transaction that counts it. Nothing else may go into it (a place
-in the queue, a clock); such things need a resource of their own.
+its diagnosis: a step's metrics are written in the transaction that counts it. What it says of other jobs (where a
+queued one stands) no version covers; hence the document of a queued job is written anew when it is QUEUED_S old.
 """
 
 import asyncio
+import math
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -13,15 +14,19 @@ from anyio.to_thread import run_sync
 
 from api.schemas_jobs import JobDocument
 from api.services.jobs import JobService
+from jobs.spec import Job
+from jobs.states import Status
 
 MOST_BYTES = 32 << 20
+QUEUED_S = 1.0
 
 
 class Written(NamedTuple):
-    """A document, and the version of its row."""
+    """A document, the version of its row, and until when (in the loop's time) it may be sent."""
 
     version: int
     body: bytes
+    until: float
 
 
 class JobDocuments:
@@ -32,11 +37,18 @@ class JobDocuments:
         self._kept: OrderedDict[str, Written] = OrderedDict()
         self._writing: dict[tuple[str, int], asyncio.Task[Written]] = {}
 
+    def at_hand(self, job_id: str, version: int) -> Written | None:
+        """The job's document at this version, if it has been written."""
+        kept = self._kept.get(job_id)
+        if kept is None or kept.version != version or kept.until < asyncio.get_running_loop().time():
+            return None
+        self._kept.move_to_end(job_id)
+        return kept
+
     async def get(self, job_id: str, owner: str, version: int) -> Written:
         """The job's document at this version, or at a later one. Raises JobNotFound, StoreUnavailable."""
-        kept = self._kept.get(job_id)
-        if kept is not None and kept.version == version:
-            self._kept.move_to_end(job_id)
+        kept = self.at_hand(job_id, version)
+        if kept is not None:
             return kept
         task = self._writing.get((job_id, version))
         if task is None:
@@ -45,10 +57,13 @@ class JobDocuments:
         return await asyncio.shield(task)  # one who leaves does not end it for the others
 
     async def _write(self, job_id: str, owner: str, version: int) -> Written:
+        began = asyncio.get_running_loop().time()
         try:
-            written = await run_sync(self._read, job_id, owner)
+            job, body = await run_sync(self._read, job_id, owner)
         finally:
             del self._writing[job_id, version]
+        lasts_s = QUEUED_S if job.status is Status.QUEUED else math.inf
+        written = Written(job.version, body, began + lasts_s)
         self._forget(job_id)
         self._kept[job_id] = written
         self._bytes += len(written.body)
@@ -60,7 +75,7 @@ class JobDocuments:
         if job_id in self._kept:
             self._bytes -= len(self._kept.pop(job_id).body)
 
-    def _read(self, job_id: str, owner: str) -> Written:
+    def _read(self, job_id: str, owner: str) -> tuple[Job, bytes]:
         job = self._jobs.get(job_id, owner)
         document = JobDocument.of(job, self._jobs.diagnosis(job))
-        return Written(job.version, document.model_dump_json().encode())
+        return job, document.model_dump_json().encode()

@@ -120,21 +120,28 @@ class Live:
                 if watch.stopping is not None:
                     watch.stopping()
 
+    def at_hand(self, job_id: str) -> JobVersion | None:
+        """The job's version, if one is known that may be answered."""
+        known = self._known.get(job_id)
+        if known is None:
+            return None
+        known.asked_at = asyncio.get_running_loop().time()
+        return known.seen if known.asked_at - known.read_at <= GOOD_FOR_TICKS * self._tick_s else None
+
     async def seen(self, job_id: str, owner: str) -> JobVersion:
         """The job's version, at most two ticks old. Raises JobNotFound, StoreUnavailable."""
-        known = self._known.get(job_id)
-        now = asyncio.get_running_loop().time()
-        if known is None or now - known.read_at > GOOD_FOR_TICKS * self._tick_s:
+        seen = self.at_hand(job_id)
+        if seen is None:
             read = self._want(known_shape(job_id))
             if self._loop is not None:
                 await read.done.wait()
             if read.failure is not None:
                 raise StoreUnavailable(str(read.failure)) from read.failure
             known = self._known.get(job_id)
-        if known is None or known.seen.owner != owner:
+            seen = None if known is None else known.seen
+        if seen is None or seen.owner != owner:
             raise JobNotFound(job_id)
-        known.asked_at = now
-        return known.seen
+        return seen
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:

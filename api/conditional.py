@@ -1,4 +1,4 @@
-"""ETags, and what follows from If-None-Match."""
+"""If-None-Match on documents that have no version of their own."""
 
 import hashlib
 from typing import Annotated
@@ -6,18 +6,9 @@ from typing import Annotated
 from fastapi import Header, Response
 from pydantic import BaseModel
 
+from api.entity_tags import matches
+
 IfNoneMatch = Annotated[str | None, Header(description="An ETag of before.")]
-
-
-def etag(version: int) -> str:
-    """Strong: equal versions, equal documents."""
-    return f'"{version}"'
-
-
-def matches(if_none_match: str, current: str) -> bool:
-    """The weak comparison of RFC 9110 §13.1.2, of any tag in the list."""
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return current in tags or "*" in tags
 
 
 def conditional(document: BaseModel, if_none_match: str | None, response: Response) -> Response:
