@@ -43,17 +43,17 @@ class RequestLog:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self.app(scope, receive, tagged)
-            except Exception as error:
-                log.error("unexpected_error", error=type(error).__qualname__, at=places(error))
-                if status:
-                    raise  # half an answer is out: the server must cut the connection
-                await internal_error(scope)(scope, receive, tagged)
-            route = getattr(scope.get("route"), "path", None)
-            ms = round(1000 * (time.perf_counter() - started), 1)
-            log.info("request", method=scope["method"], route=route, status=status, ms=ms)
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # in the task that is this request
+        try:
+            await self.app(scope, receive, tagged)
+        except Exception as error:
+            log.error("unexpected_error", error=type(error).__qualname__, at=places(error))
+            if status:
+                raise  # half an answer is out: the server must cut the connection
+            await internal_error(scope)(scope, receive, tagged)
+        route = getattr(scope.get("route"), "path", None)
+        ms = round(1000 * (time.perf_counter() - started), 1)
+        log.info("request", method=scope["method"], route=route, status=status, ms=ms)
 
 
 def places(error: BaseException) -> list[str]:
@@ -85,6 +85,7 @@ def configure() -> None:
         processors=[*shared, structlog.processors.JSONRenderer(orjson.dumps)],
         logger_factory=NamedLines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
     handler.setFormatter(

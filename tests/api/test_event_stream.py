@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from jobs.spec import Job, NewEvent
 from jobs.sql_store import SqlStore
 from jobs.states import Status
-from tests.api.acting import claimed, create
+from tests.api.acting import claimed, queued
 from tests.api.live_client import Connection, counted, listening
 
 FOLLOWERS = 100
@@ -34,9 +34,9 @@ def served(new_app: Callable[[Settings], FastAPI], settings: Settings) -> FastAP
 
 
 @pytest.fixture
-def job(client: TestClient, store: SqlStore, spec: dict[str, Any]) -> Job:
+def job(store: SqlStore, spec: dict[str, Any]) -> Job:
     """It runs: event 1 is its creation, 2 its start."""
-    return claimed(store, create(client, spec)["id"])
+    return claimed(store, queued(store, spec))
 
 
 def note(store: SqlStore, job: Job, text: str = "") -> None:
@@ -134,9 +134,9 @@ def test_streams_cut_at_any_point_give_each_event_once_in_order(
 
 
 def test_many_streams_cost_one_query_a_tick_and_one_more_for_what_is_new(
-    served: FastAPI, client: TestClient, store: SqlStore, job: Job, spec: dict[str, Any]
+    served: FastAPI, store: SqlStore, job: Job, spec: dict[str, Any]
 ) -> None:
-    jobs = [job, *(claimed(store, create(client, spec)["id"]) for _ in range(9))]
+    jobs = [job, *(claimed(store, queued(store, spec)) for _ in range(9))]
 
     async def follow(port: int) -> None:
         streams = [await Connection.to(port) for _ in range(FOLLOWERS)]

@@ -17,7 +17,7 @@ from jobs.spec import JobFailure
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
 from jobs.store_live import JobVersion
-from tests.api.acting import claimed, create
+from tests.api.acting import claimed, queued
 from tests.api.live_client import Connection, counted, listening
 
 POLLED = "jobs.event_seq, jobs.status"  # of the poller's query
@@ -39,10 +39,9 @@ def served(new_app: Callable[[Settings], FastAPI], settings: Settings) -> FastAP
 
 
 @pytest.fixture
-def made(client: TestClient, spec: dict[str, Any]) -> str:
+def made(store: SqlStore, spec: dict[str, Any]) -> str:
     """The id of a queued job."""
-    job_id: str = create(client, spec)["id"]
-    return job_id
+    return queued(store, spec)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +203,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_thousand_waiters_cost_one_query_a_tick_and_no_thread(
-    served: FastAPI, store: SqlStore, elsewhere: SqlStore, client: TestClient, spec: dict[str, Any], made: str
+    served: FastAPI, store: SqlStore, elsewhere: SqlStore, spec: dict[str, Any], made: str
 ) -> None:
-    jobs = [made, *(create(client, spec)["id"] for _ in range(9))]
+    jobs = [made, *(queued(store, spec) for _ in range(9))]
 
     async def wait(port: int) -> None:
         polls = [await Connection.to(port) for _ in range(WAITERS)]
