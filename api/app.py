@@ -5,18 +5,17 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
-from api import problems, request_log
+from api import openapi, problems, request_log
 from api.deps import Parts
 from api.event_stream import event_frame
 from api.limits import BodyLimit
 from api.routes import divergences, health, job_data, job_live, jobs, models, scores
-from api.schemas import FieldError, Problem
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.job_data import JobData
@@ -100,7 +99,7 @@ def create_app(
     for part in (job_live, health, models, scores, divergences, jobs, job_data):
         app.include_router(part.router)
     app.include_router(jobs.changing)
-    _document_problems(app)
+    openapi.complete(app)
     return app
 
 
@@ -142,21 +141,3 @@ def _run_or_end(loop: Loop, stop: threading.Event) -> None:
         name = type(loop).__name__
         log.error("loop_failed", loop=name, error=type(error).__qualname__, at=request_log.places(error))
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _document_problems(app: FastAPI) -> None:
-    """Add the schemas that `routing.problems` refers to."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (FieldError, Problem):
-            schema = model.model_json_schema(
-                mode="serialization", ref_template="#/components/schemas/{model}"
-            )
-            schema.pop("$defs", None)
-            schemas[model.__name__] = schema
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -21,6 +21,7 @@ MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS, MAX_BYTES = 20, 2048
 BAD_BODY = "kleash.bad_body"  # where strict_json leaves its verdict in the scope
 RETRY_SOON_S = 5
+PARAMETER = re.compile(r"\{\w+\}")  # of a path in OpenAPI
 OWN_PATH = re.compile(r"/v1/[a-z]+(/job_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: holds ids and our own words
 
 
@@ -79,9 +80,19 @@ def http_error(request: Request, error: Exception) -> Response:
     """What the router raises: no such path, wrong method, body too large."""
     assert isinstance(error, HTTPException)
     code = HTTP_CODES.get(error.status_code, "malformed_request")
-    return problem(
-        request.scope, error.status_code, code, str(error.detail), headers=getattr(error, "headers", None)
-    )
+    headers = dict(getattr(error, "headers", None) or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
+    return problem(request.scope, error.status_code, code, str(error.detail), headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What may be asked of the path: Starlette names the methods of the first of its routes only."""
+    found: set[str] = set()
+    for template, operations in request.app.openapi()["paths"].items():
+        if re.fullmatch(PARAMETER.sub("[^/]+", template), request.url.path):
+            found |= {method.upper() for method in operations}
+    return sorted(found)
 
 
 def invalid_request(request: Request, error: Exception) -> Response:

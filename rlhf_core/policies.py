@@ -102,10 +102,12 @@ class LoraPolicy(Policy):
     @contextmanager
     def reference(self) -> Iterator[CausalLM]:
         """The base with the adapter off."""
+        if self._on is None:
+            self._switch("default")  # PEFT would leave layers off that it finds off
         self._on = None
         with self._peft.disable_adapter():
             yield self._causal_lm
-        self._switch("default")
+        self._on = "default"
 
     def _switch(self, adapter: str) -> None:
         """All keep requires_grad: autograd drops the gradient of a leaf that lost it after the forward pass."""

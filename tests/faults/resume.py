@@ -70,7 +70,9 @@ def places(training: str, every_steps: int) -> Iterator[Place]:
     # Two epochs of two minibatches a step: after the first, in the middle, before the last.
     yield from (Place("rlhf_core.update:update_minibatch", nth, False) for nth in (1, 6, 11, 15))
     yield from (Place("rlhf_core.update:add_gradient", nth, False) for nth in (5,))
-    yield from (Place("rlhf_core.ppo:evaluate", nth, before) for nth in (1, 2, 3) for before in (True, False))
+    # An evaluation: before it samples, when its completions have their rewards.
+    yield from (Place("rlhf_core.held_out:answers", nth, True) for nth in (1, 2, 3))
+    yield from (Place("rlhf_core.held_out:judge", nth, False) for nth in (1, 2, 3))
     saves = 1 + (STEPS - 1) // every_steps
     # A save: weights and tokenizer, trainer.safetensors, the JSON files, rename, row, retirement.
     for nth in {1, 2, saves}:

@@ -1,0 +1,168 @@
+"""`python -m tests.http_contract.server`: the API on a port of its own, with jobs in every state to ask for.
+
+Database, routes, middlewares and sockets are the real ones; the scorer answers one token per byte, and messages to
+workers go nowhere. Prints one JSON line: where it is, the keys of three roles, and the ids of its things.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from pydantic import SecretStr
+
+from api import request_log
+from api.__main__ import SettlingServer
+from api.app import create_app
+from jobs import keys
+from jobs.schema import metadata
+from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
+from jobs.settings import Settings
+from jobs.spec import JOB_SPEC, JobFailure, NewShard, Sample
+from jobs.sql_store import SqlStore
+from jobs.states import Action, Status
+from jobs.system import SystemRng
+from tests.api.byte_scorer import byte_scores
+
+PPO = {
+    "config": {
+        "model": {"name": "base"},
+        "data": {"prompts": ["Once upon a time"]},
+        "reward": {"kind": "sentiment"},
+        "optimization": {"steps": 4},
+    }
+}
+SCORE = {"type": "score", "config": {"items": ["The cat sat."]}}
+
+
+class Nowhere:
+    """A broker whose messages nobody reads."""
+
+    def publish(self, job_id: str, epoch: int, *, queue: str, priority: int) -> None: ...
+
+    def ready(self) -> bool:
+        return True
+
+
+class ByteScorer:
+    """Every quantity of every token is 1."""
+
+    def ready(self) -> bool:
+        return True
+
+    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+        items = [_scored(item, request) for item in request.items]
+        return ScoreReply(items=items, tokenizer_sha256="ab" * 32, vocab_size=256, weights_dtype="float32")
+
+
+def _scored(item: ScoreItem, request: ScoreRequest) -> ItemScores | ItemError:
+    text = item.text if item.text is not None else "no text was sent"
+    if len(((item.prompt or "") + text).encode()) < 2:
+        return ItemError(code="empty_input", detail="no token is left to score")
+    answer = byte_scores(replace_text(item, text), k1=1.0, names=request.quantities)
+    return answer if item.text is not None else replace(answer, text=text.encode())
+
+
+def replace_text(item: ScoreItem, text: str) -> ScoreItem:
+    return item.model_copy(update={"text": text})
+
+
+def populate(store: SqlStore, artifacts: Path, owner: str) -> dict[str, list[str]]:
+    """Jobs of every status; two that ran have rows of everything."""
+    rng = SystemRng()
+
+    def create(spec: dict[str, Any]) -> str:
+        job_id, parsed = rng.job_id(), JOB_SPEC.validate_python(spec)
+        store.create_job(job_id, owner, parsed, {"model": {"path": "org/base", "base": None}})
+        return job_id
+
+    def start(job_id: str) -> int:
+        job = store.claim(job_id, 1, worker="w0@here", lease_s=1e6)
+        assert job is not None
+        return job.attempt
+
+    queued, running, paused, cancelling, succeeded, failed = (create(PPO) for _ in range(6))
+    for job_id in (running, succeeded):
+        _run(store, artifacts, job_id, start(job_id))
+    store.request(paused, Action.PAUSE)
+    start(cancelling)
+    store.request(cancelling, Action.CANCEL)
+    store.finish(succeeded, 1, Status.SUCCEEDED, result={"model": f"{succeeded}@final"})
+    store.finish(failed, start(failed), Status.FAILED, error=JobFailure(code="nan_loss", detail="NaN"))
+    scored = create(SCORE)
+    _score(store, artifacts, scored, start(scored))
+    return {"job_id": [queued, running, paused, cancelling, succeeded, failed, scored]}
+
+
+def _run(store: SqlStore, artifacts: Path, job_id: str, attempt: int) -> None:
+    for step in (1, 2):
+        store.record_step(
+            job_id,
+            attempt,
+            step=step,
+            metrics={"kl/sequence": step / 4, "reward/mean": float("nan")},
+            timings={"rollout_s": 0.5},
+            samples=[
+                Sample(step=step, kind="rollout", index=0, prompt="a", completion="b", data={"k1": 1.0})
+            ],
+        )
+    path = f"{job_id}/{attempt}/step-2"
+    (artifacts / path).mkdir(parents=True)
+    store.record_checkpoint(job_id, attempt, name="step-2", step=2, path=path, sha256="ab" * 32, size=7)
+
+
+def _score(store: SqlStore, artifacts: Path, job_id: str, attempt: int) -> None:
+    path = f"{job_id}/{attempt}/shard-0"
+    (artifacts / path).mkdir(parents=True)
+    (artifacts / path / "results.jsonl").write_text('{"index": 0}\n')
+    shard = NewShard(index=0, items=1, path=path, sha256="ab" * 32, bytes=13, cursor={})
+    store.record_shard(job_id, attempt, shard, metrics={}, timings={})
+    store.finish(job_id, attempt, Status.SUCCEEDED, result={})
+
+
+def main() -> int:
+    """Serve until SIGTERM."""
+    request_log.configure()
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        (here / "roots" / "plain").mkdir(parents=True)
+        (here / "roots" / "plain" / "config.json").write_text("{}")
+        registry = {"models": {"base": {"source": "org/base"}}}
+        (here / "models.json").write_text(
+            json.dumps(registry | {"default_policy": "base", "default_reference": "base"})
+        )
+        settings = Settings(
+            database_url=SecretStr(f"sqlite:///{here}/kleash.db"),
+            data=here / "data",
+            models_file=here / "models.json",
+            model_roots=[here / "roots"],
+            dispatch_every_s=3600,
+        )
+        store = SqlStore(settings.database_url.get_secret_value())
+        metadata.create_all(store.engine)
+        roles = {role: keys.new_key(SystemRng()) for role in ("owner", "stranger")}
+        for role, key in roles.items():
+            store.create_key(key.id, key.secret_sha256, role)
+        ids = populate(store, settings.artifacts, roles["owner"].id)
+        app = create_app(settings, store=store, broker=Nowhere(), scorer=ByteScorer())
+        server = SettlingServer(
+            uvicorn.Config(
+                app, host="127.0.0.1", port=0, log_config=None, log_level="error", access_log=False
+            )
+        )
+        server.config.load()
+        socket = server.config.bind_socket()
+        url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+        socket.listen()
+        told = {"url": url, "keys": {role: str(key) for role, key in roles.items()}, "ids": ids}
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+        server.run(sockets=[socket])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
