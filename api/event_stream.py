@@ -29,7 +29,7 @@ RETRY_MS = 3000
 PATIENCE_S = 15.0  # for a client to read what it was sent
 LAST_PATIENCE_S = 0.5  # the same once the process is to end
 LONGEST_S = 3600.0  # of one stream: a key that was revoked does not follow a job for ever
-PAGE = 500  # events
+PAGE = 100  # events
 CHUNK_BYTES = 1 << 15
 
 Backfill = Callable[[int, int], list[Event]]  # events of the job after a seq, at most so many
@@ -96,7 +96,8 @@ class EventStream(Response):
                 abort(scope)
                 await asyncio.wait([leaving], timeout=LAST_PATIENCE_S)
             finally:
-                leaving.cancel()
+                if not leaving.cancel():
+                    leaving.exception()  # it has been seen
 
     async def _send(self, send: Send, message: Message) -> None:
         """Raises TimeoutError for a client that does not read."""

@@ -34,4 +34,6 @@ async def held(
             pass
         finally:
             still_there = leaving.cancel()
+        if not still_there:
+            leaving.result()  # or what reading has raised
         return still_there

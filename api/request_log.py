@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import traceback
+from typing import Any
 
 import orjson
 import structlog
@@ -82,7 +83,7 @@ def configure() -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer(orjson.dumps)],
+        processors=[*shared, structlog.processors.JSONRenderer(orjson.dumps)],  # bytes
         logger_factory=NamedLines,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
@@ -94,10 +95,14 @@ def configure() -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(),
+                structlog.processors.JSONRenderer(_text),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
+
+
+def _text(line: Any, **options: Any) -> str:
+    return orjson.dumps(line, **options).decode()

@@ -14,6 +14,7 @@ from jobs.store_live import JobVersion
 VERSIONS = select(jobs.c.id, jobs.c.owner, jobs.c.version, jobs.c.event_seq, jobs.c.status).where(
     jobs.c.id.in_(bindparam("job_ids", expanding=True))
 )
+IDS_PER_QUERY = 10_000  # SQLite takes 32,766 variables
 JOBS_PER_QUERY = 200  # SQLite's expressions may be 1000 deep
 
 
@@ -22,12 +23,13 @@ class LiveRows(SqlBase):
 
     def job_versions(self, job_ids: Collection[str]) -> dict[str, JobVersion]:
         """See jobs.store_live.LiveStore."""
+        asked, found = list(job_ids), {}
         with self.reading() as connection:
-            rows = connection.execute(VERSIONS, {"job_ids": list(job_ids)}).all()
-        return {
-            job_id: JobVersion(owner, version, event_seq, Status(status))
-            for job_id, owner, version, event_seq, status in rows
-        }
+            for start in range(0, len(asked), IDS_PER_QUERY):
+                rows = connection.execute(VERSIONS, {"job_ids": asked[start : start + IDS_PER_QUERY]})
+                for job_id, owner, version, event_seq, status in rows:
+                    found[job_id] = JobVersion(owner, version, event_seq, Status(status))
+        return found
 
     def events_after(self, after: Mapping[str, int], *, limit: int) -> list[tuple[str, Event]]:
         """See jobs.store_live.LiveStore."""

@@ -35,7 +35,7 @@ TICK_S = 0.2
 GOOD_FOR_TICKS = 2
 KEPT_S = 5.0  # a job that nobody asks for any more is read so much longer
 MOST_KEPT = 2000  # of the jobs that nobody waits for
-MOST_EVENTS = 1000  # in one read
+MOST_EVENTS = 500  # in one read
 log = structlog.get_logger("kleash.api")
 
 

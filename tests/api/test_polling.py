@@ -107,6 +107,22 @@ def test_polls_between_two_ticks_read_nothing_and_write_the_document_once(
     assert queries() < 50
 
 
+def test_what_is_at_hand_is_so_for_its_owner_only(
+    keyed_client: TestClient, new_key: Callable[[], dict[str, str]], spec: dict[str, Any]
+) -> None:
+    mine, theirs = new_key(), new_key()
+    url = keyed_client.post("/v1/jobs", json=spec, headers=mine).headers["location"]
+    for headers in ({}, {"If-None-Match": '"1"'}, {"If-None-Match": '"1"', "Prefer": "wait=1"}):
+        keyed_client.get(url, headers=mine)  # now it is at hand
+        answers = [
+            keyed_client.get(url, headers=headers | key)
+            for key in (theirs, {}, {"Authorization": "Bearer x"})
+        ]
+        assert [answer.status_code for answer in answers] == [404, 401, 401]
+        assert not [answer for answer in answers if "etag" in answer.headers]
+    assert keyed_client.get(url, headers=mine | {"If-None-Match": '"1"'}).status_code == 304
+
+
 def test_what_this_process_wrote_no_poll_misses(client: TestClient, store: SqlStore, made: str) -> None:
     url = f"/v1/jobs/{made}"
     for action in ("pause", "resume") * 10:
