@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("kleash", deadline=None)  # no test asserts a time
+settings.load_profile("kleash")
 
 UNPICKLING = Path(__file__).with_name("unpickling")
 

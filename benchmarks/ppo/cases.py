@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_core.config.rewards import SentimentReward
-from rlhf_core.rewards import RewardFunction, make_reward
+
+if TYPE_CHECKING:
+    from rlhf_core.rewards import RewardFunction
 
 OURS, TRL, TRL_FROZEN = "kleash", "TRL 1.12.0", "TRL 1.12.0, value trunk frozen"
 WORDS, EVERY = 1000, 5
@@ -48,8 +50,10 @@ def prompts_of(case: Case) -> list[str]:
     return prompts[: case.batch]
 
 
-def reward_of(case: Case) -> RewardFunction:
+def reward_of(case: Case) -> "RewardFunction":
     """The same function for both trainers."""
+    from rlhf_core.rewards import make_reward  # which imports torch: `--help` does without
+
     return share_of_fifths if case.model == "tiny" else make_reward(SentimentReward())
 
 

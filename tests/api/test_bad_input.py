@@ -288,7 +288,7 @@ FRAGMENTS = st.lists(
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.usefixtures("answering")
 def test_no_body_makes_a_5xx(client: TestClient, path: str) -> None:
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
     @given(body=TEXTS | FRAGMENTS)
     def fuzz(body: bytes) -> None:
         response = client.post(path, content=body, headers=JSON)
@@ -326,7 +326,7 @@ def test_no_edit_of_a_good_body_makes_a_5xx(client: TestClient, path: str, spec:
         ],
     }[path]
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
     @given(base=st.sampled_from(good), data=st.data())
     def fuzz(base: dict[str, Any], data: st.DataObject) -> None:
         body = json.loads(json.dumps(base))

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from api.schemas_divergences import DivergencesRequest, SequenceDivergences
 
 getcontext().prec = 60
-LAWS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+LAWS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
 
 def compare(client, policy, reference):

@@ -60,7 +60,7 @@ def test_t18_it_holds_the_bound_down_to_a_kl_of_1e_8(
     oracles.assert_t18(run, vocab=vocab, temperature=temperature, rows=2 if INTERPRETED else 8)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     vocab=st.integers(1, 2100),  # a block is 1024
     scale=st.floats(0, 40),

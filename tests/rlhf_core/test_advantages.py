@@ -71,7 +71,7 @@ def test_published_cases():
     close(gae(rows([0, 0, 5]), rows([1, 2, 3]), ALL3, gamma=1.0, lam=0.0).advantages, rows([1, 1, 2]))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(*[st.floats(-5, 5)] * 2), min_size=1, max_size=12),
     st.floats(0.5, 1),

@@ -61,7 +61,7 @@ def by_definition(hidden, reference_hidden, heads, ids, of, temperature, with_re
     return found, gradients(found, of, hidden, heads[0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(1, 40),
     vocab=st.integers(2, 30),

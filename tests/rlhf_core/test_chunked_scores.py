@@ -58,7 +58,7 @@ def dense(
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(0, 70),
     vocab=st.integers(2, 40),

@@ -37,7 +37,7 @@ def test_t13_the_loop_lands_on_the_closed_form_optimum(kl: dict[str, str]) -> No
     assert total_variation(policy.probabilities(), OPTIMUM) < bound(kl)
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(
     data=st.data(),
     kl=st.sampled_from([K1, EXACT, K3]),

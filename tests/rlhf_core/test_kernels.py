@@ -44,7 +44,7 @@ def test_t18_it_holds_the_bound_down_to_a_kl_of_1e_8(vocab: int, temperature: fl
     oracles.assert_t18(run, vocab=vocab, temperature=temperature, rows=8)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     vocab=st.integers(1, 600),
     scale=st.floats(0, 40),
@@ -97,7 +97,7 @@ def test_logits_may_be_a_part_of_a_wider_tensor() -> None:
     assert torch.equal(torch.stack(part[:-1], 1), whole)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     vocab=st.integers(1, 700),
     k=st.integers(1, 20),

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -201,7 +201,6 @@ logit_pairs = (
 )
 
 
-@settings(deadline=None)
 @given(logit_pairs)
 def test_laws_of_divergences(pair):
     policy, reference = pair
@@ -215,7 +214,6 @@ def test_laws_of_divergences(pair):
     close(found.kl, naive_kl(policy.softmax(-1), reference.softmax(-1)))
 
 
-@settings(deadline=None)
 @given(logit_pairs)
 def test_k1_and_k3_estimate_the_kl(pair):
     logp, ref = pair.log_softmax(-1)
@@ -225,7 +223,6 @@ def test_k1_and_k3_estimate_the_kl(pair):
     assert (k3(logp, ref) >= 0).all()
 
 
-@settings(deadline=None)
 @given(logit_pairs, st.floats(-100, 100), st.floats(-100, 100))
 def test_logits_have_no_zero_point(pair, shift, other):
     policy, reference = pair

@@ -105,7 +105,7 @@ def test_masked_tokens_reach_neither_loss_nor_gradient():
     assert results[0].isfinite().all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(data=st.data(), tokens=st.integers(2, 12), kl=st.sampled_from(KL_SETTINGS))
 def test_micro_batches_change_no_gradient(data, tokens, kl):
     """T14: every term and rate adds up over the global token count, however unevenly the batch is cut."""

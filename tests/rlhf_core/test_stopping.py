@@ -54,7 +54,7 @@ def end_of(ids: list[int], strings: tuple[str, ...], decode: Any) -> int | None:
 
 
 @pytest.mark.parametrize("kind", CODECS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_the_token_that_completes_a_stop_string_is_found_as_it_comes(kind: str, data: st.DataObject) -> None:
     """Strings are pieces of the text itself, so that they straddle tokens and characters, and others."""

@@ -77,7 +77,7 @@ def test_equal_tokens_with_another_prompt_are_not_equal(tiny, pair_key, batcher)
     assert batcher.stats().shared_items == (completion.scored.sum() == all_scored.scored.sum())
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_sharing_changes_no_answer(tiny, pair_key, pairs, data):
     """Whatever waits together, a text's answer is its own within rounding (5e-6 nats on these models)."""

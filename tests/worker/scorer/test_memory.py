@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_core.tokenization import TokenizedText
@@ -30,7 +30,6 @@ def little_garbage():
     gc.unfreeze()
 
 
-@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=8), room=st.integers(1, 200))
 def test_what_fits_is_scored_and_only_what_does_not_fit_alone_is_not(little_garbage, lengths, room):
     """A stand-in for a model that holds `room` tokens; its score is the text's length."""

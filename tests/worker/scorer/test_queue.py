@@ -189,7 +189,7 @@ class Turns(RuleBasedStateMachine):
 
 
 TestTurns = Turns.TestCase
-TestTurns.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTurns.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_a_large_request_of_one_client_does_not_hold_up_another_client(tiny, pair_key, pairs):
