@@ -24,7 +24,7 @@ from tests.api.acting import claimed, queued
 from tests.api.live_client import Connection, counted, listening
 
 FOLLOWERS = 100
-NOTES = 40
+NOTES = 25
 
 
 @pytest.fixture
