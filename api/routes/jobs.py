@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import Header, Query, Response
+from fastapi import Body, Header, Query, Response
 
 from api.auth import Owner
 from api.conditional import IfNoneMatch, conditional
 from api.deps import JobsDep
 from api.entity_tags import etag
+from api.examples import JOBS
 from api.pages import MAX_PAGE, Limit, clamp
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument, JobList, PublicStatus
@@ -41,7 +42,11 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     responses=CREATED | BODY_PROBLEMS,
 )
 def create(
-    spec: JobSpec, owner: Owner, jobs: JobsDep, response: Response, idempotency_key: IdempotencyKey = None
+    spec: Annotated[JobSpec, Body(openapi_examples=JOBS)],
+    owner: Owner,
+    jobs: JobsDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobDocument:
     """Queue a training run (`ppo`, also without a type) or the scoring of a file (`score`).
 
