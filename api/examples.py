@@ -69,3 +69,17 @@ JOBS: dict[str, Any] = {
         },
     },
 }
+JOB_PATCHES: dict[str, Any] = {
+    "labels": {
+        "summary": "Another name, one more label, one less",
+        "value": {"name": "second try", "metadata": {"run": "2", "draft": None}},
+    },
+    "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
+}
+JOB_PATCH: dict[str, Any] = {
+    "rename": {
+        "summary": "Another name, one label less",
+        "value": {"name": "shorter", "metadata": {"team": None}},
+    },
+    "sooner": {"summary": "Before all others", "value": {"priority": 9}},
+}

@@ -8,10 +8,15 @@ from sqlalchemy import ColumnElement, and_, case, or_, select, update
 from jobs.schema import jobs
 from jobs.settings import Settings
 from jobs.spec import Job
+from jobs.sql_changes import ChangeRows
 from jobs.sql_clients import ClientRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
+<<<<<<< HEAD
 from jobs.sql_live import LiveRows
+=======
+from jobs.sql_listing import ListingRows
+>>>>>>> main
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.states import Status
@@ -20,7 +25,11 @@ from jobs.store import Reaped, Store
 MOST_RESEND_WAITS = 10
 
 
+<<<<<<< HEAD
 class SqlStore(ClientRows, JobDataRows, LiveRows, RunRows, KeyRows):
+=======
+class SqlStore(ClientRows, ListingRows, ChangeRows, JobDataRows, RunRows, KeyRows):
+>>>>>>> main
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:

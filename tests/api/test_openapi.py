@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from api.examples import DIVERGENCES, JOBS, SCORES
+from api.examples import DIVERGENCES, JOB_PATCHES, JOBS, SCORES
 from api.schemas_divergences import DivergencesRequest
+from api.schemas_job_requests import JobPatch
 from api.schemas_jobs import PublicStatus
 from api.schemas_scores import ScoresRequest
 from api.version import VERSION
@@ -41,6 +42,8 @@ def test_every_operation_has_a_name_of_its_own_and_a_summary(app: FastAPI) -> No
 
 
 def test_every_body_has_examples_that_fit_it(app: FastAPI) -> None:
+    for patch in JOB_PATCHES.values():
+        JobPatch.model_validate_json(json.dumps(patch["value"]))
     for path, part in (("/v1/jobs", JOBS), ("/v1/scores", SCORES), ("/v1/divergences", DIVERGENCES)):
         adapter = TypeAdapter(MODELS[path])
         for example in part.values():
