@@ -12,11 +12,8 @@ from jobs.sql_changes import ChangeRows
 from jobs.sql_clients import ClientRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
-<<<<<<< HEAD
-from jobs.sql_live import LiveRows
-=======
 from jobs.sql_listing import ListingRows
->>>>>>> main
+from jobs.sql_live import LiveRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.states import Status
@@ -25,11 +22,7 @@ from jobs.store import Reaped, Store
 MOST_RESEND_WAITS = 10
 
 
-<<<<<<< HEAD
-class SqlStore(ClientRows, JobDataRows, LiveRows, RunRows, KeyRows):
-=======
-class SqlStore(ClientRows, ListingRows, ChangeRows, JobDataRows, RunRows, KeyRows):
->>>>>>> main
+class SqlStore(ClientRows, ListingRows, ChangeRows, JobDataRows, LiveRows, RunRows, KeyRows):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:

@@ -17,11 +17,8 @@ from jobs.spec import (
     Shard,
 )
 from jobs.states import Action, Status
-<<<<<<< HEAD
-from jobs.store_live import LiveStore
-=======
 from jobs.store_jobs import JobsStore
->>>>>>> main
+from jobs.store_live import LiveStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +38,7 @@ class Reaped:
     status: Status
 
 
-<<<<<<< HEAD
-class Store(LiveStore, Protocol):
-=======
-class Store(JobsStore, Protocol):
->>>>>>> main
+class Store(JobsStore, LiveStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.

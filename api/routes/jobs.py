@@ -7,15 +7,9 @@ from fastapi import Body, Header, Query, Request, Response
 from api.auth import Owner
 from api.conditional import IfNoneMatch, conditional
 from api.deps import JobsDep
-<<<<<<< HEAD
-from api.entity_tags import etag
-from api.examples import JOBS
-from api.pages import MAX_PAGE, Limit, clamp
-=======
-from api.entity_tags import etag, matches, versions_of
+from api.entity_tags import etag, versions_of
 from api.examples import JOB_PATCHES, JOBS
 from api.pages import MAX_PAGE, Limit, clamp, link_next
->>>>>>> main
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_job_requests import METADATA, DryRunDocument, FilterDep, JobPatch
 from api.schemas_jobs import JobDocument, JobList
@@ -37,18 +31,13 @@ IdempotencyKey = Annotated[
     ),
 ]
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
-<<<<<<< HEAD
-CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
-LISTED: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
-=======
 CREATED: Responses = {
     200: {"model": DryRunDocument, "description": "With `dry_run=true`: nothing was made"},
     201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}},
 }
-LISTED: Responses = {200: {"headers": {"Link": TEXT | {"description": 'rel="next", if there is more.'}}}}
+LINK = TEXT | {"description": 'rel="next", if there is more.'}
+LISTED: Responses = {200: {"headers": {"Link": LINK, "ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 CHANGED: Responses = {200: {"headers": {"ETag": TEXT}}}
-SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
->>>>>>> main
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
 
@@ -89,31 +78,17 @@ def create(
     "/jobs",
     operation_id="jobs_list",
     summary="List jobs, newest first",
-<<<<<<< HEAD
     response_model=JobList,
     responses=LISTED | problems(400),
-=======
-    responses=LISTED | problems(400),
     openapi_extra={"parameters": [METADATA]},
->>>>>>> main
 )
 def index(
     request: Request,
     response: Response,
     owner: Owner,
     jobs: JobsDep,
-<<<<<<< HEAD
-    response: Response,
-    if_none_match: IfNoneMatch = None,
-    limit: Limit = 20,
-    after: Annotated[str | None, Query(description="The `next_cursor` of the page before.")] = None,
-    status: PublicStatus | None = None,
-) -> Response:
-    """A page of the caller's jobs."""
-    page = jobs.page(owner, status=status, after=after, limit=clamp(limit, MAX_PAGE))
-    return conditional(JobList.of(page), if_none_match, response)
-=======
     where: FilterDep,
+    if_none_match: IfNoneMatch = None,
     limit: Limit = 20,
     after: Annotated[
         str | None,
@@ -124,36 +99,14 @@ def index(
     ] = None,
     order: Annotated[Literal["desc", "asc"], Query(description="By time: `asc` is oldest first.")] = "desc",
     include: Annotated[Literal["total"] | None, Query(description="What costs more to know.")] = None,
-) -> JobList:
+) -> Response:
     """A page of the caller's jobs, those that fit every filter."""
     page = jobs.page(
         owner, where=where, after=after, oldest_first=order == "asc", limit=clamp(limit, MAX_PAGE)
     )
     listed = JobList.of(page, jobs.count(owner, where) if include else None)
     link_next(request, response, listed.next_cursor)
-    return listed
-
-
-@router.get(
-    "/jobs/{job_id}",
-    operation_id="jobs_get",
-    summary="Show a job",
-    response_model=JobDocument,
-    responses=SHOWN | problems(404),
-)
-def show(
-    job_id: str,
-    owner: Owner,
-    jobs: JobsDep,
-    response: Response,
-    if_none_match: Annotated[str | None, Header(description="An ETag of before.")] = None,
-) -> JobDocument | Response:
-    """The job as it is now, or 304 while its version is the one of If-None-Match."""
-    if if_none_match is not None and matches(if_none_match, current := etag(jobs.version(job_id, owner))):
-        return Response(status_code=304, headers={"ETag": current})
-    job = jobs.get(job_id, owner)
-    response.headers["ETag"] = etag(job.version)
-    return document(jobs, job)
+    return conditional(listed, if_none_match, response)
 
 
 @changing.patch(
@@ -191,7 +144,6 @@ def delete(job_id: str, owner: Owner, jobs: JobsDep) -> None:
     Its files are removed by a worker soon after.
     """
     jobs.delete(job_id, owner)
->>>>>>> main
 
 
 @changing.post(
@@ -232,13 +184,9 @@ def requested(jobs: JobService, action: Action, job_id: str, owner: str, respons
     job = jobs.request(action, job_id, owner)
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
-<<<<<<< HEAD
-    return JobDocument.of(job, jobs.diagnosis(job))
-=======
     return document(jobs, job)
 
 
 def document(jobs: JobService, job: Job) -> JobDocument:
     """A job with what is said of it."""
     return JobDocument.of(job, jobs.diagnosis(job), jobs.queue_place(job))
->>>>>>> main

@@ -77,5 +77,5 @@ class JobDocuments:
 
     def _read(self, job_id: str, owner: str) -> tuple[Job, bytes]:
         job = self._jobs.get(job_id, owner)
-        document = JobDocument.of(job, self._jobs.diagnosis(job))
+        document = JobDocument.of(job, self._jobs.diagnosis(job), self._jobs.queue_place(job))
         return job, document.model_dump_json().encode()

@@ -89,14 +89,10 @@ class JobService:
         """By time, behind the job `after`. Raises InvalidCursor."""
         if after is not None and not JOB_ID.fullmatch(after):
             raise InvalidCursor
-<<<<<<< HEAD
-        jobs = self._store.list_jobs(owner=owner, status=status, after=after, limit=limit + 1)
-        self._live.saw(jobs)
-=======
         jobs = self._store.list_jobs(
             owner=owner, where=where, after=after, oldest_first=oldest_first, limit=limit + 1
         )
->>>>>>> main
+        self._live.saw(jobs)
         return JobPage(jobs[:limit], len(jobs) > limit)
 
     def count(self, owner: str, where: JobFilter) -> int:
