@@ -71,6 +71,8 @@ def create_app(
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
     live = Live(store, event_frame)
     job_service = JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis, live)
+    documents = JobDocuments(job_service)
+    store.listen(documents.changed)
 
     app = FastAPI(
         title="kleash",
@@ -90,7 +92,7 @@ def create_app(
         jobs=job_service,
         job_data=JobData(store, analysis, settings.artifacts),
         live=live,
-        documents=JobDocuments(job_service),
+        documents=documents,
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost

@@ -27,7 +27,7 @@ class LiveStore(Protocol):
     def listen(self, changed: Callable[[Collection[str]], None]) -> None:
         """Call `changed` with the ids of the jobs that a transaction of this store has changed.
 
-        After its commit, in its thread, before the method that opened it returns. Creation is no change.
+        After its commit, in its thread, before the method that opened it returns. Creation counts, and deletion.
         """
         ...
 

@@ -2,12 +2,14 @@
 
 A job's document is a function of its row at one version, and of the metrics of the steps that this row counts, for
 its diagnosis: a step's metrics are written in the transaction that counts it. What it says of other jobs (where a
-queued one stands) no version covers; hence the document of a queued job is written anew when it is QUEUED_S old.
+queued one stands) no version covers; hence the document of a queued job is written anew when it is QUEUED_S old
+and when this process has changed any job.
 """
 
 import asyncio
-import math
 from collections import OrderedDict
+from collections.abc import Collection
+from itertools import count
 from typing import NamedTuple
 
 from anyio.to_thread import run_sync
@@ -22,11 +24,15 @@ QUEUED_S = 1.0
 
 
 class Written(NamedTuple):
-    """A document, the version of its row, and until when (in the loop's time) it may be sent."""
+    """A document and the version of its row; of a queued job also how long it may be sent."""
 
     version: int
     body: bytes
-    until: float
+    change: int | None  # of any job by this process: the last one before it was written
+    until: float  # in the loop's time
+
+
+_Key = tuple[str, int, int]  # a job's id, its version, and the last change of any job
 
 
 class JobDocuments:
@@ -35,12 +41,22 @@ class JobDocuments:
     def __init__(self, jobs: JobService, *, most_bytes: int = MOST_BYTES) -> None:
         self._jobs, self._most_bytes, self._bytes = jobs, most_bytes, 0
         self._kept: OrderedDict[str, Written] = OrderedDict()
-        self._writing: dict[tuple[str, int], asyncio.Task[Written]] = {}
+        self._writing: dict[_Key, asyncio.Task[Written]] = {}
+        self._changes = count()
+        self._change = next(self._changes)
+
+    def changed(self, _job_ids: Collection[str]) -> None:
+        """This process has changed these jobs. It may be called from any thread."""
+        self._change = next(self._changes)
 
     def at_hand(self, job_id: str, version: int) -> Written | None:
         """The job's document at this version, if it has been written."""
         kept = self._kept.get(job_id)
-        if kept is None or kept.version != version or kept.until < asyncio.get_running_loop().time():
+        if kept is None or kept.version != version:
+            return None
+        if kept.change is not None and (
+            kept.change != self._change or kept.until < asyncio.get_running_loop().time()
+        ):
             return None
         self._kept.move_to_end(job_id)
         return kept
@@ -50,20 +66,20 @@ class JobDocuments:
         kept = self.at_hand(job_id, version)
         if kept is not None:
             return kept
-        task = self._writing.get((job_id, version))
+        key = job_id, version, self._change
+        task = self._writing.get(key)
         if task is None:
-            task = asyncio.create_task(self._write(job_id, owner, version))
-            self._writing[job_id, version] = task
+            task = self._writing[key] = asyncio.create_task(self._write(key, owner))
         return await asyncio.shield(task)  # one who leaves does not end it for the others
 
-    async def _write(self, job_id: str, owner: str, version: int) -> Written:
-        began = asyncio.get_running_loop().time()
+    async def _write(self, key: _Key, owner: str) -> Written:
+        job_id, _, change = key
+        until = asyncio.get_running_loop().time() + QUEUED_S
         try:
             job, body = await run_sync(self._read, job_id, owner)
         finally:
-            del self._writing[job_id, version]
-        lasts_s = QUEUED_S if job.status is Status.QUEUED else math.inf
-        written = Written(job.version, body, began + lasts_s)
+            del self._writing[key]
+        written = Written(job.version, body, change if job.status is Status.QUEUED else None, until)
         self._forget(job_id)
         self._kept[job_id] = written
         self._bytes += len(written.body)

@@ -133,6 +133,15 @@ def test_what_this_process_wrote_no_poll_misses(client: TestClient, store: SqlSt
         assert after.json() == written.json()
 
 
+def test_a_deleted_job_is_gone_at_once(client: TestClient, store: SqlStore, made: str) -> None:
+    url = f"/v1/jobs/{made}"
+    store.request(made, Action.CANCEL)
+    headers = {"If-None-Match": client.get(url).headers["etag"]}
+    assert client.get(url, headers=headers).status_code == 304
+    assert client.delete(url).status_code == 204
+    assert [client.get(url, headers=more).status_code for more in (headers, {})] == [404, 404]
+
+
 def test_what_was_read_besides_is_never_followed_by_something_older(
     client: TestClient, elsewhere: SqlStore, made: str
 ) -> None:
