@@ -12,17 +12,24 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from api import openapi, problems, request_log
+from api.audit import AuditTrail
 from api.deps import Parts
 from api.event_stream import event_frame
+from api.keyring import Keyring
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, job_live, jobs, models, scores
+from api.rates import RequestRates
+from api.routes import api_keys, divergences, files, health, job_data, job_live, jobs, models, scores, workers
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
+from api.services.api_keys import ApiKeys
+from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.job_documents import JobDocuments
+from api.services.job_files import JobFiles
 from api.services.jobs import JobService
 from api.services.live import Live
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from api.termination import on_termination
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
@@ -33,6 +40,7 @@ from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
 from jobs.system import SystemRng
+from jobs.upload_folder import UploadFolder, UploadSweep
 
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
@@ -69,8 +77,22 @@ def create_app(
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
+    keyring, rng = Keyring(store), SystemRng()
+    uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
+    file_service = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
+    job_files = JobFiles(model_resolver, file_service)
+    loops: list[Loop] = [dispatcher, Reaper(store, settings), keyring, UploadSweep(uploads, store)]
     live = Live(store, event_frame)
-    job_service = JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis, live)
+    job_service = JobService(
+        store,
+        model_resolver,
+        rng,
+        dispatcher.wake,
+        analysis,
+        job_files,
+        live,
+        queued_limit=settings.queued_jobs_per_owner,
+    )
     documents = JobDocuments(job_service)
     store.listen(documents.changed)
 
@@ -80,7 +102,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(live, dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
+        lifespan=_running(live, *loops, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -93,14 +115,22 @@ def create_app(
         job_data=JobData(store, analysis, settings.artifacts),
         live=live,
         documents=documents,
+        keyring=keyring,
+        rates=RequestRates(settings.requests_per_minute),
+        api_keys=ApiKeys(store, rng, keyring),
+        files=file_service,
+        residence=Residence(model_resolver, scorer),
     )
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    larger = {("POST", "/v1/files"): settings.max_file_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
+    app.add_middleware(AuditTrail, store=store)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
     app.include_router(job_live.polled)
-    for part in (job_live, health, models, scores, divergences, jobs, job_data):
+    for part in (job_live, health, models, scores, divergences, jobs, job_data, files, workers, api_keys):
         app.include_router(part.router)
-    app.include_router(jobs.changing)
+    for more in (jobs.changing, models.changing, api_keys.anybodys):
+        app.include_router(more)
     openapi.complete(app)
     return app
 

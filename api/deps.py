@@ -5,11 +5,16 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.keyring import Keyring
+from api.rates import RequestRates
+from api.services.api_keys import ApiKeys
+from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.job_documents import JobDocuments
 from api.services.jobs import JobService
 from api.services.live import Live
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
 from jobs.store import Store
@@ -28,6 +33,11 @@ class Parts:
     job_data: JobData
     live: Live
     documents: JobDocuments
+    keyring: Keyring
+    rates: RequestRates
+    api_keys: ApiKeys
+    files: FileService
+    residence: Residence
 
 
 async def parts(request: Request) -> Parts:
@@ -51,6 +61,16 @@ async def _job_data(found: PartsDep) -> JobData:
     return found.job_data
 
 
+async def _files(found: PartsDep) -> FileService:
+    return found.files
+
+
+async def _residence(found: PartsDep) -> Residence:
+    return found.residence
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
+FilesDep = Annotated[FileService, Depends(_files)]
+ResidenceDep = Annotated[Residence, Depends(_residence)]

@@ -3,10 +3,12 @@
 ApiError
 ├── Unauthenticated        no key, or not one of ours
 ├── InsufficientScope      the key may not do this
+├── RateLimited            the key has made too many requests
 ├── HostNotAllowed         open mode was reached from elsewhere, or under a name that is not loopback
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
 ├── InvalidCursor          `after` is not a cursor of this list
+├── ModelNotFound          the path names no registered model and no checkpoint of the caller's
 ├── InvalidQuery           the query string has a parameter that the operation does not know
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
@@ -14,7 +16,9 @@ ApiError
 ├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
 ├── NoResults              the job is of a type that has no results
 ├── PathNotAllowed         a path leads outside the configured roots
-└── FileNotFound           a file named in the request is not there
+├── FileNotFound           a file named in the request is not there
+├── BadFile                an uploaded file is not what its purpose needs
+└── StorageFull            there is no room for an uploaded file
 starlette's HTTPException
 └── RequestTooLarge        the body exceeds the limit
 """
@@ -31,7 +35,19 @@ class Unauthenticated(ApiError):
 
 
 class InsufficientScope(ApiError):
-    """The key may not do this."""
+    """The key may not do this; `context` names the scope that it lacks."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this needs a key with the scope {scope}")
+        self.context = {"scope": scope}
+
+
+class RateLimited(ApiError):
+    """The key has made too many requests."""
+
+    def __init__(self, per_minute: int, retry_after_s: int) -> None:
+        super().__init__(f"a key may make {per_minute} requests a minute")
+        self.retry_after_s = retry_after_s
 
 
 class HostNotAllowed(ApiError):
@@ -48,6 +64,10 @@ class UnsupportedMediaType(ApiError):
 
 class InvalidCursor(ApiError):
     """`after` is not a cursor of this list."""
+
+
+class ModelNotFound(ApiError):
+    """The path names no registered model and no checkpoint of the caller's."""
 
 
 class InvalidQuery(ApiError):
@@ -80,6 +100,14 @@ class PathNotAllowed(ApiError):
 
 class FileNotFound(ApiError):
     """A file named in the request is not there."""
+
+
+class BadFile(ApiError):
+    """An uploaded file is not what its purpose needs."""
+
+
+class StorageFull(ApiError):
+    """There is no room for an uploaded file, or its folder takes nothing."""
 
 
 class RequestTooLarge(HTTPException):

@@ -69,17 +69,20 @@ JOBS: dict[str, Any] = {
         },
     },
 }
+API_KEYS: dict[str, Any] = {
+    "week": {
+        "summary": "A key for a week",
+        "value": {"name": "nightly runs", "scopes": ["jobs:read", "jobs:write"], "expires_in_s": 604_800},
+    },
+    "team": {
+        "summary": "A key of another owner, until it is revoked",
+        "value": {"name": "laptop", "owner": "team-a", "scopes": ["score", "jobs:read", "models:read"]},
+    },
+}
 JOB_PATCHES: dict[str, Any] = {
     "labels": {
         "summary": "Another name, one more label, one less",
         "value": {"name": "second try", "metadata": {"run": "2", "draft": None}},
     },
     "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
-}
-JOB_PATCH: dict[str, Any] = {
-    "rename": {
-        "summary": "Another name, one label less",
-        "value": {"name": "shorter", "metadata": {"team": None}},
-    },
-    "sooner": {"summary": "Before all others", "value": {"priority": 9}},
 }

@@ -22,7 +22,7 @@ MAX_ERRORS, MAX_BYTES = 20, 2048
 BAD_BODY = "kleash.bad_body"  # where strict_json leaves its verdict in the scope
 RETRY_SOON_S = 5
 PARAMETER = re.compile(r"\{\w+\}")  # of a path in OpenAPI
-OWN_PATH = re.compile(r"/v1/[a-z]+(/job_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: holds ids and our own words
+OWN_PATH = re.compile(r"/v1/[a-z]+(/(job|file)_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: ids and our own words
 
 
 def problem(
@@ -71,7 +71,7 @@ def known_error(request: Request, error: Exception) -> Response:
         status, code = REFUSED.get(error.code, status), error.code
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503 or code in RETRYABLE:
+    if status in (429, 503) or code in RETRYABLE:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_SOON_S))
     return problem(request.scope, status, code, fixed or str(error), context=context, headers=headers)
 

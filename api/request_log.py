@@ -41,7 +41,12 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                more = scope["state"].get("headers", ())  # for whatever is answered, also refusals
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    *more,
+                ]
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)  # in the task that is this request

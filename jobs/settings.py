@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     # unix:/path or http://host:port; for the API several, separated by commas
     scorer_url: str = "unix:.kleash/scorer.sock"
     data: Path = Path(".kleash")
+    uploads_dir: Path | None = None  # of uploaded files; DATA/uploads
     models_file: Path | None = None  # JSON of `Registry`; relative sources are relative to it
     model_roots: list[Path] = Field(default_factory=list)
     allow_hub_models: bool = False  # a request may name any org/name of the hub, and have it downloaded
@@ -75,7 +76,13 @@ class Settings(BaseSettings):
     alive_file: Path | None = None  # touched by a Celery worker while it can take jobs: for healthchecks
     stall_after_s: float = 1800.0  # no progress for so long: the attempt is killed
 
+    requests_per_minute: int = Field(6000, ge=0)  # of one key, in one API process; 0: any number
+    queued_jobs_per_owner: int = Field(1000, ge=0)  # paused ones count; 0: any number
+    running_jobs_per_owner: int = Field(0, ge=0)  # 0: any number
+
     max_body_bytes: int = 1_000_000
+    max_file_bytes: int = Field(100_000_000, gt=0)  # of one upload, for which max_body_bytes does not hold
+    file_bytes_per_owner: int = Field(1_000_000_000, ge=0)
     max_items: int = 256
     max_batch_tokens: int = 2048
     max_queued_tokens: int = 65_536  # half of them for one client
@@ -114,6 +121,11 @@ class Settings(BaseSettings):
     def artifacts(self) -> Path:
         """Below it, each job has a folder."""
         return self.data / "jobs"
+
+    @property
+    def uploads(self) -> Path:
+        """The folder of uploaded files: the API writes, workers read."""
+        return self.uploads_dir or self.data / "uploads"
 
     @cached_property
     def registry(self) -> Registry:

@@ -53,8 +53,8 @@ HINTS = {
     "empty_input": "A prompt needs a token, a text of data.ptx_texts or data.ptx_texts_file two.",
     "unknown_token": "A token is an id of the model, a text that its tokenizer makes one token of, or eos.",
     "unusable_stop": "rollout.stop holds texts that the model can write; rollout.stop_token_ids names tokens.",
-    "dataset_error": "Prompts: one JSON object a line, with a text field `prompt`; in data.ptx_texts_file it is "
-    "`text`. A score job's items_file must have a line, and must not change while the job runs.",
+    "dataset_error": "Prompts: a JSON string a line, or an object with a text field `prompt`; in "
+    "data.ptx_texts_file it is `text`. A score job's items_file must have a line. No file may change meanwhile.",
     "reward_error": "The reward must return one finite number for each completion.",
     "checkpoint_failed": "Resume from another checkpoint of that job.",
 }

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from api.errors import FileNotFound, PathNotAllowed, UnknownModel
+from api.errors import FileNotFound, ModelNotFound, PathNotAllowed, UnknownModel
 from jobs.errors import JobNotFound
 from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Settings
@@ -24,11 +24,12 @@ MAX_PATH_CHARS = 4096
 
 
 class ListedModel(NamedTuple):
-    """A registered model: `base` is the name an adapter stands on; `default_for` the roles it fills."""
+    """A model with a name: `base` is the name an adapter stands on; `default_for` the roles it fills."""
 
     id: str
     base: str | None
     default_for: tuple[str, ...]
+    source: ModelSource
 
 
 class Saved(NamedTuple):
@@ -97,9 +98,24 @@ class ModelResolver:
         registry = self._registry
         roles = {"policy": registry.default_policy, "reference": registry.default_reference}
         return [
-            ListedModel(name, model.base, tuple(role for role, default in roles.items() if default == name))
+            ListedModel(
+                *(name, model.base, tuple(role for role, default in roles.items() if default == name)),
+                registry.source(name),
+            )
             for name, model in sorted(registry.models.items())
         ]
+
+    def named(self, name: str, owner: str) -> ListedModel:
+        """A registered model, or a checkpoint of the owner's. Raises ModelNotFound."""
+        for model in self.listed():
+            if model.id == name:
+                return model
+        try:
+            job = self.checkpoint(name, owner).job
+            lora = job.spec.type == "ppo" and job.ppo.model.lora is not None
+            return ListedModel(name, job.ppo.model.name if lora else None, (), self._saved_model(name, owner))
+        except UnknownModel:
+            raise ModelNotFound("no registered model or job checkpoint has this name") from None
 
     def checkpoint(self, name: str, owner: str) -> Saved:
         """The checkpoint called `job_…@step-40`. Raises UnknownModel, also when it is another owner's."""

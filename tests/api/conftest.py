@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,12 +19,15 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from jobs import keys
 from jobs.errors import BrokerUnavailable, ScorerUnavailable
+from jobs.keys import Scope
+from jobs.residents import Resident, Residents
 from jobs.schema import metadata
-from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ItemError, ItemScores, ModelSource, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
 
+NewKey = Callable[..., dict[str, str]]
 BASE_URL = "http://127.0.0.1:8000"
 HERE = ("127.0.0.1", 50_000)  # where requests come from
 
@@ -51,6 +54,7 @@ class FakeScorer:
     def __init__(self) -> None:
         self.is_ready = True
         self.requests: list[ScoreRequest] = []
+        self.held: dict[ModelSource, Resident] = {}
         self.answer: Callable[[ScoreRequest], ScoreReply] = self._unavailable
 
     def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
@@ -59,6 +63,15 @@ class FakeScorer:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def residents(self) -> list[Residents]:
+        return [Residents(models=list(self.held.values()))] if self.is_ready else []
+
+    def load(self, source: ModelSource) -> None:
+        self.held[source] = Resident(source=source, state="loading")
+
+    def unload(self, source: ModelSource) -> None:
+        self.held.pop(source, None)
 
     @staticmethod
     def _unavailable(request: ScoreRequest) -> ScoreReply:
@@ -200,12 +213,17 @@ def keyed_client(new_app: Callable[[Settings], FastAPI], settings: Settings) -> 
 
 
 @pytest.fixture
-def new_key(store: SqlStore) -> Callable[[], dict[str, str]]:
-    """Creates a key and returns the headers that carry it."""
+def new_key(store: SqlStore) -> NewKey:
+    """Creates a key and returns the headers that carry it; by default of an owner of its own, for everything."""
 
-    def create() -> dict[str, str]:
+    def create(
+        owner: str | None = None, scopes: Iterable[Scope] = keys.ALL_SCOPES, expires_in_s: float | None = None
+    ) -> dict[str, str]:
         key = keys.new_key(SystemRng())
-        store.create_key(key.id, key.secret_sha256, "test")
+        grant = keys.Grant(
+            owner=owner or key.id, name="test", scopes=frozenset(scopes), expires_in_s=expires_in_s
+        )
+        store.create_key(key.id, key.secret_sha256, grant)
         return {"Authorization": f"Bearer {key}"}
 
     return create

@@ -92,6 +92,10 @@ def test_a_message_runs_the_job_once_and_hostile_ones_run_nothing(
     tmp_path: Path, store: SqlStore, valkey: Any, start_worker: Callable[[str], Any]
 ) -> None:
     worker, waiting = start_worker("succeed"), valkey.client().keys
+    wait_until(lambda: store.list_workers() or worker.poll() is not None)
+    (shown,) = store.list_workers()
+    assert (shown.id.split(":")[1], shown.queues) == (str(worker.pid), ("cpu", "gpu.any"))
+    assert {"kleash", "celery", "torch"} <= shown.versions.keys()
     hostile = Celery(broker=valkey.url, set_as_current=False)
     hostile.conf.task_serializer = "pickle"
     hostile.send_task(RUN_JOB, kwargs={"job_id": "job_1", "epoch": 1}, queue="cpu", serializer="pickle")
@@ -116,8 +120,11 @@ def test_sigterm_of_the_worker_hands_the_job_back_and_the_next_one_takes_it(
     worker = start_worker("obey")
     CeleryBroker(valkey.url).publish("job_1", 1, queue="cpu")
     wait_until(lambda: (tmp_path / "starts").exists() or worker.poll() is not None)
+    wait_until(store.list_workers)
+    assert [shown.jobs for shown in store.list_workers()] == [(("job_1", "me"),)]
     worker.send_signal(signal.SIGTERM)
     assert worker.wait() == 0
+    assert store.list_workers() == [], "it took its leave"
     job = store.get_job("job_1")
     assert (job.status, job.epoch, job.crash_count) == (Status.QUEUED, 2, 0)
     assert (tmp_path / "jobs" / "job_1" / "1" / "log.txt").read_text() == "saved\n"
