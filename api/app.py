@@ -11,14 +11,26 @@ import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
-from api import openapi, problems, request_log
+from api import browser, openapi, problems, request_log
 from api.audit import AuditTrail
 from api.deps import Parts
 from api.event_stream import event_frame
 from api.keyring import Keyring
 from api.limits import BodyLimit
 from api.rates import RequestRates
-from api.routes import api_keys, divergences, files, health, job_data, job_live, jobs, models, scores, workers
+from api.routes import (
+    api_keys,
+    divergences,
+    docs,
+    files,
+    health,
+    job_data,
+    job_live,
+    jobs,
+    models,
+    scores,
+    workers,
+)
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.api_keys import ApiKeys
@@ -100,7 +112,7 @@ def create_app(
         title="kleash",
         version=VERSION,
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
-        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
         lifespan=_running(live, *loops, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
@@ -124,10 +136,23 @@ def create_app(
     larger = {("POST", "/v1/files"): settings.max_file_bytes}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
-    app.add_middleware(request_log.RequestLog)  # added last: outermost
+    app.add_middleware(request_log.RequestLog)
+    browser.install(app, settings)  # added last: outermost
     problems.install(app)
     app.include_router(job_live.polled)
-    for part in (job_live, health, models, scores, divergences, jobs, job_data, files, workers, api_keys):
+    for part in (
+        job_live,
+        health,
+        docs,
+        models,
+        scores,
+        divergences,
+        jobs,
+        job_data,
+        files,
+        workers,
+        api_keys,
+    ):
         app.include_router(part.router)
     for more in (jobs.changing, models.changing, api_keys.anybodys):
         app.include_router(more)

@@ -48,6 +48,7 @@ from jobs.errors import (
     TooMuchMetadata,
     VersionConflict,
 )
+from rlhf_core.errors import UnsafeModel
 
 
 class Answer(NamedTuple):
@@ -85,6 +86,7 @@ ANSWERS: dict[type[Exception], Answer] = {
         "There is no such model",
         "a checkpoint that the job names has just been removed",
     ),
+    UnsafeModel: Answer(422, "unsafe_model", "The model's folder is not safe to load"),
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
     FileDeleted: Answer(
@@ -157,6 +159,9 @@ OTHER_TITLES = {
     "not_found": "There is nothing here",
     "method_not_allowed": "The method is not supported here",
     "request_too_large": "The request is too large",
+    "request_timeout": "The request did not arrive in time",
+    "headers_too_large": "The request's headers are too large",
+    "too_many_connections": "There are too many connections",
     "validation_error": "The request does not fit the schema",
     "empty_input": "There is nothing to score",
     "input_too_long": "The input is too long",

@@ -19,12 +19,14 @@ from jobs.files import LocalFiles
 from jobs.queue import MESSAGE_SETTINGS, PRIORITIES, RUN_JOB
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore, open_store
+from worker import messages
 from worker.alive import sign_of_life
 from worker.presence import Presence, card, worker_id
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 settings = Settings()
+messages.guard()
 WORKER = worker_id()  # of the main process, from which the pool process is forked
 
 app: Any = Celery("kleash", broker=settings.broker_url.get_secret_value())
@@ -37,6 +39,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
     worker_soft_shutdown_timeout=1,
+    worker_enable_remote_control=False,  # a broadcast could end every worker
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     # Covers only messages that a dead worker held and had not started; the dispatcher is faster.

@@ -12,6 +12,7 @@ import orjson
 
 from jobs.bulk import BulkItem, ScoreConfig
 from jobs.lines import MAX_LINE_BYTES, BadLine, parse_line
+from jobs.real_paths import open_real
 from worker.failures import DatasetError
 
 READ_BYTES = 1 << 20
@@ -49,7 +50,7 @@ def open_input(config: ScoreConfig, file: str | None) -> BinaryIO:
         return io.BytesIO(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     assert file is not None
     try:
-        return open(file, "rb")
+        return open_real(file)
     except OSError as error:
         raise DatasetError(f"items_file cannot be read: {error.strerror}") from error
 

@@ -48,6 +48,7 @@ HINTS = {
     "timeout": "Raise limits.max_runtime_s; a job with resume_from goes on from the last checkpoint.",
     "input_too_long": "Shorten the prompts or lower rollout.max_new_tokens (texts: data.ptx_max_tokens).",
     "model_load_failed": "The model must be a folder with safetensors weights and a fast tokenizer.",
+    "unsafe_model": "A folder of configs that ask for no code, and safetensors: remove what the error names.",
     "path_not_allowed": "The worker needs the KLEASH_MODELS_FILE, KLEASH_MODEL_ROOTS and "
     "KLEASH_ALLOW_HUB_MODELS of the API.",
     "empty_input": "A prompt needs a token, a text of data.ptx_texts or data.ptx_texts_file two.",

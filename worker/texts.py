@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.lines import BadLine, text_of
+from jobs.real_paths import open_real
 from worker.failures import DatasetError
 
 
@@ -32,7 +33,8 @@ def read_texts(file: Path, *, field: str = "prompt", sha256: str | None = None) 
         DatasetError: it cannot be read, is not the file with this sha256, or a line has no text.
     """
     try:
-        content = file.read_bytes()
+        with open_real(str(file)) as opened:
+            content = opened.read()
     except OSError as error:
         raise DatasetError(f"{file.name} cannot be read: {error.strerror}") from error
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:

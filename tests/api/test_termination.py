@@ -15,7 +15,7 @@ from jobs.spec import NewEvent
 from jobs.sql_store import SqlStore
 from tests.api.acting import claimed
 from tests.api.live_client import Connection
-from tests.api.test_server import serving
+from tests.api.serving import serving
 
 OF_EACH = 20
 

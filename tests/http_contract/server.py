@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from pydantic import SecretStr
 
 from api import request_log
-from api.__main__ import SettlingServer
+from api.__main__ import SettlingServer, server_config
 from api.app import create_app
 from api.services.files import FileService
 from jobs import keys
@@ -169,11 +168,7 @@ def main() -> int:
         ids = populate(store, settings.artifacts, roles["owner"].id)
         ids |= {"file_id": [_file(store, settings.uploads, roles["owner"].id)], "model_id": ["base"]}
         app = create_app(settings, store=store, broker=Nowhere(), scorer=ByteScorer())
-        server = SettlingServer(
-            uvicorn.Config(
-                app, host="127.0.0.1", port=0, log_config=None, log_level="error", access_log=False
-            )
-        )
+        server = SettlingServer(server_config(app, settings, host="127.0.0.1", port=0, log_level="error"))
         server.config.load()
         socket = server.config.bind_socket()
         url = f"http://127.0.0.1:{socket.getsockname()[1]}"
