@@ -22,6 +22,7 @@ from api.routes import (
     files,
     health,
     job_data,
+    job_live,
     jobs,
     logs,
     metrics,
@@ -31,6 +32,8 @@ from api.routes import (
     workers,
 )
 from api.scorer import HttpScorer
+from api.services.live import Live
+from api.termination import on_termination
 from api.version import VERSION
 from jobs.ports import Broker, Scorer
 from jobs.queue import CeleryBroker
@@ -41,6 +44,8 @@ from jobs.store import Store
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes; what waits for scores needs none meanwhile
 ROUTERS = (
+    job_live.polled,
+    job_live.router,
     health.router,
     docs.router,
     scores.router,
@@ -92,7 +97,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
-        lifespan=_running(*loops, wake=wake, own=own),
+        lifespan=_running(parts.live, *loops, wake=wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = parts
@@ -109,9 +114,9 @@ def create_app(
 
 
 def _running(
-    *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
+    live: Live, *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop.
+    """A lifespan during which `live` polls and each loop has a thread; `wake` ends a pause when they shall stop.
 
     `own` is closed at its end.
     """
@@ -126,7 +131,9 @@ def _running(
         ]
         for thread in threads:
             thread.start()
-        yield
+        async with live.running():
+            with on_termination(live.stop):
+                yield
         stop.set()
         wake()
         for thread in threads:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from api.deps import Parts
+from api.event_stream import event_frame
 from api.keyring import Keyring
 from api.rates import RequestRates
 from api.services.analysis import RunAnalysis
@@ -13,8 +14,10 @@ from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.files import FileService
 from api.services.job_data import JobData
+from api.services.job_documents import JobDocuments
 from api.services.job_files import JobFiles
 from api.services.jobs import JobService
+from api.services.live import Live
 from api.services.logs import LogService
 from api.services.metrics import MetricService
 from api.services.models import ModelResolver
@@ -50,21 +53,28 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
     models, analysis, keyring = ModelResolver(settings, store), RunAnalysis(store), Keyring(store)
     uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
     files = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
+    live = Live(store, event_frame)
+    jobs = JobService(
+        store,
+        models,
+        rng,
+        dispatcher.wake,
+        analysis,
+        JobFiles(models, files),
+        live,
+        queued_limit=settings.queued_jobs_per_owner,
+    )
+    documents = JobDocuments(jobs)
+    store.listen(documents.changed)
     parts = Parts(
         settings=settings,
         store=store,
         broker=broker,
         scorer=scorer,
         models=models,
-        jobs=JobService(
-            store,
-            models,
-            rng,
-            dispatcher.wake,
-            analysis,
-            JobFiles(models, files),
-            queued_limit=settings.queued_jobs_per_owner,
-        ),
+        jobs=jobs,
+        live=live,
+        documents=documents,
         job_data=JobData(store, analysis, settings.artifacts),
         metrics=MetricService(store),
         logs=LogService(store, settings.artifacts),

@@ -15,8 +15,8 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uuid_utils import uuid7
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.abortable import AbortableProtocol
 from api.problems import problem
 from jobs.settings import LOOPBACK, Settings
 
@@ -74,7 +74,7 @@ class Census:
                 del self._of[address]
 
 
-class LimitedConnection(HttpToolsProtocol):
+class LimitedConnection(AbortableProtocol):
     """uvicorn's connection, with deadlines for its client and limits on the head of a request."""
 
     def __init__(self, *args: Any, census: Census, **options: Any) -> None:

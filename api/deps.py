@@ -12,7 +12,9 @@ from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.files import FileService
 from api.services.job_data import JobData
+from api.services.job_documents import JobDocuments
 from api.services.jobs import JobService
+from api.services.live import Live
 from api.services.logs import LogService
 from api.services.metrics import MetricService
 from api.services.models import ModelResolver
@@ -37,6 +39,8 @@ class Parts:
     logs: LogService
     checkpoints: CheckpointService
     artifacts: ArtifactService
+    live: Live
+    documents: JobDocuments
     keyring: Keyring
     rates: RequestRates
     api_keys: ApiKeys

@@ -24,11 +24,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request = Request(scope)
         max_bytes = self.larger.get((scope["method"], scope["path"]), self.max_bytes)
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > max_bytes:
-            await http_error(request, RequestTooLarge(max_bytes))(scope, receive, send)
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if declared.isdigit() and int(declared[:20]) > max_bytes:
+            await http_error(Request(scope), RequestTooLarge(max_bytes))(scope, receive, send)
             return
         received = 0
 

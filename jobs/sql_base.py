@@ -1,7 +1,7 @@
 """The ground SqlStore stands on: engines, transactions, one clock, one compare-and-set, numbered events."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from jobs.spec import NewEvent
 from jobs.states import Status
 
 READ_ONLY = "kleash_read_only"
+CHANGED = "kleash_changed"  # in a connection's info: ids of the jobs that the transaction has changed
 LOCK_WAIT_S = 5.0
 NUL = "\x00"  # no id holds one, and PostgreSQL refuses to compare with it
 NOT_MIGRATED = ("42P01", "42703")  # PostgreSQL's undefined_table and undefined_column
@@ -114,6 +115,7 @@ class SqlBase:
         self.engine = make_engine(url, lock_wait_s=lock_wait_s)
         self._reader = self.engine.execution_options(**{READ_ONLY: True})
         self._bound_now = now
+        self._listeners: list[Callable[[Collection[str]], None]] = []
         self.insert = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
 
     def close(self) -> None:
@@ -139,10 +141,19 @@ class SqlBase:
 
     @contextmanager
     def _writing(self, method: str) -> Iterator[Connection]:
+        changed: set[str] = set()
         with _outages(), self.engine.begin() as connection:
+            connection.info[CHANGED] = changed
             yield connection
             point(f"commit.{method}.before")
         point(f"commit.{method}.after")
+        if changed:
+            for listener in self._listeners:
+                listener(changed)
+
+    def listen(self, changed: Callable[[Collection[str]], None]) -> None:
+        """See jobs.store_live.LiveStore."""
+        self._listeners.append(changed)
 
     def locked(self, connection: Connection, job_id: str) -> Any:
         """The job's row, which nobody else changes before the transaction ends; None if there is none."""
@@ -177,6 +188,7 @@ class SqlBase:
         )
         if done.rowcount == 0:
             return False
+        connection.info[CHANGED].add(job_id)
         if events:
             last = connection.execute(
                 select(jobs.c.event_seq, jobs.c.attempt).where(jobs.c.id == job_id)

@@ -9,7 +9,7 @@ from jobs.errors import IllegalTransition, JobInUse, TooMuchMetadata, VersionCon
 from jobs.schema import idempotency_keys, job_checkpoints, jobs
 from jobs.schema_jobs import deleted_jobs, job_labels, job_uses, label_of
 from jobs.spec import MAX_METADATA, Job
-from jobs.sql_base import SqlBase, one_row
+from jobs.sql_base import CHANGED, SqlBase, one_row
 from jobs.sql_rows import job_of
 from jobs.states import TERMINAL, Desired, Status, public_status
 from jobs.store_jobs import KEY_LIFE_S, JobChange
@@ -56,6 +56,7 @@ class ChangeRows(SqlBase):
                 raise JobInUse(job_id, found)
             connection.execute(insert(deleted_jobs).values(job_id=job_id, deleted_at=self.now()))
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
+            connection.info[CHANGED].add(job_id)
 
     def deleted_jobs(self, *, limit: int = 10_000) -> list[str]:
         """See jobs.store_jobs.JobsStore."""

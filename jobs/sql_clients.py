@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert, select, update
 from jobs.errors import CheckpointGone, IllegalTransition, JobDeleted, JobNotFound
 from jobs.schema import job_checkpoints, jobs
 from jobs.spec import Job, JobSpec, NewEvent, first_step
-from jobs.sql_base import one_row
+from jobs.sql_base import CHANGED, one_row
 from jobs.sql_changes import write_labels, write_uses
 from jobs.sql_files import hold_files
 from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
@@ -47,6 +47,7 @@ class ClientRows(IdempotencyRows, QuotaRows):
             self.one_more_may_wait(connection, owner, queued_limit)
             _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
+            connection.info[CHANGED].add(job_id)
             write_labels(connection, job_id, owner, spec.metadata)
             write_uses(connection, job_id, spec.type, resolved)
             hold_files(connection, job_id, resolved)

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from fastapi import Body, Header, Query, Request, Response
 
 from api.auth import Owner
+from api.conditional import IfNoneMatch, conditional
 from api.deps import JobsDep
-from api.entity_tags import etag, matches, versions_of
+from api.entity_tags import etag, versions_of
 from api.examples import JOB_PATCHES, JOBS
 from api.pages import MAX_PAGE, Limit, clamp, link_next
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
@@ -34,9 +35,9 @@ CREATED: Responses = {
     200: {"model": DryRunDocument, "description": "With `dry_run=true`: nothing was made"},
     201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}},
 }
-LISTED: Responses = {200: {"headers": {"Link": TEXT | {"description": 'rel="next", if there is more.'}}}}
+LINK = TEXT | {"description": 'rel="next", if there is more.'}
+LISTED: Responses = {200: {"headers": {"Link": LINK, "ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 CHANGED: Responses = {200: {"headers": {"ETag": TEXT}}}
-SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
 
@@ -77,6 +78,7 @@ def create(
     "/jobs",
     operation_id="jobs_list",
     summary="List jobs, newest first",
+    response_model=JobList,
     responses=LISTED | problems(400),
     openapi_extra={"parameters": [METADATA]},
 )
@@ -86,6 +88,7 @@ def index(
     owner: Owner,
     jobs: JobsDep,
     where: FilterDep,
+    if_none_match: IfNoneMatch = None,
     limit: Limit = 20,
     after: Annotated[
         str | None,
@@ -96,36 +99,14 @@ def index(
     ] = None,
     order: Annotated[Literal["desc", "asc"], Query(description="By time: `asc` is oldest first.")] = "desc",
     include: Annotated[Literal["total"] | None, Query(description="What costs more to know.")] = None,
-) -> JobList:
+) -> Response:
     """A page of the caller's jobs, those that fit every filter."""
     page = jobs.page(
         owner, where=where, after=after, oldest_first=order == "asc", limit=clamp(limit, MAX_PAGE)
     )
     listed = JobList.of(page, jobs.count(owner, where) if include else None)
     link_next(request, response, listed.next_cursor)
-    return listed
-
-
-@router.get(
-    "/jobs/{job_id}",
-    operation_id="jobs_get",
-    summary="Show a job",
-    response_model=JobDocument,
-    responses=SHOWN | problems(404),
-)
-def show(
-    job_id: str,
-    owner: Owner,
-    jobs: JobsDep,
-    response: Response,
-    if_none_match: Annotated[str | None, Header(description="An ETag of before.")] = None,
-) -> JobDocument | Response:
-    """The job as it is now, or 304 while its version is the one of If-None-Match."""
-    if if_none_match is not None and matches(if_none_match, current := etag(jobs.version(job_id, owner))):
-        return Response(status_code=304, headers={"ETag": current})
-    job = jobs.get(job_id, owner)
-    response.headers["ETag"] = etag(job.version)
-    return document(jobs, job)
+    return conditional(listed, if_none_match, response)
 
 
 @changing.patch(

@@ -11,6 +11,7 @@ from api.services.classifiers import classifier_paths
 from api.services.dry_run import DryRun, dry_run
 from api.services.job_files import JobFiles
 from api.services.job_ids import JOB_ID, known_shape
+from api.services.live import Live
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
@@ -32,7 +33,10 @@ class JobPage(NamedTuple):
 
 
 class JobService:
-    """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail."""
+    """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail.
+
+    `live` learns of every row that it reads for an answer.
+    """
 
     def __init__(
         self,
@@ -42,11 +46,12 @@ class JobService:
         wake: Callable[[], None],
         analysis: RunAnalysis,
         files: JobFiles,
+        live: Live,
         *,
         queued_limit: int = 0,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._analysis, self._files, self._queued_limit = analysis, files, queued_limit
+        self._analysis, self._files, self._live, self._queued_limit = analysis, files, live, queued_limit
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -62,6 +67,7 @@ class JobService:
         if idempotency_key is not None:  # a repeat succeeds even if what it names has gone meanwhile
             before = self._store.find_replay(owner, idempotency_key, request_sha256)
             if before is not None:
+                self._live.saw([before])
                 return Created(job=before, replayed=True)
         created = self._store.create_job(
             self._rng.job_id(),
@@ -81,11 +87,9 @@ class JobService:
 
     def get(self, job_id: str, owner: str) -> Job:
         """The job. Raises JobNotFound, as all below."""
-        return self._store.get_job(known_shape(job_id), owner)
-
-    def version(self, job_id: str, owner: str) -> int:
-        """What the job's ETag is made of."""
-        return self._store.get_version(known_shape(job_id), owner)
+        job = self._store.get_job(known_shape(job_id), owner)
+        self._live.saw([job])
+        return job
 
     def page(
         self, owner: str, *, where: JobFilter, after: str | None, oldest_first: bool, limit: int
@@ -96,6 +100,7 @@ class JobService:
         jobs = self._store.list_jobs(
             owner=owner, where=where, after=after, oldest_first=oldest_first, limit=limit + 1
         )
+        self._live.saw(jobs)
         return JobPage(jobs[:limit], len(jobs) > limit)
 
     def count(self, owner: str, where: JobFilter) -> int:

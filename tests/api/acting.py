@@ -4,8 +4,15 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from jobs.spec import Job
+from jobs.spec import JOB_SPEC, Job
 from jobs.sql_store import SqlStore
+from jobs.system import SystemRng
+
+
+def queued(store: SqlStore, spec: dict[str, Any]) -> str:
+    """The id of a job of open mode's owner that nobody asked a server for."""
+    job_id = SystemRng().job_id()
+    return store.create_job(job_id, "local", JOB_SPEC.validate_python(spec), {"resume_from": None}).job.id
 
 
 def claimed(store: SqlStore, job_id: str) -> Job:

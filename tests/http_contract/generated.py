@@ -43,6 +43,11 @@ def config(server: Served, role: str) -> str:
             "[operations.checks.positive_data_acceptance]",
             f"expected-statuses = {json.dumps([*ACCEPTED, '422'])}",
         ]
+    lines += [
+        "[[operations]]",
+        'include-operation-id = "jobs_events_stream"',
+        "enabled = false",
+    ]  # it has no end
     return "\n".join(lines) + "\n"
 
 

@@ -44,5 +44,5 @@ def served() -> Iterator[Served]:
             process.terminate()
             process.wait(20)
             log.seek(0)
-            errors = [line for line in log if '"level": "info"' not in line]
+            errors = [line for line in log if '"level":"info"' not in line]
         assert not errors, "".join(errors[:40])

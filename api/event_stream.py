@@ -1,0 +1,144 @@
+"""A job's events as they happen, as server-sent events (text/event-stream).
+
+Frames: `snapshot`, the job; then each event once, its `seq` as id; a comment after PING_S of silence; and `done`,
+when the job has ended and its last event is out. Who comes back with Last-Event-ID goes on after that event. Each
+frame is built once for all who follow the job (api/services/tails.py), and a stream waits without a thread.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from anyio.to_thread import run_sync
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from api.abortable import abort
+from api.held import gone
+from api.schemas_job_data import EventDocument
+from api.services.live import Live, Watch
+from api.services.tails import Tail
+from jobs.errors import StoreUnavailable
+from jobs.spec import Event
+
+PING_S = 15.0
+RETRY_MS = 3000
+PATIENCE_S = 15.0  # for a client to read what it was sent
+LAST_PATIENCE_S = 0.5  # the same once the process is to end
+LONGEST_S = 3600.0  # of one stream: a key that was revoked does not follow a job for ever
+PAGE = 100  # events
+CHUNK_BYTES = 1 << 15
+
+Backfill = Callable[[int, int], list[Event]]  # events of the job after a seq, at most so many
+
+
+def event_frame(job_id: str, event: Event) -> bytes:
+    """An event."""
+    document = EventDocument(job_id=job_id, **vars(event))
+    return format_sse_event(data_str=document.model_dump_json(), event=event.type, id=str(event.seq))
+
+
+def snapshot_frame(document: bytes) -> bytes:
+    """The job; without an id, for it is no event to go on from."""
+    return format_sse_event(data_str=document.decode(), event="snapshot", retry=RETRY_MS)
+
+
+def done_frame(job_id: str, status: str) -> bytes:
+    """The end: a client does not come back."""
+    return format_sse_event(data_str=orjson.dumps({"id": job_id, "status": status}).decode(), event="done")
+
+
+def chunks(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Together, but no more at once than a client should have to take before the next are written."""
+    held: list[bytes] = []
+    size = 0
+    for frame in frames:
+        held.append(frame)
+        size += len(frame)
+        if size >= CHUNK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+class EventStream(Response):
+    """The events of a job with seq > after, behind a snapshot of it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, live: Live, job_id: str, *, snapshot: bytes, after: int, backfill: Backfill) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._live, self._job_id, self._snapshot = live, job_id, snapshot
+        self._sent, self._backfill = after, backfill
+        self._limit: asyncio.Timeout | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send frames until the job or the process ends, or the client goes or does not read."""
+        with self._live.watch(self._job_id) as watch, self._live.tail(self._job_id) as tail:
+            watch.stopping = self._hurry
+            leaving = asyncio.create_task(gone(receive))
+            leaving.add_done_callback(watch.nudge)
+            try:
+                start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                await self._send(send, start)
+                with suppress(StoreUnavailable):  # it ends without `done`, to be asked for again
+                    async for frames in self._frames(watch, tail, leaving):
+                        await self._send(
+                            send, {"type": "http.response.body", "body": frames, "more_body": True}
+                        )
+                await self._send(send, {"type": "http.response.body"})
+            except TimeoutError:
+                abort(scope)
+                await asyncio.wait([leaving], timeout=LAST_PATIENCE_S)
+            finally:
+                if not leaving.cancel():
+                    leaving.exception()  # it has been seen
+
+    async def _send(self, send: Send, message: Message) -> None:
+        """Raises TimeoutError for a client that does not read."""
+        try:
+            async with asyncio.timeout(PATIENCE_S) as self._limit:
+                if self._live.stopping:
+                    self._hurry()
+                await send(message)
+        finally:
+            self._limit = None
+
+    def _hurry(self) -> None:
+        """The process is to end."""
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time() + LAST_PATIENCE_S)
+
+    async def _frames(self, watch: Watch, tail: Tail, leaving: "asyncio.Task[Any]") -> AsyncIterator[bytes]:
+        yield self._snapshot
+        end = asyncio.get_running_loop().time() + LONGEST_S
+        while not leaving.done() and not self._live.stopping and asyncio.get_running_loop().time() < end:
+            seen = watch.seen
+            if seen is None:  # deleted
+                return
+            if frames := await self._new(tail):
+                for chunk in chunks(frames):
+                    yield chunk
+            elif seen.done and self._sent >= seen.event_seq:
+                yield done_frame(self._job_id, seen.status)
+                return
+            else:
+                try:
+                    async with asyncio.timeout(PING_S):
+                        await watch.news()
+                except TimeoutError:
+                    yield KEEPALIVE_COMMENT
+
+    async def _new(self, tail: Tail) -> list[bytes]:
+        """Frames that follow what was sent: those at hand, or else a page from the database."""
+        frames = tail.after(self._sent)
+        if frames is None:
+            events = await run_sync(self._backfill, self._sent, PAGE)
+            frames = [event_frame(self._job_id, event) for event in events]
+        self._sent += len(frames)
+        return frames

@@ -1,0 +1,102 @@
+"""/v1/jobs/{job_id} for those who follow a job: polls with ETags, held polls, and its events as a stream."""
+
+from typing import Annotated
+
+from fastapi import Header, Query, Request, Response
+
+from api.auth import Owner
+from api.conditional import IfNoneMatch
+from api.deps import PartsDep
+from api.entity_tags import etag, matches
+from api.event_stream import EventStream, snapshot_frame
+from api.held import held
+from api.pages import INT32
+from api.polled_route import PolledRoute, poll_answer
+from api.prefer import Prefer, Wait, wait_s
+from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
+from api.schemas_jobs import JobDocument
+
+router = v1_router("jobs", "jobs:read")
+polled = v1_router("jobs", "jobs:read")
+polled.route_class = PolledRoute
+
+GONE = 499  # for the log; there is nobody to read it
+HINT = TEXT | {"description": "Seconds after which another look is worth it; of a job that is not done."}
+APPLIED = TEXT | {"description": "`wait=N`, where the answer was held back."}
+HEADERS = {"ETag": TEXT, "Retry-After": HINT, "Preference-Applied": APPLIED}
+SHOWN: Responses = {200: {"headers": HEADERS}, 304: {"description": DESCRIPTIONS[304], "headers": HEADERS}}
+STREAM: Responses = {
+    200: {
+        "description": "Frames `snapshot`, one for each event, `done`",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@polled.get(
+    "/jobs/{job_id}",
+    operation_id="jobs_get",
+    summary="Show a job",
+    response_model=JobDocument,
+    responses=SHOWN | problems(404),
+)
+async def show(
+    job_id: str,
+    request: Request,
+    owner: Owner,
+    parts: PartsDep,
+    if_none_match: IfNoneMatch = None,
+    prefer: Prefer = None,
+    wait: Wait = None,
+) -> Response:
+    """The job as it is now, or 304 while its version is the one of If-None-Match.
+
+    With `Prefer: wait=N` the 304 waits up to N seconds for a change: a loop without pauses then learns of each at
+    once, and costs little.
+    """
+    live, headers = parts.live, dict[str, str]()
+
+    def unchanged(version: int) -> bool:
+        return if_none_match is not None and matches(if_none_match, etag(version))
+
+    seen = await live.seen(job_id, owner)
+    if if_none_match is not None and (held_s := wait_s(prefer, wait)):
+        headers["Preference-Applied"] = f"wait={held_s}"
+        if not await held(live, job_id, unchanged, held_s, request.receive):
+            return Response(status_code=GONE)
+        seen = await live.seen(job_id, owner)
+    if live.stopping:
+        headers["Connection"] = "close"
+    written = None if unchanged(seen.version) else await parts.documents.get(job_id, owner, seen.version)
+    return poll_answer(seen, written, headers)
+
+
+@router.get(
+    "/jobs/{job_id}/events/stream",
+    operation_id="jobs_events_stream",
+    summary="Follow a job's events",
+    status_code=200,
+    response_class=EventStream,
+    responses=STREAM | problems(404),
+)
+async def stream(
+    job_id: str,
+    owner: Owner,
+    parts: PartsDep,
+    after: Annotated[int, Query(ge=0, le=INT32, description="The last `seq` already known.")] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=INT32, description="Goes before `after`.")] = None,
+) -> EventStream:
+    """Server-sent events: a `snapshot` of the job, what happened to it and what happens, and `done` at its end.
+
+    A stream that breaks, or that ends without `done`, goes on where it was when it is asked for again with
+    Last-Event-ID; browsers do so by themselves.
+    """
+    seen = await parts.live.seen(job_id, owner)
+    snapshot = await parts.documents.get(job_id, owner, seen.version)
+    return EventStream(
+        parts.live,
+        job_id,
+        snapshot=snapshot_frame(snapshot.body),
+        after=after if last_event_id is None else last_event_id,
+        backfill=lambda sent, limit: parts.store.list_events(job_id, after=sent, limit=limit),
+    )

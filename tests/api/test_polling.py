@@ -1,0 +1,294 @@
+"""Polls of a job: what the shared poller may leave unread, and what nobody may be told."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.event_stream import event_frame
+from api.prefer import wait_s
+from api.services.live import GOOD_FOR_TICKS, TICK_S, Live
+from jobs.settings import Settings
+from jobs.spec import JobFailure
+from jobs.sql_store import SqlStore
+from jobs.states import Action, Status
+from jobs.store_live import JobVersion
+from tests.api.acting import claimed, queued
+from tests.api.live_client import Connection, counted, listening
+
+POLLED = "jobs.event_seq, jobs.status"  # of the poller's query
+WAITERS = 1000
+
+
+@pytest.fixture
+def elsewhere(settings: Settings, store: SqlStore) -> Iterator[SqlStore]:
+    """The same database as another process has it."""
+    other = SqlStore(settings.database_url.get_secret_value())
+    yield other
+    other.close()
+
+
+@pytest.fixture
+def served(new_app: Callable[[Settings], FastAPI], settings: Settings) -> FastAPI:
+    """Another application over the same store, for `listening`."""
+    return new_app(settings)
+
+
+@pytest.fixture
+def made(store: SqlStore, spec: dict[str, Any]) -> str:
+    """The id of a queued job."""
+    return queued(store, spec)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "wait", "seconds"),
+    [
+        (None, None, 0),
+        ("wait=30", None, 30),
+        ("respond-async, Wait = 7 ; x=y", None, 7),
+        ('wait="9"', 3, 9),
+        ("wait=900", None, 55),
+        ("wait=" + "9" * 5000, None, 55),
+        ("wait=-1", 4, 4),
+        ("wait=²", None, 0),
+        ("await=5, wait", None, 0),
+        (None, 10**30, 55),
+        (None, 0, 0),
+    ],
+)
+def test_how_long_a_poll_may_be_held(prefer: str | None, wait: int | None, seconds: int) -> None:
+    assert wait_s(prefer, wait) == seconds
+
+
+def test_a_poll_says_when_to_come_back(client: TestClient, store: SqlStore, made: str) -> None:
+    url = f"/v1/jobs/{made}"
+    queued = client.get(url)
+    unchanged = client.get(url, headers={"If-None-Match": queued.headers["etag"]})
+    assert unchanged.status_code == 304
+    attempt = claimed(store, made).attempt
+    running = client.get(url)
+    store.finish(made, attempt, Status.FAILED, error=JobFailure(code="c", detail="d"))
+    done = client.get(url)
+    hints = [answer.headers.get("retry-after") for answer in (queued, unchanged, running, done)]
+    assert hints == ["5", "5", "2", None]
+    assert (
+        "preference-applied" not in client.get(url, headers={"Prefer": "wait=9"}).headers
+    )  # nothing to wait for
+
+
+def test_a_page_of_jobs_has_an_etag_too(client: TestClient, store: SqlStore, made: str) -> None:
+    etag = client.get("/v1/jobs").headers["etag"]
+    unchanged = client.get("/v1/jobs", headers={"If-None-Match": f"W/{etag}"})
+    assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
+    claimed(store, made)
+    assert client.get("/v1/jobs", headers={"If-None-Match": etag}).json()["data"][0]["status"] == "running"
+    assert (
+        client.get("/v1/jobs", params={"status": "queued"}, headers={"If-None-Match": etag}).json()["data"]
+        == []
+    )
+
+
+def test_polls_between_two_ticks_read_nothing_and_write_the_document_once(
+    client: TestClient, store: SqlStore, made: str
+) -> None:
+    url = f"/v1/jobs/{made}"
+    first = client.get(url)
+    with counted(store, "FROM jobs") as queries:
+        for _ in range(50):
+            assert client.get(url).content == first.content
+            assert client.get(url, headers={"If-None-Match": first.headers["etag"]}).status_code == 304
+    with counted(store, "jobs.spec") as rows_read:
+        assert client.get(url).content == first.content
+    assert rows_read() == 0
+    assert queries() < 50
+
+
+def test_what_is_at_hand_is_so_for_its_owner_only(
+    keyed_client: TestClient, new_key: Callable[[], dict[str, str]], spec: dict[str, Any]
+) -> None:
+    mine, theirs = new_key(), new_key()
+    url = keyed_client.post("/v1/jobs", json=spec, headers=mine).headers["location"]
+    for headers in ({}, {"If-None-Match": '"1"'}, {"If-None-Match": '"1"', "Prefer": "wait=1"}):
+        keyed_client.get(url, headers=mine)  # now it is at hand
+        answers = [
+            keyed_client.get(url, headers=headers | key)
+            for key in (theirs, {}, {"Authorization": "Bearer x"})
+        ]
+        assert [answer.status_code for answer in answers] == [404, 401, 401]
+        assert not [answer for answer in answers if "etag" in answer.headers]
+    assert keyed_client.get(url, headers=mine | {"If-None-Match": '"1"'}).status_code == 304
+
+
+def test_what_this_process_wrote_no_poll_misses(client: TestClient, store: SqlStore, made: str) -> None:
+    url = f"/v1/jobs/{made}"
+    for action in ("pause", "resume") * 10:
+        before = client.get(url)
+        written = client.post(f"{url}/{action}")
+        after = client.get(url, headers={"If-None-Match": before.headers["etag"]})
+        assert (after.status_code, after.headers["etag"]) == (200, written.headers["etag"])
+        assert after.json() == written.json()
+
+
+def test_a_deleted_job_is_gone_at_once(client: TestClient, store: SqlStore, made: str) -> None:
+    url = f"/v1/jobs/{made}"
+    store.request(made, Action.CANCEL)
+    headers = {"If-None-Match": client.get(url).headers["etag"]}
+    assert client.get(url, headers=headers).status_code == 304
+    assert client.delete(url).status_code == 204
+    assert [client.get(url, headers=more).status_code for more in (headers, {})] == [404, 404]
+
+
+def test_what_was_read_besides_is_never_followed_by_something_older(
+    client: TestClient, elsewhere: SqlStore, made: str
+) -> None:
+    url = f"/v1/jobs/{made}"
+    for action in (Action.PAUSE, Action.RESUME) * 5:
+        before = client.get(url).headers["etag"]
+        version = elsewhere.request(made, action).version
+        listed = client.get("/v1/jobs").json()["data"][0]["version"]
+        assert listed == version
+        assert client.get(url, headers={"If-None-Match": before}).headers["etag"] == f'"{version}"'
+
+
+class GatedStore(SqlStore):
+    """Holds what it has read of versions until the gate opens."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.read, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def job_versions(self, job_ids: Collection[str]) -> dict[str, JobVersion]:
+        found = super().job_versions(job_ids)
+        self.read.set()
+        assert self.gate.wait(30)
+        return found
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_write_that_overtakes_a_read_is_not_lost(
+    settings: Settings, store: SqlStore, made: str, known: bool
+) -> None:
+    gated = GatedStore(settings.database_url.get_secret_value())
+
+    async def overtake() -> None:
+        live = Live(gated, event_frame)
+        async with live.running():
+            if known:
+                await live.seen(made, "local")
+                await asyncio.sleep((GOOD_FOR_TICKS + 1) * TICK_S)  # the next read is under way, or soon
+            gated.read.clear()
+            gated.gate.clear()
+            reading = asyncio.create_task(live.seen(made, "local"))
+            await asyncio.to_thread(gated.read.wait, 30)
+            version = (await asyncio.to_thread(gated.request, made, Action.PAUSE)).version
+            gated.gate.set()
+            await reading
+            assert (await live.seen(made, "local")).version == version
+
+    asyncio.run(overtake())
+    gated.close()
+
+
+def test_a_waiter_learns_what_another_process_did(
+    served: FastAPI, store: SqlStore, elsewhere: SqlStore, spec: dict[str, Any], made: str
+) -> None:
+    idle = queued(store, spec)
+
+    async def wait(port: int) -> None:
+        poll, other = await Connection.to(port), await Connection.to(port)
+        async with poll, other:
+            began = asyncio.get_running_loop().time()
+            other.ask(f"/v1/jobs/{idle}?wait=1", If_None_Match='"1"')
+            first = await poll.get(f"/v1/jobs/{made}")
+            poll.ask(f"/v1/jobs/{made}", If_None_Match=first.headers["etag"], Prefer="wait=30")
+            await until(lambda: waiting(served) == 2)
+            version = claimed(elsewhere, made).version
+            changed = await poll.answer()
+            assert asyncio.get_running_loop().time() - began < 10
+            assert (changed.status, changed.document["status"]) == (200, "running")
+            assert changed.headers["etag"] == f'"{version}"'
+            assert changed.headers["preference-applied"] == "wait=30"
+
+            unchanged = await other.answer()
+            assert (unchanged.status, unchanged.body, unchanged.headers["etag"]) == (304, b"", '"1"')
+            assert unchanged.headers["preference-applied"] == "wait=1"
+            assert asyncio.get_running_loop().time() - began > 1
+
+    with listening(served) as port:
+        asyncio.run(wait(port))
+
+
+def waiting(app: FastAPI) -> int:
+    return sum(len(watches) for watches in app.state.parts.live._watches.values())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_a_thousand_waiters_cost_one_query_a_tick_and_no_thread(
+    served: FastAPI, store: SqlStore, elsewhere: SqlStore, spec: dict[str, Any], made: str
+) -> None:
+    jobs = [made, *(queued(store, spec) for _ in range(9))]
+
+    async def wait(port: int) -> None:
+        polls = [await Connection.to(port) for _ in range(WAITERS)]
+        for number, poll in enumerate(polls):
+            poll.ask(f"/v1/jobs/{jobs[number % len(jobs)]}", If_None_Match='"1"', Prefer="wait=55")
+        await until(lambda: waiting(served) == WAITERS)
+        began = asyncio.get_running_loop().time()
+        with counted(store, POLLED) as queries:
+            await until(lambda: queries() >= 3)
+            assert queries() <= (asyncio.get_running_loop().time() - began) / TICK_S + 1
+        with counted(store, "jobs.spec") as rows_read:
+            for job_id in jobs:
+                claimed(elsewhere, job_id)
+            answers = await asyncio.gather(*(poll.answer() for poll in polls))
+        assert {(answer.status, answer.document["status"]) for answer in answers} == {(200, "running")}
+        assert rows_read() == len(jobs)  # each document was written once
+
+        for poll in polls[: WAITERS // 10]:
+            poll.ask(f"/v1/jobs/{made}", If_None_Match='"2"', Prefer="wait=55")
+        await until(lambda: waiting(served) == WAITERS // 10)
+        for poll in polls:
+            poll.writer.transport.abort()
+        await until(lambda: waiting(served) == 0)  # who has gone is waited for no longer
+
+    with listening(served) as port:
+        asyncio.run(wait(port))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("live")]
+
+
+def test_without_a_database_polls_are_refused_and_waiters_wait(
+    served: FastAPI, elsewhere: SqlStore, made: str
+) -> None:
+    async def outage(port: int) -> None:
+        url = f"/v1/jobs/{made}"
+        async with (
+            await Connection.to(port) as poll,
+            await Connection.to(port) as wait,
+            await Connection.to(port) as late,
+        ):
+            wait.ask(url, If_None_Match='"1"', Prefer="wait=30")
+            late.ask(url, If_None_Match='"1"', Prefer="wait=1")
+            await until(lambda: waiting(served) == 2)
+            with elsewhere.writing() as connection:
+                connection.exec_driver_sql("ALTER TABLE jobs RENAME TO away")
+            await asyncio.sleep((GOOD_FOR_TICKS + 1) * TICK_S)
+            refused = await poll.get(url, If_None_Match='"1"')
+            assert (refused.status, refused.document["code"]) == (503, "database_unavailable")
+            assert (await late.answer()).status == 503  # at its deadline, not before
+            with elsewhere.writing() as connection:
+                connection.exec_driver_sql("ALTER TABLE away RENAME TO jobs")
+            claimed(elsewhere, made)
+            assert (await wait.answer()).document["status"] == "running"
+
+    with listening(served) as port:
+        asyncio.run(outage(port))
