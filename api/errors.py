@@ -16,6 +16,7 @@ ApiError
 ├── UnusableClassifier     a reward's model is no classifier, or has no such label
 ├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
 ├── NoResults              the job is of a type that has no results
+├── ArtifactGone           a file that a row names is not there, or is another one
 ├── PathNotAllowed         a path leads outside the configured roots
 ├── FileNotFound           a file named in the request is not there
 ├── BadFile                an uploaded file is not what its purpose needs
@@ -109,6 +110,10 @@ class CheckpointMismatch(ApiError):
 
 class NoResults(ApiError):
     """The job is of a type that has no results."""
+
+
+class ArtifactGone(ApiError):
+    """A file that a row names is not there, or is another one."""
 
 
 class PathNotAllowed(ApiError):

@@ -97,3 +97,6 @@ JOB_PATCHES: dict[str, Any] = {
     },
     "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
 }
+CHECKPOINT_CHANGES: dict[str, Any] = {
+    "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
+}

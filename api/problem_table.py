@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from api.errors import (
     AdapterNotTrainable,
+    ArtifactGone,
     BadFile,
     CheckpointMismatch,
     FileNotFound,
@@ -28,6 +29,8 @@ from api.errors import (
 )
 from jobs.errors import (
     CheckpointGone,
+    CheckpointInUse,
+    CheckpointNotFound,
     DeadlineExceeded,
     FileDeleted,
     FileGone,
@@ -108,6 +111,14 @@ ANSWERS: dict[type[Exception], Answer] = {
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
     KeyNotFound: Answer(404, "not_found", "There is nothing here", "no such key"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
+    ArtifactGone: Answer(404, "artifact_gone", "The file is not there any more"),
+    CheckpointNotFound: Answer(404, "not_found", "There is nothing here", "no such checkpoint"),
+    CheckpointInUse: Answer(
+        409,
+        "checkpoint_in_use",
+        "The checkpoint is in use",
+        "a job that has not ended needs it, or one that was trained on it",
+    ),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
     VersionConflict: Answer(412, "version_conflict", "The job has changed since"),
     TooMuchMetadata: Answer(422, "too_much_metadata", "There is too much metadata"),
@@ -167,6 +178,7 @@ OTHER_TITLES = {
     "request_timeout": "The request did not arrive in time",
     "headers_too_large": "The request's headers are too large",
     "too_many_connections": "There are too many connections",
+    "range_not_satisfiable": "The file has no such range",
     "validation_error": "The request does not fit the schema",
     "empty_input": "There is nothing to score",
     "input_too_long": "The input is too long",

@@ -16,6 +16,8 @@ JobError
 ├── FileGone                 an uploaded file that a new job names is not there (any more)
 ├── FileInUse                a job that is not done reads the file
 ├── FileQuotaExceeded        the owner's files would be too large together
+├── CheckpointNotFound       no such checkpoint (or not this caller's)
+├── CheckpointInUse          a job needs it
 ├── IdempotencyKeyReused     the key was used with another request
 ├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
@@ -147,6 +149,14 @@ class FileQuotaExceeded(JobError):
 
     def __str__(self) -> str:
         return f"the files of one owner have at most {self.context['limit']} bytes together; delete some"
+
+
+class CheckpointNotFound(JobError):
+    """No such checkpoint."""
+
+
+class CheckpointInUse(JobError):
+    """A job that has not ended needs the checkpoint, or one that was trained on it."""
 
 
 class IdempotencyKeyReused(JobError):

@@ -15,6 +15,7 @@ from jobs.sql_files import FileRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
 from jobs.sql_listing import ListingRows
+from jobs.sql_pins import PinRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.sql_workers import WorkerRows
@@ -25,7 +26,16 @@ MOST_RESEND_WAITS = 10
 
 
 class SqlStore(
-    ClientRows, ListingRows, ChangeRows, JobDataRows, RunRows, KeyRows, AuditRows, FileRows, WorkerRows
+    ClientRows,
+    ListingRows,
+    ChangeRows,
+    JobDataRows,
+    PinRows,
+    RunRows,
+    KeyRows,
+    AuditRows,
+    FileRows,
+    WorkerRows,
 ):
     """The rows."""
 

@@ -23,7 +23,7 @@ SEMANTIC = (
 )
 ROLES = ("owner", "stranger", "nobody")
 EXAMPLES = 40  # for each operation in a run
-ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "413", "429", "503"]
+ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "413", "416", "429", "503"]
 
 
 def config(server: Served, role: str) -> str:
