@@ -11,7 +11,7 @@ import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
-from api import openapi, problems, request_log
+from api import browser, openapi, problems, request_log
 from api.audit import AuditTrail
 from api.deps import Parts
 from api.keyring import Keyring
@@ -21,6 +21,8 @@ from api.routes import (
     api_keys,
     checkpoints,
     divergences,
+    docs,
+    files,
     health,
     job_data,
     jobs,
@@ -28,17 +30,21 @@ from api.routes import (
     metrics,
     models,
     scores,
+    workers,
 )
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
+from api.services.files import FileService
 from api.services.job_data import JobData
+from api.services.job_files import JobFiles
 from api.services.jobs import JobService
 from api.services.logs import LogService
 from api.services.metrics import MetricService
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
 from jobs.ports import Broker, Scorer
@@ -48,6 +54,7 @@ from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
 from jobs.system import SystemRng
+from jobs.upload_folder import UploadFolder, UploadSweep
 
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
@@ -85,14 +92,18 @@ def create_app(
     dispatcher = Dispatcher(store, broker, settings)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
     keyring, rng = Keyring(store), SystemRng()
+    uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
+    file_service = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
+    job_files = JobFiles(model_resolver, file_service)
+    loops: list[Loop] = [dispatcher, Reaper(store, settings), keyring, UploadSweep(uploads, store)]
 
     app = FastAPI(
         title="kleash",
         version=VERSION,
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
-        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), keyring, wake=dispatcher.wake, own=own),
+        lifespan=_running(*loops, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -107,6 +118,7 @@ def create_app(
             rng,
             dispatcher.wake,
             analysis,
+            job_files,
             queued_limit=settings.queued_jobs_per_owner,
         ),
         job_data=JobData(store, analysis, settings.artifacts),
@@ -117,14 +129,32 @@ def create_app(
         keyring=keyring,
         rates=RequestRates(settings.requests_per_minute),
         api_keys=ApiKeys(store, rng, keyring),
+        files=file_service,
+        residence=Residence(model_resolver, scorer),
     )
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    larger = {("POST", "/v1/files"): settings.max_file_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
-    app.add_middleware(request_log.RequestLog)  # added last: outermost
+    app.add_middleware(request_log.RequestLog)
+    browser.install(app, settings)  # added last: outermost
     problems.install(app)
-    parts = (health, models, scores, divergences, jobs, job_data, metrics, logs, checkpoints, api_keys)
-    for router in (*(part.router for part in parts), jobs.changing, checkpoints.changing, api_keys.anybodys):
-        app.include_router(router)
+    for part in (
+        health,
+        docs,
+        models,
+        scores,
+        divergences,
+        jobs,
+        job_data,
+        metrics,
+        logs,
+        checkpoints,
+        files,
+    ):
+        app.include_router(part.router)
+    for more in (workers.router, api_keys.router, jobs.changing, models.changing, checkpoints.changing):
+        app.include_router(more)
+    app.include_router(api_keys.anybodys)
     openapi.complete(app)
     return app
 

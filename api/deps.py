@@ -10,11 +10,13 @@ from api.rates import RequestRates
 from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
+from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.logs import LogService
 from api.services.metrics import MetricService
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
 from jobs.store import Store
@@ -38,6 +40,8 @@ class Parts:
     keyring: Keyring
     rates: RequestRates
     api_keys: ApiKeys
+    files: FileService
+    residence: Residence
 
 
 async def parts(request: Request) -> Parts:
@@ -77,6 +81,14 @@ async def _checkpoints(found: PartsDep) -> CheckpointService:
     return found.checkpoints
 
 
+async def _files(found: PartsDep) -> FileService:
+    return found.files
+
+
+async def _residence(found: PartsDep) -> Residence:
+    return found.residence
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
@@ -84,3 +96,5 @@ MetricsDep = Annotated[MetricService, Depends(_metrics)]
 LogsDep = Annotated[LogService, Depends(_logs)]
 CheckpointsDep = Annotated[CheckpointService, Depends(_checkpoints)]
 ArtifactsDep = Annotated[ArtifactService, Depends(_artifacts)]
+FilesDep = Annotated[FileService, Depends(_files)]
+ResidenceDep = Annotated[Residence, Depends(_residence)]

@@ -8,6 +8,7 @@ ApiError
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
 ├── InvalidCursor          `after` is not a cursor of this list
+├── ModelNotFound          the path names no registered model and no checkpoint of the caller's
 ├── InvalidQuery           the query string has a parameter that the operation does not know
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
@@ -16,7 +17,9 @@ ApiError
 ├── NoResults              the job is of a type that has no results
 ├── ArtifactGone           a file that a row names is not there, or is another one
 ├── PathNotAllowed         a path leads outside the configured roots
-└── FileNotFound           a file named in the request is not there
+├── FileNotFound           a file named in the request is not there
+├── BadFile                an uploaded file is not what its purpose needs
+└── StorageFull            there is no room for an uploaded file
 starlette's HTTPException
 └── RequestTooLarge        the body exceeds the limit
 """
@@ -64,6 +67,10 @@ class InvalidCursor(ApiError):
     """`after` is not a cursor of this list."""
 
 
+class ModelNotFound(ApiError):
+    """The path names no registered model and no checkpoint of the caller's."""
+
+
 class InvalidQuery(ApiError):
     """The query string has a parameter that the operation does not know, or one twice."""
 
@@ -98,6 +105,14 @@ class PathNotAllowed(ApiError):
 
 class FileNotFound(ApiError):
     """A file named in the request is not there."""
+
+
+class BadFile(ApiError):
+    """An uploaded file is not what its purpose needs."""
+
+
+class StorageFull(ApiError):
+    """There is no room for an uploaded file, or its folder takes nothing."""
 
 
 class RequestTooLarge(HTTPException):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from api.errors import (
     AdapterNotTrainable,
     ArtifactGone,
+    BadFile,
     CheckpointMismatch,
     FileNotFound,
     HostNotAllowed,
@@ -15,9 +16,11 @@ from api.errors import (
     InvalidCursor,
     InvalidQuery,
     MalformedJSON,
+    ModelNotFound,
     NoResults,
     PathNotAllowed,
     RateLimited,
+    StorageFull,
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
@@ -28,6 +31,10 @@ from jobs.errors import (
     CheckpointInUse,
     CheckpointNotFound,
     DeadlineExceeded,
+    FileDeleted,
+    FileGone,
+    FileInUse,
+    FileQuotaExceeded,
     IdempotencyInProgress,
     IdempotencyKeyReused,
     IllegalTransition,
@@ -35,6 +42,7 @@ from jobs.errors import (
     JobInUse,
     JobNotFound,
     KeyNotFound,
+    NoSuchFile,
     QuotaExceeded,
     ScorerOverloaded,
     ScorerUnavailable,
@@ -43,6 +51,7 @@ from jobs.errors import (
     TooMuchMetadata,
     VersionConflict,
 )
+from rlhf_core.errors import UnsafeModel
 
 
 class Answer(NamedTuple):
@@ -68,6 +77,7 @@ ANSWERS: dict[type[Exception], Answer] = {
         "The cursor is not one of this list",
         "after must be the next_cursor of the page before",
     ),
+    ModelNotFound: Answer(404, "not_found", "There is nothing here"),
     InvalidQuery: Answer(422, "invalid_query", "The query string does not fit the operation"),
     UnknownModel: Answer(422, "unknown_model", "There is no such model"),
     AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
@@ -79,8 +89,23 @@ ANSWERS: dict[type[Exception], Answer] = {
         "There is no such model",
         "a checkpoint that the job names has just been removed",
     ),
+    UnsafeModel: Answer(422, "unsafe_model", "The model's folder is not safe to load"),
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
+    FileDeleted: Answer(
+        410,
+        "deleted",
+        "What the Idempotency-Key made has been deleted",
+        "the file that this Idempotency-Key made has been deleted: use a new key to make another",
+    ),
+    FileGone: Answer(
+        422, "file_not_found", "There is no such file", "a file that the job names has just been deleted"
+    ),
+    BadFile: Answer(422, "malformed_file", "The file is not what its purpose needs"),
+    NoSuchFile: Answer(404, "not_found", "There is nothing here", "no such file"),
+    FileInUse: Answer(409, "in_use", "Something still needs it"),
+    FileQuotaExceeded: Answer(429, "quota_exceeded", "You have used all that you may have"),
+    StorageFull: Answer(507, "storage_full", "There is no room for the file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
     KeyNotFound: Answer(404, "not_found", "There is nothing here", "no such key"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
@@ -146,6 +171,9 @@ OTHER_TITLES = {
     "method_not_allowed": "The method is not supported here",
     "request_too_large": "The request is too large",
     "range_not_satisfiable": "The file has no such range",
+    "request_timeout": "The request did not arrive in time",
+    "headers_too_large": "The request's headers are too large",
+    "too_many_connections": "There are too many connections",
     "validation_error": "The request does not fit the schema",
     "empty_input": "There is nothing to score",
     "input_too_long": "The input is too long",

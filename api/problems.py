@@ -22,7 +22,7 @@ MAX_ERRORS, MAX_BYTES = 20, 2048
 BAD_BODY = "kleash.bad_body"  # where strict_json leaves its verdict in the scope
 RETRY_SOON_S = 5
 PARAMETER = re.compile(r"\{\w+\}")  # of a path in OpenAPI
-OWN_PATH = re.compile(r"/v1/[a-z]+(/job_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: holds ids and our own words
+OWN_PATH = re.compile(r"/v1/[a-z]+(/(job|file)_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: ids and our own words
 
 
 def problem(

@@ -28,6 +28,7 @@ DESCRIPTIONS = {
     500: "An unexpected error",
     503: "Not now: see Retry-After",
     504: "Not in time",
+    507: "No room to store it",
 }
 EVERYWHERE = (401, 403, 413, 422, 429, 500, 503)
 

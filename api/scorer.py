@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import httpx2
 
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import ScoreReply, ScoreRequest, decode_reply
+from jobs.residents import Residents
+from jobs.scoring_wire import ModelSource, ScoreReply, ScoreRequest, decode_reply
 
 CONNECT_TIMEOUT_S, PROBE_TIMEOUT_S, GRACE_S = 2.0, 2.0, 2.0
 MAX_WAITING, RETRY_SOON_S = 48, 2  # each waits in one of api/app.py's THREADS
@@ -69,6 +70,22 @@ class _Endpoint:
             return self.client.get("/ready", timeout=PROBE_TIMEOUT_S).status_code == 200
         except httpx2.TransportError:
             return False
+
+    def residents(self) -> Residents | None:
+        try:
+            response = self.client.get("/models", timeout=PROBE_TIMEOUT_S)
+        except httpx2.TransportError:
+            return None
+        return Residents.model_validate_json(response.content) if response.status_code == 200 else None
+
+    def wish(self, path: str, source: ModelSource) -> bool:
+        try:
+            response = self.client.post(path, content=source.model_dump_json(), timeout=PROBE_TIMEOUT_S)
+        except httpx2.TransportError:
+            return False
+        if response.status_code == 422:
+            raise _error(response)
+        return response.status_code == 202
 
 
 class HttpScorer:
@@ -135,6 +152,24 @@ class HttpScorer:
     def ready(self) -> bool:
         """True if a scorer has its default pair loaded."""
         return any(endpoint.ready() for endpoint in self._endpoints)
+
+    def residents(self) -> list[Residents]:
+        """The models of each scorer that answers."""
+        answers = [endpoint.residents() for endpoint in self._endpoints]
+        return [answer for answer in answers if answer is not None]
+
+    def load(self, source: ModelSource) -> None:
+        """Have every scorer that answers load a model, soon. Raises ScorerUnavailable, ScoringRefused."""
+        self._wish("/load", source)
+
+    def unload(self, source: ModelSource) -> None:
+        """Have every scorer that answers give a model up, soon. Raises as `load`."""
+        self._wish("/unload", source)
+
+    def _wish(self, path: str, source: ModelSource) -> None:
+        answers = [endpoint.wish(path, source) for endpoint in self._endpoints]
+        if not any(answers):
+            raise ScorerUnavailable("no scorer answers")
 
     def close(self) -> None:
         """Close the connections."""

@@ -13,6 +13,11 @@ JobError
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
 ├── CheckpointNotFound       no such checkpoint (or not this caller's)
 ├── CheckpointInUse          a job needs it
+├── NoSuchFile               no such uploaded file (or not this caller's)
+├── FileDeleted              the file that an idempotency key made has been deleted
+├── FileGone                 an uploaded file that a new job names is not there (any more)
+├── FileInUse                a job that is not done reads the file
+├── FileQuotaExceeded        the owner's files would be too large together
 ├── IdempotencyKeyReused     the key was used with another request
 ├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
@@ -116,6 +121,42 @@ class CheckpointNotFound(JobError):
 
 class CheckpointInUse(JobError):
     """A job that has not ended needs the checkpoint, or one that was trained on it."""
+
+
+class NoSuchFile(JobError):
+    """No such uploaded file."""
+
+
+class FileDeleted(JobError):
+    """The file that an idempotency key made has been deleted."""
+
+
+class FileGone(JobError):
+    """An uploaded file that a new job names is not there (any more)."""
+
+
+class FileInUse(JobError):
+    """A job that is not done reads the file."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"{self.job_id} reads the file and is not done"
+
+
+class FileQuotaExceeded(JobError):
+    """The owner's files would be too large together."""
+
+    retry_after_s = 60  # only deleting helps
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(most_bytes)
+        self.context = {"quota": "file_bytes", "limit": most_bytes}
+
+    def __str__(self) -> str:
+        return f"the files of one owner have at most {self.context['limit']} bytes together; delete some"
 
 
 class IdempotencyKeyReused(JobError):

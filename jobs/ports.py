@@ -8,7 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from jobs.scoring_wire import ScoreReply, ScoreRequest
+from jobs.residents import Residents
+from jobs.scoring_wire import ModelSource, ScoreReply, ScoreRequest
 
 
 class Broker(Protocol):
@@ -75,4 +76,16 @@ class Scorer(Protocol):
 
     def ready(self) -> bool:
         """True if the scorer has its default pair loaded."""
+        ...
+
+    def residents(self) -> list[Residents]:
+        """The models of each scorer that answers."""
+        ...
+
+    def load(self, source: ModelSource) -> None:
+        """Have every scorer that answers load a model, soon. Raises ScorerUnavailable, ScoringRefused."""
+        ...
+
+    def unload(self, source: ModelSource) -> None:
+        """Have every scorer that answers give a model up, soon. Raises as `load`."""
         ...

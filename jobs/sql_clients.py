@@ -10,6 +10,7 @@ from jobs.schema import job_checkpoints, jobs
 from jobs.spec import Job, JobSpec, NewEvent, first_step
 from jobs.sql_base import one_row
 from jobs.sql_changes import write_labels, write_uses
+from jobs.sql_files import hold_files
 from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
 from jobs.sql_listing import RUNNING_NAMES
 from jobs.sql_quotas import QuotaRows
@@ -48,6 +49,7 @@ class ClientRows(IdempotencyRows, QuotaRows):
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
             write_labels(connection, job_id, owner, spec.metadata)
             write_uses(connection, job_id, spec.type, resolved)
+            hold_files(connection, job_id, resolved)
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
             return Created(job=job_of(one_row(connection, job_id)), replayed=False)
 

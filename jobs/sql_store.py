@@ -11,19 +11,32 @@ from jobs.spec import Job
 from jobs.sql_audit import AuditRows
 from jobs.sql_changes import ChangeRows
 from jobs.sql_clients import ClientRows
+from jobs.sql_files import FileRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
 from jobs.sql_listing import ListingRows
 from jobs.sql_pins import PinRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
+from jobs.sql_workers import WorkerRows
 from jobs.states import Status
 from jobs.store import Reaped, Store
 
 MOST_RESEND_WAITS = 10
 
 
-class SqlStore(ClientRows, ListingRows, ChangeRows, JobDataRows, PinRows, RunRows, KeyRows, AuditRows):
+class SqlStore(
+    ClientRows,
+    ListingRows,
+    ChangeRows,
+    JobDataRows,
+    PinRows,
+    RunRows,
+    KeyRows,
+    AuditRows,
+    FileRows,
+    WorkerRows,
+):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100, running_limit: int = 0) -> list[Job]:

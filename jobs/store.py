@@ -19,8 +19,10 @@ from jobs.spec import (
 from jobs.states import Action, Status
 from jobs.store_audit import AuditStore
 from jobs.store_data import DataStore
+from jobs.store_files import FileStore
 from jobs.store_jobs import JobsStore
 from jobs.store_keys import KeyStore
+from jobs.store_workers import WorkerStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Reaped:
     status: Status
 
 
-class Store(JobsStore, DataStore, KeyStore, AuditStore, Protocol):
+class Store(JobsStore, DataStore, KeyStore, AuditStore, FileStore, WorkerStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.
@@ -62,10 +64,10 @@ class Store(JobsStore, DataStore, KeyStore, AuditStore, Protocol):
 
         At most `queued_limit` jobs of the owner (0: any number) are queued or paused then.
         The checkpoints in `resolved["resume_from"]` and `resolved["checkpoints"]` are pinned in the same
-        transaction.
+        transaction, and the uploads in `resolved["files"]` kept until the job is done.
 
         Raises:
-            CheckpointGone: one of them is not there (any more).
+            CheckpointGone, FileGone: one of them is not there (any more).
             IdempotencyKeyReused: the key belongs to a request with another sha256.
             IdempotencyInProgress: another request holds the key and has not ended.
             JobDeleted: the job that the key made is not there any more.

@@ -9,6 +9,7 @@ from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
 from api.services.analysis import RunAnalysis
 from api.services.classifiers import classifier_paths
 from api.services.dry_run import DryRun, dry_run
+from api.services.job_files import JobFiles
 from api.services.job_ids import JOB_ID, known_shape
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.ports import Rng
@@ -19,6 +20,8 @@ from jobs.store import Created, Store
 from jobs.store_jobs import JobChange, JobFilter, QueuePlace
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.diagnosis import Finding
+
+DATA_FILES = ("prompts_file", "eval_prompts_file", "ptx_texts_file")
 
 
 class JobPage(NamedTuple):
@@ -38,11 +41,12 @@ class JobService:
         rng: Rng,
         wake: Callable[[], None],
         analysis: RunAnalysis,
+        files: JobFiles,
         *,
         queued_limit: int = 0,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._analysis, self._queued_limit = analysis, queued_limit
+        self._analysis, self._files, self._queued_limit = analysis, files, queued_limit
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -133,7 +137,7 @@ class JobService:
             "names": names,
             **{role: source.model_dump() for role, source in sources.items()},
             "checkpoints": self._saved(names.values(), owner),
-            "items_file": spec.config.items_file and self._models.resolve_file(spec.config.items_file),
+            **self._files.resolved({"items_file": spec.config.items_file}, owner),
         }
 
     def _saved(self, names: Iterable[str], owner: str) -> list[dict[str, str]]:
@@ -151,9 +155,7 @@ class JobService:
             "checkpoints": self._saved([spec.config.model.name], owner),
             "classifiers": classifier_paths(spec.config, self._models, owner),
             "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
-            "prompts_file": data.prompts_file and self._models.resolve_file(data.prompts_file),
-            "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),
-            "ptx_texts_file": data.ptx_texts_file and self._models.resolve_file(data.ptx_texts_file),
+            **self._files.resolved({name: getattr(data, name) for name in DATA_FILES}, owner),
         }
 
     def _start(self, spec: PPOSpec, checkpoint: str, model: ModelSource, owner: str) -> dict[str, object]:

@@ -20,8 +20,9 @@ from api.app import create_app
 from jobs import keys
 from jobs.errors import BrokerUnavailable, ScorerUnavailable
 from jobs.keys import Scope
+from jobs.residents import Resident, Residents
 from jobs.schema import metadata
-from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ItemError, ItemScores, ModelSource, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
@@ -53,6 +54,7 @@ class FakeScorer:
     def __init__(self) -> None:
         self.is_ready = True
         self.requests: list[ScoreRequest] = []
+        self.held: dict[ModelSource, Resident] = {}
         self.answer: Callable[[ScoreRequest], ScoreReply] = self._unavailable
 
     def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
@@ -61,6 +63,15 @@ class FakeScorer:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def residents(self) -> list[Residents]:
+        return [Residents(models=list(self.held.values()))] if self.is_ready else []
+
+    def load(self, source: ModelSource) -> None:
+        self.held[source] = Resident(source=source, state="loading")
+
+    def unload(self, source: ModelSource) -> None:
+        self.held.pop(source, None)
 
     @staticmethod
     def _unavailable(request: ScoreRequest) -> ScoreReply:

@@ -11,11 +11,13 @@ import httpx2
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from api.services.files import FileService
 from jobs.keys import Grant, new_key
 from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Action
 from jobs.system import SystemRng
+from tests.api.acting import saved
 
 OPEN_PATHS = {"/health", "/ready", "/version"}  # what answers without a key
 SCOPE = re.compile(r"lacks the scope `([a-z:]+)`")
@@ -86,8 +88,8 @@ def _job(world: World, owner: str) -> str:
     return job_id
 
 
-def _checkpoint(world: World, owner: str) -> str:
-    """A row without files."""
+def _save(world: World, owner: str) -> str:
+    """A checkpoint's row without files."""
     job_id = SystemRng().job_id()
     world.store.create_job(job_id, owner, PPOSpec.model_validate_json(json.dumps(world.spec)), {})
     job = world.store.claim(job_id, 1, worker="w", lease_s=60)
@@ -106,11 +108,28 @@ def _key(world: World, owner: str) -> str:
     return key.id
 
 
+def _file(world: World, owner: str) -> str:
+    files: FileService = world.client.app.state.parts.files  # type: ignore[attr-defined]
+    arrival = files.begin(owner, name="a.jsonl", purpose="prompts", declared_bytes=0)
+    arrival.take(b'{"prompt": "Once"}\n')
+    return arrival.finish(None).file.id
+
+
+def _checkpoint(world: World, owner: str) -> str:
+    """As a model's name."""
+    job_id, model = SystemRng().job_id(), {"path": "org/base", "base": None}
+    spec = PPOSpec.model_validate_json(json.dumps(world.spec))
+    world.store.create_job(job_id, owner, spec, {"model": model})
+    return saved(world.store, job_id, 1)
+
+
 # parameter of a path → the thing it names. A new parameter needs a line here.
 RESOURCES: dict[str, Resource] = {
     "job_id": Resource(_job, "job_" + "0" * 32),
-    "checkpoint_id": Resource(_checkpoint, "ckpt_" + "0" * 32),
+    "checkpoint_id": Resource(_save, "ckpt_" + "0" * 32),
     "name": Resource(lambda *_: "manifest.json", "manifest.json", shared=True),  # of a checkpoint's file
+    "file_id": Resource(_file, "file_" + "0" * 32),
+    "model_id": Resource(_checkpoint, f"job_{'0' * 32}@step-1"),
     "key_id": Resource(_key, "0" * 8, shared=True),
 }
 # operation → its body, where the schema has no example, or one that names what is not there

@@ -106,6 +106,33 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
         )
         assert post(client, {"input": "x" * 400}, 413)["code"] == "input_too_long"
         assert post(client, {"input": ["ab cd", "x" * 400]})["partial"] is True
+        check_models(client, found)
+
+
+def check_models(client, found):
+    """Every model is in memory; one that is given up comes back when it is asked for, or needed."""
+    seen = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+    assert {name: model["state"] for name, model in seen.items()} == {"base": "loaded", "tuned": "loaded"}
+    assert seen["base"]["tokenizer_sha256"] == found["tokenizer"]["sha256"]
+    assert (seen["base"]["vocab_size"], seen["base"]["dtype"]) == (377, "float32")
+    assert seen["tuned"]["bytes"] < seen["base"]["bytes"]
+
+    def until(name, state):
+        deadline = time.monotonic() + PATIENCE_S
+        while client.get(f"/v1/models/{name}").json()["state"] != state:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    assert client.post("/v1/models/base/unload").status_code == 202
+    until("base", "unloaded")
+    until("tuned", "unloaded")  # the pair that it was part of
+    assert client.post("/v1/models/base/load").status_code in (200, 202)
+    until("base", "loaded")
+    client.post("/v1/models/base/unload")  # and at once a request that needs it
+    again = post(client, {"input": ["the cat sat on the mat"]})
+    assert again["data"][0]["tokens"]["kl"][1:] == pytest.approx(
+        found["data"][0]["tokens"]["kl"][1:], rel=1e-5
+    )
 
 
 def test_requests_that_wait_for_scores_leave_threads_to_the_other_routes(client, scorer):

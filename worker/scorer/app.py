@@ -1,4 +1,5 @@
-"""The scorer over HTTP, for the API: POST /score, GET /ready, GET /health; for a worker: POST /sleep, POST /wake.
+"""The scorer over HTTP, for the API: POST /score, /load, /unload, GET /models, /ready, /health; for a worker: POST
+/sleep, /wake.
 
 Answers are binary (jobs/scoring_wire.py) and say in Server-Timing where the time went; refusals are JSON
 `{"code", "detail", "context"}`.
@@ -13,7 +14,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import MEDIA_TYPE, ScoreRequest, encode_reply
+from jobs.residents import Residents
+from jobs.scoring_wire import MEDIA_TYPE, ModelSource, ScoreRequest, encode_reply
 from rlhf_core.kernels import scores as kernels
 from worker.scorer.batcher import Batcher, ScorerDraining
 from worker.scorer.sources import AllowedSources
@@ -56,6 +58,24 @@ def create_app(
     @app.post("/wake", status_code=204)
     def wake(who: str) -> None:
         batcher.rest.wake(who)
+
+    @app.get("/models")
+    async def models() -> dict[str, Any]:
+        return Residents(models=batcher.residence.models()).model_dump()
+
+    @app.post("/load", status_code=202)
+    async def load(request: Request) -> None:
+        await wish(request, loaded=True)
+
+    @app.post("/unload", status_code=202)
+    async def unload(request: Request) -> None:
+        await wish(request, loaded=False)
+
+    async def wish(request: Request, *, loaded: bool) -> None:
+        source = sources.weights(ModelSource.model_validate_json(await request.body()))
+        if batcher.closed:
+            raise ScorerDraining("the scorer is shutting down")
+        batcher.residence.wish(source, loaded=loaded)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

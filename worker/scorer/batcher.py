@@ -26,6 +26,7 @@ from worker.scorer.failures import failure_of
 from worker.scorer.memory import device_is_lost, score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 from worker.scorer.queue import FairQueue
+from worker.scorer.residence import Residence
 from worker.scorer.rest import Rest, ScorerAsleep
 from worker.scorer.stats import Stats, Totals
 from worker.scorer.tickets import BatchKey, Fingerprint, Ticket, TimedReply, estimate_tokens, fair_order
@@ -63,6 +64,7 @@ class Batcher:
             load=self.preload,
             clock=clock,
         )
+        self.residence = Residence(pairs, self._changed, self.rest, load=self.preload)
         self._next_load = clock()  # when another pair may be loaded while those in memory have work
 
     @property
@@ -115,10 +117,12 @@ class Batcher:
         """Score until closed and the queue is empty. Raises what a GPU did not survive."""
         while True:
             with self._changed:
-                while self._idle() and not self._closed and not self.rest.due:
+                while self._idle() and not (self._closed or self.rest.due or self.residence.due):
                     self._changed.wait(self.rest.wait_s)
                 idle = self._idle()
-            if not idle:
+            if self.residence.due and not self._closed:
+                self.residence.act()
+            elif not idle:
                 self.step()
             elif self._closed:
                 return
