@@ -5,18 +5,15 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
-from typing import Protocol
 
 import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from api import browser, openapi, problems, request_log
+from api.assembly import Loop, assemble
 from api.audit import AuditTrail
-from api.deps import Parts
-from api.keyring import Keyring
 from api.limits import BodyLimit
-from api.rates import RequestRates
 from api.routes import (
     api_keys,
     checkpoints,
@@ -33,40 +30,35 @@ from api.routes import (
     workers,
 )
 from api.scorer import HttpScorer
-from api.services.analysis import RunAnalysis
-from api.services.api_keys import ApiKeys
-from api.services.artifacts import ArtifactService
-from api.services.checkpoints import CheckpointService
-from api.services.files import FileService
-from api.services.job_data import JobData
-from api.services.job_files import JobFiles
-from api.services.jobs import JobService
-from api.services.logs import LogService
-from api.services.metrics import MetricService
-from api.services.models import ModelResolver
-from api.services.residence import Residence
 from api.version import VERSION
-from jobs.dispatcher import Dispatcher
 from jobs.ports import Broker, Scorer
 from jobs.queue import CeleryBroker
-from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
-from jobs.system import SystemRng
-from jobs.upload_folder import UploadFolder, UploadSweep
 
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
+ROUTERS = (
+    health.router,
+    docs.router,
+    scores.router,
+    divergences.router,
+    models.router,
+    models.changing,
+    jobs.router,
+    jobs.changing,
+    job_data.router,
+    metrics.router,
+    logs.router,
+    checkpoints.router,
+    checkpoints.changing,
+    files.router,
+    workers.router,
+    api_keys.router,
+    api_keys.anybodys,
+)
 log = structlog.get_logger("kleash.api")
-
-
-class Loop(Protocol):
-    """Something that runs in a thread of its own until it is told to stop."""
-
-    def run(self, stop: threading.Event) -> None:
-        """Return soon after `stop` is set."""
-        ...
 
 
 def create_app(
@@ -89,13 +81,7 @@ def create_app(
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
-    dispatcher = Dispatcher(store, broker, settings)
-    model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
-    keyring, rng = Keyring(store), SystemRng()
-    uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
-    file_service = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
-    job_files = JobFiles(model_resolver, file_service)
-    loops: list[Loop] = [dispatcher, Reaper(store, settings), keyring, UploadSweep(uploads, store)]
+    parts, loops, wake = assemble(settings, store, broker, scorer)
 
     app = FastAPI(
         title="kleash",
@@ -103,58 +89,18 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
-        lifespan=_running(*loops, wake=dispatcher.wake, own=own),
+        lifespan=_running(*loops, wake=wake, own=own),
         separate_input_output_schemas=False,
     )
-    app.state.parts = Parts(
-        settings=settings,
-        store=store,
-        broker=broker,
-        scorer=scorer,
-        models=model_resolver,
-        jobs=JobService(
-            store,
-            model_resolver,
-            rng,
-            dispatcher.wake,
-            analysis,
-            job_files,
-            queued_limit=settings.queued_jobs_per_owner,
-        ),
-        job_data=JobData(store, analysis, settings.artifacts),
-        metrics=MetricService(store),
-        logs=LogService(store, settings.artifacts),
-        checkpoints=CheckpointService(store, settings.artifacts),
-        artifacts=ArtifactService(store, settings.artifacts),
-        keyring=keyring,
-        rates=RequestRates(settings.requests_per_minute),
-        api_keys=ApiKeys(store, rng, keyring),
-        files=file_service,
-        residence=Residence(model_resolver, scorer),
-    )
+    app.state.parts = parts
     larger = {("POST", "/v1/files"): settings.max_file_bytes}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
     app.add_middleware(request_log.RequestLog)
     browser.install(app, settings)  # added last: outermost
     problems.install(app)
-    for part in (
-        health,
-        docs,
-        models,
-        scores,
-        divergences,
-        jobs,
-        job_data,
-        metrics,
-        logs,
-        checkpoints,
-        files,
-    ):
-        app.include_router(part.router)
-    for more in (workers.router, api_keys.router, jobs.changing, models.changing, checkpoints.changing):
-        app.include_router(more)
-    app.include_router(api_keys.anybodys)
+    for router in ROUTERS:
+        app.include_router(router)
     openapi.complete(app)
     return app
 

@@ -65,6 +65,14 @@ async def _job_data(found: PartsDep) -> JobData:
     return found.job_data
 
 
+async def _files(found: PartsDep) -> FileService:
+    return found.files
+
+
+async def _residence(found: PartsDep) -> Residence:
+    return found.residence
+
+
 async def _metrics(found: PartsDep) -> MetricService:
     return found.metrics
 
@@ -81,20 +89,12 @@ async def _checkpoints(found: PartsDep) -> CheckpointService:
     return found.checkpoints
 
 
-async def _files(found: PartsDep) -> FileService:
-    return found.files
-
-
-async def _residence(found: PartsDep) -> Residence:
-    return found.residence
-
-
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
+FilesDep = Annotated[FileService, Depends(_files)]
+ResidenceDep = Annotated[Residence, Depends(_residence)]
 MetricsDep = Annotated[MetricService, Depends(_metrics)]
 LogsDep = Annotated[LogService, Depends(_logs)]
 CheckpointsDep = Annotated[CheckpointService, Depends(_checkpoints)]
 ArtifactsDep = Annotated[ArtifactService, Depends(_artifacts)]
-FilesDep = Annotated[FileService, Depends(_files)]
-ResidenceDep = Annotated[Residence, Depends(_residence)]

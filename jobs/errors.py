@@ -11,13 +11,13 @@ JobError
 ├── JobDeleted               what an idempotency key made has been deleted since
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
-├── CheckpointNotFound       no such checkpoint (or not this caller's)
-├── CheckpointInUse          a job needs it
 ├── NoSuchFile               no such uploaded file (or not this caller's)
 ├── FileDeleted              the file that an idempotency key made has been deleted
 ├── FileGone                 an uploaded file that a new job names is not there (any more)
 ├── FileInUse                a job that is not done reads the file
 ├── FileQuotaExceeded        the owner's files would be too large together
+├── CheckpointNotFound       no such checkpoint (or not this caller's)
+├── CheckpointInUse          a job needs it
 ├── IdempotencyKeyReused     the key was used with another request
 ├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
@@ -115,14 +115,6 @@ class CheckpointGone(JobError):
     """The checkpoint that a job shall go on from is not there (any more)."""
 
 
-class CheckpointNotFound(JobError):
-    """No such checkpoint."""
-
-
-class CheckpointInUse(JobError):
-    """A job that has not ended needs the checkpoint, or one that was trained on it."""
-
-
 class NoSuchFile(JobError):
     """No such uploaded file."""
 
@@ -157,6 +149,14 @@ class FileQuotaExceeded(JobError):
 
     def __str__(self) -> str:
         return f"the files of one owner have at most {self.context['limit']} bytes together; delete some"
+
+
+class CheckpointNotFound(JobError):
+    """No such checkpoint."""
+
+
+class CheckpointInUse(JobError):
+    """A job that has not ended needs the checkpoint, or one that was trained on it."""
 
 
 class IdempotencyKeyReused(JobError):

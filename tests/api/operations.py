@@ -115,8 +115,8 @@ def _file(world: World, owner: str) -> str:
     return arrival.finish(None).file.id
 
 
-def _checkpoint(world: World, owner: str) -> str:
-    """As a model's name."""
+def _trained_model(world: World, owner: str) -> str:
+    """A checkpoint by the name that scores know it by."""
     job_id, model = SystemRng().job_id(), {"path": "org/base", "base": None}
     spec = PPOSpec.model_validate_json(json.dumps(world.spec))
     world.store.create_job(job_id, owner, spec, {"model": model})
@@ -126,10 +126,10 @@ def _checkpoint(world: World, owner: str) -> str:
 # parameter of a path → the thing it names. A new parameter needs a line here.
 RESOURCES: dict[str, Resource] = {
     "job_id": Resource(_job, "job_" + "0" * 32),
-    "checkpoint_id": Resource(_save, "ckpt_" + "0" * 32),
-    "name": Resource(lambda *_: "manifest.json", "manifest.json", shared=True),  # of a checkpoint's file
     "file_id": Resource(_file, "file_" + "0" * 32),
-    "model_id": Resource(_checkpoint, f"job_{'0' * 32}@step-1"),
+    "model_id": Resource(_trained_model, f"job_{'0' * 32}@step-1"),
+    "checkpoint_id": Resource(_checkpoint, "ckpt_" + "0" * 32),
+    "name": Resource(lambda *_: "manifest.json", "manifest.json", shared=True),  # of a checkpoint's file
     "key_id": Resource(_key, "0" * 8, shared=True),
 }
 # operation → its body, where the schema has no example, or one that names what is not there
