@@ -88,8 +88,8 @@ def _job(world: World, owner: str) -> str:
     return job_id
 
 
-def _save(world: World, owner: str) -> str:
-    """A checkpoint's row without files."""
+def _checkpoint(world: World, owner: str) -> str:
+    """A row without files."""
     job_id = SystemRng().job_id()
     world.store.create_job(job_id, owner, PPOSpec.model_validate_json(json.dumps(world.spec)), {})
     job = world.store.claim(job_id, 1, worker="w", lease_s=60)
