@@ -4,22 +4,19 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 
 import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from api import browser, openapi, problems, request_log
+from api.assembly import Loop, assemble
 from api.audit import AuditTrail
-from api.deps import Parts
-from api.event_stream import event_frame
-from api.keyring import Keyring
 from api.limits import BodyLimit
-from api.rates import RequestRates
 from api.routes import (
     api_keys,
+    checkpoints,
     divergences,
     docs,
     files,
@@ -27,44 +24,48 @@ from api.routes import (
     job_data,
     job_live,
     jobs,
+    logs,
+    metrics,
     models,
     scores,
+    tokens,
     workers,
 )
 from api.scorer import HttpScorer
-from api.services.analysis import RunAnalysis
-from api.services.api_keys import ApiKeys
-from api.services.files import FileService
-from api.services.job_data import JobData
-from api.services.job_documents import JobDocuments
-from api.services.job_files import JobFiles
-from api.services.jobs import JobService
 from api.services.live import Live
-from api.services.models import ModelResolver
-from api.services.residence import Residence
 from api.termination import on_termination
 from api.version import VERSION
-from jobs.dispatcher import Dispatcher
 from jobs.ports import Broker, Scorer
 from jobs.queue import CeleryBroker
-from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
-from jobs.system import SystemRng
-from jobs.upload_folder import UploadFolder, UploadSweep
 
 STOP_TIMEOUT_S = 5.0
-THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
+THREADS = 56  # of the routes; what waits for scores needs none meanwhile
+ROUTERS = (
+    job_live.polled,
+    job_live.router,
+    health.router,
+    docs.router,
+    scores.router,
+    tokens.router,
+    divergences.router,
+    models.router,
+    models.changing,
+    jobs.router,
+    jobs.changing,
+    job_data.router,
+    metrics.router,
+    logs.router,
+    checkpoints.router,
+    checkpoints.changing,
+    files.router,
+    workers.router,
+    api_keys.router,
+    api_keys.anybodys,
+)
 log = structlog.get_logger("kleash.api")
-
-
-class Loop(Protocol):
-    """Something that runs in a thread of its own until it is told to stop."""
-
-    def run(self, stop: threading.Event) -> None:
-        """Return soon after `stop` is set."""
-        ...
 
 
 def create_app(
@@ -81,32 +82,14 @@ def create_app(
     if settings is None:
         settings = Settings()
         request_log.configure()
-    own = ExitStack()
+    own = AsyncExitStack()
     if store is None:
         store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
-        scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
-    dispatcher = Dispatcher(store, broker, settings)
-    model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
-    keyring, rng = Keyring(store), SystemRng()
-    uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
-    file_service = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
-    job_files = JobFiles(model_resolver, file_service)
-    loops: list[Loop] = [dispatcher, Reaper(store, settings), keyring, UploadSweep(uploads, store)]
-    live = Live(store, event_frame)
-    job_service = JobService(
-        store,
-        model_resolver,
-        rng,
-        dispatcher.wake,
-        analysis,
-        job_files,
-        live,
-        queued_limit=settings.queued_jobs_per_owner,
-    )
-    documents = JobDocuments(job_service)
-    store.listen(documents.changed)
+        scorer = HttpScorer(*settings.scorer_urls)
+        own.push_async_callback(scorer.aclose)
+    parts, loops, wake = assemble(settings, store, broker, scorer)
 
     app = FastAPI(
         title="kleash",
@@ -114,54 +97,24 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
-        lifespan=_running(live, *loops, wake=dispatcher.wake, own=own),
+        lifespan=_running(parts.live, *loops, wake=wake, own=own),
         separate_input_output_schemas=False,
     )
-    app.state.parts = Parts(
-        settings=settings,
-        store=store,
-        broker=broker,
-        scorer=scorer,
-        models=model_resolver,
-        jobs=job_service,
-        job_data=JobData(store, analysis, settings.artifacts),
-        live=live,
-        documents=documents,
-        keyring=keyring,
-        rates=RequestRates(settings.requests_per_minute),
-        api_keys=ApiKeys(store, rng, keyring),
-        files=file_service,
-        residence=Residence(model_resolver, scorer),
-    )
+    app.state.parts = parts
     larger = {("POST", "/v1/files"): settings.max_file_bytes}
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
     app.add_middleware(request_log.RequestLog)
     browser.install(app, settings)  # added last: outermost
     problems.install(app)
-    app.include_router(job_live.polled)
-    for part in (
-        job_live,
-        health,
-        docs,
-        models,
-        scores,
-        divergences,
-        jobs,
-        job_data,
-        files,
-        workers,
-        api_keys,
-    ):
-        app.include_router(part.router)
-    for more in (jobs.changing, models.changing, api_keys.anybodys):
-        app.include_router(more)
+    for router in ROUTERS:
+        app.include_router(router)
     openapi.complete(app)
     return app
 
 
 def _running(
-    live: Live, *loops: Loop, wake: Callable[[], None], own: ExitStack
+    live: Live, *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """A lifespan during which `live` polls and each loop has a thread; `wake` ends a pause when they shall stop.
 
@@ -185,7 +138,7 @@ def _running(
         wake()
         for thread in threads:
             thread.join(STOP_TIMEOUT_S)
-        own.close()
+        await own.aclose()
 
     return lifespan
 

@@ -8,11 +8,15 @@ from fastapi import Depends, Request
 from api.keyring import Keyring
 from api.rates import RequestRates
 from api.services.api_keys import ApiKeys
+from api.services.artifacts import ArtifactService
+from api.services.checkpoints import CheckpointService
 from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.job_documents import JobDocuments
 from api.services.jobs import JobService
 from api.services.live import Live
+from api.services.logs import LogService
+from api.services.metrics import MetricService
 from api.services.models import ModelResolver
 from api.services.residence import Residence
 from jobs.ports import Broker, Scorer
@@ -33,6 +37,10 @@ class Parts:
     job_data: JobData
     live: Live
     documents: JobDocuments
+    metrics: MetricService
+    logs: LogService
+    checkpoints: CheckpointService
+    artifacts: ArtifactService
     keyring: Keyring
     rates: RequestRates
     api_keys: ApiKeys
@@ -69,8 +77,28 @@ async def _residence(found: PartsDep) -> Residence:
     return found.residence
 
 
+async def _metrics(found: PartsDep) -> MetricService:
+    return found.metrics
+
+
+async def _logs(found: PartsDep) -> LogService:
+    return found.logs
+
+
+async def _artifacts(found: PartsDep) -> ArtifactService:
+    return found.artifacts
+
+
+async def _checkpoints(found: PartsDep) -> CheckpointService:
+    return found.checkpoints
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
 FilesDep = Annotated[FileService, Depends(_files)]
 ResidenceDep = Annotated[Residence, Depends(_residence)]
+MetricsDep = Annotated[MetricService, Depends(_metrics)]
+LogsDep = Annotated[LogService, Depends(_logs)]
+CheckpointsDep = Annotated[CheckpointService, Depends(_checkpoints)]
+ArtifactsDep = Annotated[ArtifactService, Depends(_artifacts)]

@@ -7,6 +7,7 @@ ApiError
 ├── HostNotAllowed         open mode was reached from elsewhere, or under a name that is not loopback
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
+├── UnsupportedOption      a field's value is for other ways to ask
 ├── InvalidCursor          `after` is not a cursor of this list
 ├── ModelNotFound          the path names no registered model and no checkpoint of the caller's
 ├── InvalidQuery           the query string has a parameter that the operation does not know
@@ -15,6 +16,7 @@ ApiError
 ├── UnusableClassifier     a reward's model is no classifier, or has no such label
 ├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
 ├── NoResults              the job is of a type that has no results
+├── ArtifactGone           a file that a row names is not there, or is another one
 ├── PathNotAllowed         a path leads outside the configured roots
 ├── FileNotFound           a file named in the request is not there
 ├── BadFile                an uploaded file is not what its purpose needs
@@ -62,6 +64,22 @@ class UnsupportedMediaType(ApiError):
     """The body is not declared as plain JSON."""
 
 
+class UnsupportedOption(ApiError):
+    """A field's value is for other ways to ask: `pointer` names the field."""
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(pointer, detail)
+        self.pointer, self.detail = pointer, detail
+
+    def __str__(self) -> str:
+        return f"{self.pointer}: {self.detail}"
+
+    @property
+    def errors(self) -> list[dict[str, str]]:
+        """The problem's."""
+        return [{"pointer": self.pointer, "code": "unsupported_option", "detail": self.detail}]
+
+
 class InvalidCursor(ApiError):
     """`after` is not a cursor of this list."""
 
@@ -92,6 +110,10 @@ class CheckpointMismatch(ApiError):
 
 class NoResults(ApiError):
     """The job is of a type that has no results."""
+
+
+class ArtifactGone(ApiError):
+    """A file that a row names is not there, or is another one."""
 
 
 class PathNotAllowed(ApiError):

@@ -30,6 +30,17 @@ SCORES: dict[str, Any] = {
         },
     },
 }
+TOKENIZE: dict[str, Any] = {
+    "texts": {"summary": "Two texts", "value": {"input": ["The film was long.", "日本 👩‍👩‍👧"]}},
+    "utf16": {
+        "summary": "Offsets as JavaScript counts",
+        "value": {"input": "a 👩‍👩‍👧", "add_special_tokens": False, "offsets": "utf16"},
+    },
+}
+DETOKENIZE: dict[str, Any] = {
+    "ids": {"summary": "One list of ids", "value": {"input": [72, 105]}},
+    "lists": {"summary": "Two lists", "value": {"input": [[72, 105], [72]]}},
+}
 DIVERGENCES: dict[str, Any] = {
     "coins": {
         "summary": "Two distributions",
@@ -85,4 +96,7 @@ JOB_PATCHES: dict[str, Any] = {
         "value": {"name": "second try", "metadata": {"run": "2", "draft": None}},
     },
     "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
+}
+CHECKPOINT_CHANGES: dict[str, Any] = {
+    "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
 }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from api.errors import (
     AdapterNotTrainable,
+    ArtifactGone,
     BadFile,
     CheckpointMismatch,
     FileNotFound,
@@ -23,10 +24,13 @@ from api.errors import (
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
+    UnsupportedOption,
     UnusableClassifier,
 )
 from jobs.errors import (
     CheckpointGone,
+    CheckpointInUse,
+    CheckpointNotFound,
     DeadlineExceeded,
     FileDeleted,
     FileGone,
@@ -77,6 +81,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     ModelNotFound: Answer(404, "not_found", "There is nothing here"),
     InvalidQuery: Answer(422, "invalid_query", "The query string does not fit the operation"),
     UnknownModel: Answer(422, "unknown_model", "There is no such model"),
+    UnsupportedOption: Answer(422, "unsupported_option", "The option is not available this way"),
     AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
     UnusableClassifier: Answer(422, "unusable_classifier", "The reward's model is of no use as one"),
     CheckpointMismatch: Answer(422, "checkpoint_mismatch", "The checkpoint does not fit the job"),
@@ -106,6 +111,14 @@ ANSWERS: dict[type[Exception], Answer] = {
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
     KeyNotFound: Answer(404, "not_found", "There is nothing here", "no such key"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
+    ArtifactGone: Answer(404, "artifact_gone", "The file is not there any more"),
+    CheckpointNotFound: Answer(404, "not_found", "There is nothing here", "no such checkpoint"),
+    CheckpointInUse: Answer(
+        409,
+        "checkpoint_in_use",
+        "The checkpoint is in use",
+        "a job that has not ended needs it, or one that was trained on it",
+    ),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
     VersionConflict: Answer(412, "version_conflict", "The job has changed since"),
     TooMuchMetadata: Answer(422, "too_much_metadata", "There is too much metadata"),
@@ -136,7 +149,10 @@ ANSWERS: dict[type[Exception], Answer] = {
     ),
     ScorerOverloaded: Answer(503, "overloaded", "The scorer is overloaded", "the scorer's queue is full"),
     DeadlineExceeded: Answer(
-        504, "deadline_exceeded", "The scorer did not answer in time", "the scorer did not answer in time"
+        504,
+        "deadline_exceeded",
+        "The scorer did not answer in time",
+        "the scorer did not answer in time; context says where the time went, where the scorer knows it",
     ),
     ScoringRefused: Answer(422, "scoring_refused", "The scorer refuses the request"),
     StoreUnavailable: Answer(
@@ -162,6 +178,7 @@ OTHER_TITLES = {
     "request_timeout": "The request did not arrive in time",
     "headers_too_large": "The request's headers are too large",
     "too_many_connections": "There are too many connections",
+    "range_not_satisfiable": "The file has no such range",
     "validation_error": "The request does not fit the schema",
     "empty_input": "There is nothing to score",
     "input_too_long": "The input is too long",
@@ -175,3 +192,11 @@ OTHER_TITLES = {
     "internal": "Something went wrong on our side",
 }
 TITLES = {answer.code: answer.title for answer in ANSWERS.values()} | OTHER_TITLES
+
+
+def answer_of(error: Exception) -> Answer:
+    """The row of an error's class, with the detail that this one has."""
+    row = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    if isinstance(error, ScoringRefused):
+        row = row._replace(status=REFUSED.get(error.code, row.status), code=error.code)
+    return row._replace(detail=row.detail or str(error))

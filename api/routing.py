@@ -1,9 +1,9 @@
 """What every route below /v1 has in common: a key, strict JSON, and problems in its OpenAPI document."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Header
 
 from api.auth import needs, principal
 from api.problems import MEDIA_TYPE
@@ -22,6 +22,7 @@ DESCRIPTIONS = {
     412: "Not the version of If-Match",
     413: "Too large",
     415: "Not plain JSON",
+    416: "The file has no such range",
     422: "The request does not fit, or names what is not there",
     429: "Too many requests, or too many of these: see Retry-After",
     500: "An unexpected error",
@@ -42,6 +43,18 @@ def problems(*statuses: int) -> Responses:
     return {status: {"description": DESCRIPTIONS[status], "content": content} for status in statuses}
 
 
+KnownTag = Annotated[str | None, Header(alias="If-None-Match", description="An ETag of before.")]
+WantedRange = Annotated[
+    str | None, Header(alias="Range", description="One range: `bytes=0-99`, `bytes=100-` or `bytes=-5`.")
+]
+IfRange = Annotated[
+    str | None,
+    Header(alias="If-Range", description="The ETag that Range is meant for; of another, all is sent."),
+]
+PARTS: Responses = {  # of downloads
+    206: {"description": "The range", "headers": {"Content-Range": TEXT, "ETag": TEXT}},
+    304: {"description": DESCRIPTIONS[304]},
+}
 BODY_PROBLEMS = problems(400, 415)  # of routes that read a body
 
 

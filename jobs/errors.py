@@ -16,6 +16,8 @@ JobError
 ├── FileGone                 an uploaded file that a new job names is not there (any more)
 ├── FileInUse                a job that is not done reads the file
 ├── FileQuotaExceeded        the owner's files would be too large together
+├── CheckpointNotFound       no such checkpoint (or not this caller's)
+├── CheckpointInUse          a job needs it
 ├── IdempotencyKeyReused     the key was used with another request
 ├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
@@ -149,6 +151,14 @@ class FileQuotaExceeded(JobError):
         return f"the files of one owner have at most {self.context['limit']} bytes together; delete some"
 
 
+class CheckpointNotFound(JobError):
+    """No such checkpoint."""
+
+
+class CheckpointInUse(JobError):
+    """A job that has not ended needs the checkpoint, or one that was trained on it."""
+
+
 class IdempotencyKeyReused(JobError):
     """The Idempotency-Key was used before with another request."""
 
@@ -178,7 +188,19 @@ class ScorerOverloaded(JobError):
 
 
 class DeadlineExceeded(JobError):
-    """The scorer did not answer within the request's deadline."""
+    """The scorer did not answer within the request's deadline; `spent` has the seconds by what they went to."""
+
+    def __init__(self, detail: str, spent: dict[str, float] | None = None) -> None:
+        super().__init__(detail, spent)
+        self.detail, self.spent = detail, spent or {}
+
+    def __str__(self) -> str:
+        return self.detail
+
+    @property
+    def context(self) -> dict[str, float]:
+        """What a client is told besides."""
+        return {f"{name}_s": round(seconds, 3) for name, seconds in self.spent.items()}
 
 
 class ScoringRefused(JobError):

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from jobs.residents import Residents
 from jobs.scoring_wire import ModelSource, ScoreReply, ScoreRequest
+from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
 
 
 class Broker(Protocol):
@@ -70,8 +71,15 @@ class Rng(Protocol):
 class Scorer(Protocol):
     """Answers how far a policy's next-token distributions are from a reference's."""
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
-        """Score every item. Raises ScorerUnavailable, ScorerOverloaded, DeadlineExceeded, ScoringRefused."""
+    async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+        """Score every item; cancelling it gives the request up.
+
+        Raises ScorerUnavailable, ScorerOverloaded, DeadlineExceeded, ScoringRefused.
+        """
+        ...
+
+    async def tokenize(self, request: TokenizeRequest, *, timeout_s: float) -> TokenizeReply:
+        """What a model's tokenizer makes of texts or ids. Raises as `score`."""
         ...
 
     def ready(self) -> bool:

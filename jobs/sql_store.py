@@ -16,6 +16,7 @@ from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
 from jobs.sql_listing import ListingRows
 from jobs.sql_live import LiveRows
+from jobs.sql_pins import PinRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.sql_workers import WorkerRows
@@ -31,6 +32,7 @@ class SqlStore(
     ChangeRows,
     JobDataRows,
     LiveRows,
+    PinRows,
     RunRows,
     KeyRows,
     AuditRows,

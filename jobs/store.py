@@ -18,6 +18,7 @@ from jobs.spec import (
 )
 from jobs.states import Action, Status
 from jobs.store_audit import AuditStore
+from jobs.store_data import DataStore
 from jobs.store_files import FileStore
 from jobs.store_jobs import JobsStore
 from jobs.store_keys import KeyStore
@@ -42,7 +43,7 @@ class Reaped:
     status: Status
 
 
-class Store(JobsStore, KeyStore, LiveStore, AuditStore, FileStore, WorkerStore, Protocol):
+class Store(JobsStore, DataStore, KeyStore, LiveStore, AuditStore, FileStore, WorkerStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.
@@ -100,8 +101,20 @@ class Store(JobsStore, KeyStore, LiveStore, AuditStore, FileStore, WorkerStore, 
         """
         ...
 
-    def list_events(self, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """Events with seq > after, ascending."""
+    def list_events(
+        self,
+        job_id: str,
+        *,
+        after: int | None = 0,
+        limit: int = 100,
+        levels: Sequence[str] | None = None,
+        kind: str | None = None,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """Events with seq > after, ascending; or seq < after, descending.
+
+        `kind` is a type, or the beginning of some: `checkpoint.*`.
+        """
         ...
 
     def list_metrics(
@@ -111,9 +124,16 @@ class Store(JobsStore, KeyStore, LiveStore, AuditStore, FileStore, WorkerStore, 
         ...
 
     def list_samples(
-        self, job_id: str, *, step: int | None = None, kind: str | None = None, limit: int = 100
+        self,
+        job_id: str,
+        *,
+        step: int | None = None,
+        kind: str | None = None,
+        limit: int = 100,
+        after: tuple[int, str, int] | None = None,
+        newest_first: bool = False,
     ) -> list[Sample]:
-        """Samples by (step, kind, index), ascending."""
+        """Samples by (step, kind, index), ascending or descending; `after` is the last one already known."""
         ...
 
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:

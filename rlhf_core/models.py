@@ -178,7 +178,7 @@ def load_pair(
         with as_load_error(source.path):
             return body, body.load_adapter(source.path)
 
-    policy_tokenizer, reference_tokenizer = _tokenizer_of(policy), _tokenizer_of(reference)
+    policy_tokenizer, reference_tokenizer = tokenizer_of(policy), tokenizer_of(reference)
     ours, theirs = tokenizer_sha256(policy_tokenizer), tokenizer_sha256(reference_tokenizer)
     if ours != theirs:
         raise TokenizerMismatch(
@@ -222,7 +222,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _tokenizer_of(source: WeightSource) -> Any:
+def tokenizer_of(source: WeightSource) -> Any:
     """An adapter's own tokenizer if its folder has one, else its base's."""
     own = source.base is None or (Path(source.path) / "tokenizer.json").is_file()
     return load_tokenizer(source.path if own else source.base or source.path)

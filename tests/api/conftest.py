@@ -12,6 +12,7 @@ import httpx2
 import numpy as np
 import pytest
 import structlog
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
@@ -26,6 +27,8 @@ from jobs.scoring_wire import ItemError, ItemScores, ModelSource, ScoreReply, Sc
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
+from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
+from tests.api.byte_scorer import byte_tokens
 
 NewKey = Callable[..., dict[str, str]]
 BASE_URL = "http://127.0.0.1:8000"
@@ -54,12 +57,17 @@ class FakeScorer:
     def __init__(self) -> None:
         self.is_ready = True
         self.requests: list[ScoreRequest] = []
+        self.tokenized: list[TokenizeRequest] = []
         self.held: dict[ModelSource, Resident] = {}
         self.answer: Callable[[ScoreRequest], ScoreReply] = self._unavailable
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+    async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
         self.requests.append(request)
-        return self.answer(request)
+        return await run_sync(self.answer, request)  # which may wait
+
+    async def tokenize(self, request: TokenizeRequest, *, timeout_s: float) -> TokenizeReply:
+        self.tokenized.append(request)
+        return byte_tokens(request)
 
     def ready(self) -> bool:
         return self.is_ready

@@ -88,6 +88,18 @@ def _job(world: World, owner: str) -> str:
     return job_id
 
 
+def _checkpoint(world: World, owner: str) -> str:
+    """A row without files."""
+    job_id = SystemRng().job_id()
+    world.store.create_job(job_id, owner, PPOSpec.model_validate_json(json.dumps(world.spec)), {})
+    job = world.store.claim(job_id, 1, worker="w", lease_s=60)
+    assert job is not None
+    save = world.store.record_checkpoint(
+        job_id, job.attempt, name="step-1", step=1, path=f"{job_id}/1/step-1", sha256="0" * 64, size=1
+    )
+    return save.id
+
+
 def _key(world: World, owner: str) -> str:
     key = new_key(SystemRng())
     world.store.create_key(
@@ -103,8 +115,8 @@ def _file(world: World, owner: str) -> str:
     return arrival.finish(None).file.id
 
 
-def _checkpoint(world: World, owner: str) -> str:
-    """As a model's name."""
+def _trained_model(world: World, owner: str) -> str:
+    """A checkpoint by the name that scores know it by."""
     job_id, model = SystemRng().job_id(), {"path": "org/base", "base": None}
     spec = PPOSpec.model_validate_json(json.dumps(world.spec))
     world.store.create_job(job_id, owner, spec, {"model": model})
@@ -115,7 +127,9 @@ def _checkpoint(world: World, owner: str) -> str:
 RESOURCES: dict[str, Resource] = {
     "job_id": Resource(_job, "job_" + "0" * 32),
     "file_id": Resource(_file, "file_" + "0" * 32),
-    "model_id": Resource(_checkpoint, f"job_{'0' * 32}@step-1"),
+    "model_id": Resource(_trained_model, f"job_{'0' * 32}@step-1"),
+    "checkpoint_id": Resource(_checkpoint, "ckpt_" + "0" * 32),
+    "name": Resource(lambda *_: "manifest.json", "manifest.json", shared=True),  # of a checkpoint's file
     "key_id": Resource(_key, "0" * 8, shared=True),
 }
 # operation → its body, where the schema has no example, or one that names what is not there

@@ -16,7 +16,7 @@ def test_a_key_opens_the_door_and_its_jobs_are_its_own(
 ) -> None:
     mine, other = new_key(), new_key()
     job = keyed_client.post("/v1/jobs", json=spec, headers=mine | {"Idempotency-Key": "k"}).json()
-    for part in ("", "/events", "/metrics", "/frontier", "/checkpoints", "/samples"):
+    for part in ("", "/events", "/metrics", "/frontier", "/checkpoints", "/samples", "/logs"):
         url = f"/v1/jobs/{job['id']}{part}"
         assert keyed_client.get(url, headers=mine).status_code == 200
         stranger = keyed_client.get(url, headers=other | {"If-None-Match": '"1"'})

@@ -10,12 +10,13 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from api.examples import API_KEYS, DIVERGENCES, JOB_PATCHES, JOBS, SCORES
+from api.examples import API_KEYS, DETOKENIZE, DIVERGENCES, JOB_PATCHES, JOBS, SCORES, TOKENIZE
 from api.schemas_api_keys import NewApiKey
 from api.schemas_divergences import DivergencesRequest
 from api.schemas_job_requests import JobPatch
 from api.schemas_jobs import PublicStatus
 from api.schemas_scores import ScoresRequest
+from api.schemas_tokenize import DetokenizeRequest, TokenizeRequest
 from api.version import VERSION
 from jobs.spec import JobSpec
 from jobs.states import Desired, Status, public_status
@@ -24,9 +25,18 @@ MODELS: dict[str, Any] = {
     "/v1/jobs": JobSpec,
     "/v1/scores": ScoresRequest,
     "/v1/divergences": DivergencesRequest,
+    "/v1/tokenize": TokenizeRequest,
+    "/v1/detokenize": DetokenizeRequest,
     "/v1/api-keys": NewApiKey,
 }
-EXAMPLES = {"/v1/jobs": JOBS, "/v1/scores": SCORES, "/v1/divergences": DIVERGENCES, "/v1/api-keys": API_KEYS}
+EXAMPLES = {
+    "/v1/jobs": JOBS,
+    "/v1/scores": SCORES,
+    "/v1/divergences": DIVERGENCES,
+    "/v1/api-keys": API_KEYS,
+    "/v1/tokenize": TOKENIZE,
+    "/v1/detokenize": DETOKENIZE,
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -101,3 +111,11 @@ def test_the_version_is_that_of_the_project(client: TestClient) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert client.get("/version").json() == {"name": "kleash", "version": project["version"]}
     assert project["version"] == VERSION
+
+
+def test_the_lines_of_a_stream_are_described(app: FastAPI) -> None:
+    content = app.openapi()["paths"]["/v1/scores/stream"]["post"]["responses"]["200"]["content"]
+    assert content == {"application/jsonl": {"schema": {"$ref": "#/components/schemas/StreamLine"}}}
+    kinds = app.openapi()["components"]["schemas"]["StreamLine"]["anyOf"]
+    names = [kind["$ref"].rpartition("/")[2] for kind in kinds]
+    assert names == ["Score", "FailedScore", "ScoreSummary"]

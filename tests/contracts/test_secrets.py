@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from jobs.keys import new_key
+from jobs.keys import ALL_SCOPES, Grant, new_key
 from jobs.migrate import upgrade
 from jobs.settings import Settings
 from jobs.spec import PPOSpec
@@ -31,6 +31,7 @@ SPEC = {
         "optimization": {"steps": 1},
     }
 }
+UNDER_SOAK = pytest.mark.skipif("KLEASH_SOAK" not in os.environ, reason="three more processes: KLEASH_SOAK=1")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_an_api_that_works_and_fails_tells_no_secret(
     (tmp_path / "models.json").write_text('{"models": {"m": {"source": "org/m"}}}')
     settings = Settings(database_url=SecretStr(database_url), models_file=tmp_path / "models.json")
     key, wrong = new_key(SystemRng()), new_key(SystemRng())
-    store.create_key(key.id, key.secret_sha256, "test")
+    store.create_key(key.id, key.secret_sha256, Grant(owner="me", name="test", scopes=ALL_SCOPES))
     answers: list[Any] = []
     with serving(settings, tmp_path, **environment(database_url, tmp_path)) as (url, log, process):
         for token in (str(key), str(wrong), f"{key}x", f"kl_{key.id}_{wrong.secret}"):
@@ -113,7 +114,7 @@ def test_an_api_that_works_and_fails_tells_no_secret(
     absent([DATABASE, BROKER, key.secret, wrong.secret], places)
 
 
-@pytest.mark.skipif("KLEASH_SOAK" not in os.environ, reason="two children that import torch: make soak")
+@UNDER_SOAK
 @pytest.mark.parametrize("up", [True, False], ids=["its model is missing", "no database"])
 def test_a_job_that_fails_tells_no_secret(
     database_url: str, store: SqlStore, tmp_path: Path, up: bool
@@ -143,6 +144,7 @@ def test_a_job_that_fails_tells_no_secret(
     )
 
 
+@UNDER_SOAK
 def test_a_worker_without_its_broker_tells_no_secret(
     database_url: str, store: SqlStore, tmp_path: Path
 ) -> None:

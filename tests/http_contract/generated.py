@@ -18,16 +18,12 @@ from typing import Any
 from tests.http_contract.served import Served, served
 
 SEMANTIC = (
-    "scores_create",
-    "jobs_create",
-    "jobs_change",
-    "divergences_create",
-    "api_keys_create",
-    "files_create",
+    *("scores_create", "scores_stream", "tokens_decode"),
+    *("jobs_create", "jobs_change", "divergences_create", "api_keys_create", "files_create"),
 )
 ROLES = ("owner", "stranger", "nobody")
 EXAMPLES = 40  # for each operation in a run
-ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "413", "429", "503"]
+ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "413", "416", "429", "503"]
 
 
 def config(server: Served, role: str) -> str:

@@ -26,8 +26,9 @@ from jobs.spec import JOB_SPEC, JobFailure, NewShard, Sample
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
 from jobs.system import SystemRng
+from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
 from jobs.upload_folder import UploadFolder
-from tests.api.byte_scorer import byte_scores
+from tests.api.byte_scorer import byte_scores, byte_tokens
 
 PPO = {
     "config": {
@@ -62,7 +63,10 @@ class ByteScorer:
 
     def unload(self, source: ModelSource) -> None: ...
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+    async def tokenize(self, request: TokenizeRequest, *, timeout_s: float) -> TokenizeReply:
+        return byte_tokens(request)
+
+    async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
         items = [_scored(item, request) for item in request.items]
         return ScoreReply(items=items, tokenizer_sha256="ab" * 32, vocab_size=256, weights_dtype="float32")
 

@@ -1,0 +1,90 @@
+"""Which parts the API is made of, and what runs beside its routes."""
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from api.deps import Parts
+from api.event_stream import event_frame
+from api.keyring import Keyring
+from api.rates import RequestRates
+from api.services.analysis import RunAnalysis
+from api.services.api_keys import ApiKeys
+from api.services.artifacts import ArtifactService
+from api.services.checkpoints import CheckpointService
+from api.services.files import FileService
+from api.services.job_data import JobData
+from api.services.job_documents import JobDocuments
+from api.services.job_files import JobFiles
+from api.services.jobs import JobService
+from api.services.live import Live
+from api.services.logs import LogService
+from api.services.metrics import MetricService
+from api.services.models import ModelResolver
+from api.services.residence import Residence
+from jobs.dispatcher import Dispatcher
+from jobs.ports import Broker, Scorer
+from jobs.reaper import Reaper
+from jobs.settings import Settings
+from jobs.store import Store
+from jobs.system import SystemRng
+from jobs.upload_folder import UploadFolder, UploadSweep
+
+
+class Loop(Protocol):
+    """Something that runs in a thread of its own until it is told to stop."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Return soon after `stop` is set."""
+        ...
+
+
+class Assembly(NamedTuple):
+    """The parts, the loops that run while the API does, and what ends the dispatcher's pause."""
+
+    parts: Parts
+    loops: list[Loop]
+    wake: Callable[[], None]
+
+
+def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -> Assembly:
+    """Connects to nothing: parts do that when they are first used."""
+    dispatcher, rng = Dispatcher(store, broker, settings), SystemRng()
+    models, analysis, keyring = ModelResolver(settings, store), RunAnalysis(store), Keyring(store)
+    uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
+    files = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
+    live = Live(store, event_frame)
+    jobs = JobService(
+        store,
+        models,
+        rng,
+        dispatcher.wake,
+        analysis,
+        JobFiles(models, files),
+        live,
+        queued_limit=settings.queued_jobs_per_owner,
+    )
+    documents = JobDocuments(jobs)
+    store.listen(documents.changed)
+    parts = Parts(
+        settings=settings,
+        store=store,
+        broker=broker,
+        scorer=scorer,
+        models=models,
+        jobs=jobs,
+        job_data=JobData(store, analysis, settings.artifacts),
+        metrics=MetricService(store),
+        logs=LogService(store, settings.artifacts),
+        checkpoints=CheckpointService(store, settings.artifacts),
+        artifacts=ArtifactService(store, settings.artifacts),
+        live=live,
+        documents=documents,
+        keyring=keyring,
+        rates=RequestRates(settings.requests_per_minute),
+        api_keys=ApiKeys(store, rng, keyring),
+        files=files,
+        residence=Residence(models, scorer),
+    )
+    loops: list[Loop] = [dispatcher, Reaper(store, settings), keyring, UploadSweep(uploads, store)]
+    return Assembly(parts, loops, dispatcher.wake)
