@@ -73,13 +73,18 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         scorer=scorer,
         models=models,
         jobs=jobs,
+<<<<<<< HEAD
         live=live,
         documents=documents,
+=======
+>>>>>>> live6
         job_data=JobData(store, analysis, settings.artifacts),
         metrics=MetricService(store),
         logs=LogService(store, settings.artifacts),
         checkpoints=CheckpointService(store, settings.artifacts),
         artifacts=ArtifactService(store, settings.artifacts),
+        live=live,
+        documents=documents,
         keyring=keyring,
         rates=RequestRates(settings.requests_per_minute),
         api_keys=ApiKeys(store, rng, keyring),

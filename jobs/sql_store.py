@@ -31,8 +31,13 @@ class SqlStore(
     ListingRows,
     ChangeRows,
     JobDataRows,
+<<<<<<< HEAD
     PinRows,
     LiveRows,
+=======
+    LiveRows,
+    PinRows,
+>>>>>>> live6
     RunRows,
     KeyRows,
     AuditRows,
