@@ -73,11 +73,8 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         scorer=scorer,
         models=models,
         jobs=jobs,
-<<<<<<< HEAD
         live=live,
         documents=documents,
-=======
->>>>>>> live6
         job_data=JobData(store, analysis, settings.artifacts),
         metrics=MetricService(store),
         logs=LogService(store, settings.artifacts),

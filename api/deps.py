@@ -35,20 +35,12 @@ class Parts:
     models: ModelResolver
     jobs: JobService
     job_data: JobData
-<<<<<<< HEAD
-=======
-    live: Live
-    documents: JobDocuments
->>>>>>> live6
     metrics: MetricService
     logs: LogService
     checkpoints: CheckpointService
     artifacts: ArtifactService
-<<<<<<< HEAD
     live: Live
     documents: JobDocuments
-=======
->>>>>>> live6
     keyring: Keyring
     rates: RequestRates
     api_keys: ApiKeys

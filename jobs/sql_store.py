@@ -31,13 +31,8 @@ class SqlStore(
     ListingRows,
     ChangeRows,
     JobDataRows,
-<<<<<<< HEAD
     PinRows,
     LiveRows,
-=======
-    LiveRows,
-    PinRows,
->>>>>>> live6
     RunRows,
     KeyRows,
     AuditRows,
