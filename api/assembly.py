@@ -80,8 +80,6 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         logs=LogService(store, settings.artifacts),
         checkpoints=CheckpointService(store, settings.artifacts),
         artifacts=ArtifactService(store, settings.artifacts),
-        live=live,
-        documents=documents,
         keyring=keyring,
         rates=RequestRates(settings.requests_per_minute),
         api_keys=ApiKeys(store, rng, keyring),
