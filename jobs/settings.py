@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     port: int = 8000
     unsafe_no_auth: bool = False
 
+    # JSON list of host or host:port: URLs of users may name these by http, on any port, in private networks
+    outbound_allow: list[str] = Field(default_factory=list)
+
     lease_s: float = 30.0
     heartbeat_s: float = 5.0
     dispatch_every_s: float = 2.0
