@@ -6,6 +6,8 @@ JobError
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
 ├── IdempotencyKeyReused     the key was used with another request
+├── WebhookNotFound          no such webhook or delivery (or not this caller's)
+├── TooManyWebhooks          the owner has as many as one may have
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
 ├── ScorerUnavailable        the scorer cannot be reached, or is starting
@@ -46,6 +48,14 @@ class CheckpointGone(JobError):
 
 class IdempotencyKeyReused(JobError):
     """The Idempotency-Key was used before with another request."""
+
+
+class WebhookNotFound(JobError):
+    """No such webhook, or no such delivery of it."""
+
+
+class TooManyWebhooks(JobError):
+    """The owner has as many webhooks as one may have."""
 
 
 class StoreUnavailable(JobError):

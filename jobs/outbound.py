@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import httpcore2
@@ -141,10 +142,8 @@ def _within(deadline: float, resolve: Callable[[], list[str]]) -> list[str]:
     found: list[str] = []
 
     def ask() -> None:
-        try:
+        with suppress(OSError, UnicodeError):
             found.extend(resolve())
-        except (OSError, UnicodeError):
-            pass
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

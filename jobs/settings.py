@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     # JSON list of host or host:port: URLs of users may name these by http, on any port, in private networks
     outbound_allow: list[str] = Field(default_factory=list)
 
+    webhook_every_s: float = 1.0
     lease_s: float = 30.0
     heartbeat_s: float = 5.0
     dispatch_every_s: float = 2.0

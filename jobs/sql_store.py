@@ -13,13 +13,14 @@ from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
+from jobs.sql_webhooks import WebhookRows
 from jobs.states import Status
 from jobs.store import Reaped, Store
 
 MOST_RESEND_WAITS = 10
 
 
-class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows):
+class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows, WebhookRows):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:

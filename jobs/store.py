@@ -17,6 +17,7 @@ from jobs.spec import (
     Shard,
 )
 from jobs.states import Action, Status
+from jobs.store_webhooks import WebhookStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Reaped:
     status: Status
 
 
-class Store(Protocol):
+class Store(WebhookStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.

@@ -13,13 +13,17 @@ localhost LOCALHOST LocalHost localhost. localhost.localdomain ip6-localhost ip6
 [::ffff:0:127.0.0.1] [::ffff:169.254.169.254] [::ffff:10.0.0.1] [v1.127.0.0.1] [127.0.0.1] [::1 ::1 ]::1[ [] [::1
 10.0.0.1 10.255.255.255 172.16.0.1 172.31.255.255 192.168.0.1 192.168.1.254 169.254.169.254 169.254.170.2
 100.64.0.1 100.100.100.200 100.127.255.255 192.0.0.192 192.0.0.1 192.88.99.1 198.18.0.1 198.51.100.1 203.0.113.1
-192.0.2.1 168.63.129.16 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255 0.1.2.3 2852039166 0xa9fea9fe 0251.254.169.254
+192.0.2.1 168.63.129.16 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255 0.1.2.3 2852039166 0xa9fea9fe
+0251.254.169.254
 169.254.43518 169.16689662 0xa9.0xfe.0xa9.0xfe
-private.test mixed.test mapped.test sixtofour.test nat64.test zone.test metadata.test cgnat.test empty.test garbage.test
+private.test mixed.test mapped.test sixtofour.test nat64.test zone.test metadata.test cgnat.test
+empty.test garbage.test
 127.0.0.1%00.example.com 127%2e0%2e0%2e1 %31%32%37.0.0.1 %6c%6f%63alhost localhost%00 127.0.0.1%0d%0a 127.0.0.1%23
-①②⑦.⓪.⓪.① １２７.０.０.１ 127。0。0。1 127．0．0．1 127｡0｡0｡1 ⑯⑨。②⑤④。⑯⑨｡②⑤④ ｌｏｃａｌｈｏｓｔ lo\u00adcalhost local\u200bhost loc\u212alhost
+①②⑦.⓪.⓪.① １２７.０.０.１ 127。0。0。1 127．0．0．1 127｡0｡0｡1 ⑯⑨。②⑤④。⑯⑨｡②⑤④
+ｌｏｃａｌｈｏｓｔ
+lo\u00adcalhost local\u200bhost loc\u212alhost
 ⓛⓞⓒⓐⓛⓗⓞⓢⓣ 127.0.0.1\u3002 \uff3b::1\uff3d
-""".split()  # fmt: skip
+""".split()  # noqa: SIM905
 PLAIN = [f"https://{host}:{{port}}/" for host in HOSTS]
 FORMS = [
     "http://127.0.0.1:{port}/",
@@ -81,7 +85,7 @@ FORMS = [
     "https://*.test:{port}/",
     *(
         f"{scheme}://127.0.0.1:{{port}}/"
-        for scheme in ("ftp", "file", "gopher", "dict", "ldap", "ws", "wss", "tftp", "jar", "netdoc", "unix", "https+unix")
+        for scheme in "ftp file gopher dict ldap ws wss tftp jar netdoc unix https+unix".split()  # noqa: SIM905
     ),
     "file:///etc/passwd",
     "data:text/plain,hello",

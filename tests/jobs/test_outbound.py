@@ -71,9 +71,9 @@ def post(outbound: Outbound, url: str, *, timeout_s: float = 5.0, read: bool = T
     return answer.status, answer.body
 
 
-def refused(outbound: Outbound, url: str, **options: float) -> OutboundError:
+def refused(outbound: Outbound, url: str, *, timeout_s: float = 5.0) -> OutboundError:
     with pytest.raises(OutboundError) as caught:
-        post(outbound, url, **options)
+        post(outbound, url, timeout_s=timeout_s)
     return caught.value
 
 
