@@ -14,14 +14,16 @@ from fastapi import FastAPI
 from api import openapi, problems, request_log
 from api.deps import Parts
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores
+from api.routes import divergences, health, job_data, jobs, models, scores, webhooks
 from api.scorer import HttpScorer
 from api.services.analysis import RunAnalysis
 from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
+from api.services.webhooks import WebhookService
 from api.version import VERSION
 from jobs.dispatcher import Dispatcher
+from jobs.outbound import Outbound
 from jobs.ports import Broker, Scorer
 from jobs.queue import CeleryBroker
 from jobs.reaper import Reaper
@@ -29,6 +31,7 @@ from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
 from jobs.system import SystemRng
+from jobs.webhook_sender import WebhookSender
 
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
@@ -64,6 +67,8 @@ def create_app(
     if scorer is None:
         scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
     dispatcher = Dispatcher(store, broker, settings)
+    outbound = Outbound(settings.outbound_allow)
+    sender = WebhookSender(store, outbound, every_s=settings.webhook_every_s)
     model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
 
     app = FastAPI(
@@ -72,7 +77,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), wake=dispatcher.wake, own=own),
+        lifespan=_running(dispatcher, Reaper(store, settings), sender, wake=dispatcher.wake, own=own),
         separate_input_output_schemas=False,
     )
     app.state.parts = Parts(
@@ -83,11 +88,12 @@ def create_app(
         models=model_resolver,
         jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
         job_data=JobData(store, analysis, settings.artifacts),
+        webhooks=WebhookService(store, outbound),
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(request_log.RequestLog)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data):
+    for part in (health, models, scores, divergences, jobs, job_data, webhooks):
         app.include_router(part.router)
     app.include_router(jobs.changing)
     openapi.complete(app)

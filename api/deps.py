@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
+from api.services.webhooks import WebhookService
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
 from jobs.store import Store
@@ -24,6 +25,7 @@ class Parts:
     models: ModelResolver
     jobs: JobService
     job_data: JobData
+    webhooks: WebhookService
 
 
 async def parts(request: Request) -> Parts:
@@ -47,6 +49,11 @@ async def _job_data(found: PartsDep) -> JobData:
     return found.job_data
 
 
+async def _webhooks(found: PartsDep) -> WebhookService:
+    return found.webhooks
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
+WebhooksDep = Annotated[WebhookService, Depends(_webhooks)]

@@ -30,7 +30,10 @@ from jobs.errors import (
     ScorerUnavailable,
     ScoringRefused,
     StoreUnavailable,
+    TooManyWebhooks,
+    WebhookNotFound,
 )
+from jobs.outbound_urls import OutboundError
 
 
 class Answer(NamedTuple):
@@ -67,6 +70,9 @@ ANSWERS: dict[type[Exception], Answer] = {
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
+    WebhookNotFound: Answer(404, "not_found", "There is nothing here", "no such webhook or delivery"),
+    TooManyWebhooks: Answer(409, "too_many_webhooks", "There are too many webhooks"),
+    OutboundError: Answer(422, "url_not_allowed", "The URL must not be asked"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
     IdempotencyKeyReused: Answer(

@@ -28,6 +28,7 @@ def enqueue_events(
         select(webhooks.c.id, webhooks.c.event_types, jobs.c.status, jobs.c.desired)
         .join(jobs, jobs.c.owner == webhooks.c.owner)
         .where(jobs.c.id == job_id, webhooks.c.enabled)
+        .with_for_update(read=True, key_share=True, of=webhooks)  # none is deleted before we have committed
     ).all()
     found = [
         (

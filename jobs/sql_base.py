@@ -192,7 +192,7 @@ class SqlBase:
     def write_events(
         self, connection: Connection, job_id: str, attempt: int, after: int, events: Sequence[NewEvent]
     ) -> None:
-        """Insert events numbered from `after` + 1, and their webhook deliveries; the caller holds the job's row."""
+        """Insert events numbered from `after` + 1, and their deliveries; the caller holds the job's row."""
         connection.execute(
             insert(job_events).values(created_at=self.now()),
             [
