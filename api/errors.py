@@ -7,6 +7,7 @@ ApiError
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
 ├── InvalidCursor          `after` is not a cursor of this list
+├── InvalidQuery           the query string has a parameter that the operation does not know
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
 ├── UnusableClassifier     a reward's model is no classifier, or has no such label
@@ -47,6 +48,10 @@ class UnsupportedMediaType(ApiError):
 
 class InvalidCursor(ApiError):
     """`after` is not a cursor of this list."""
+
+
+class InvalidQuery(ApiError):
+    """The query string has a parameter that the operation does not know, or one twice."""
 
 
 class UnknownModel(ApiError):

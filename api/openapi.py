@@ -17,13 +17,13 @@ def complete(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
+        document = generate()  # FastAPI's own cache
+        if Problem.__name__ not in document["components"]["schemas"]:
             _add_problems(document)
             for node in _nodes(document):
                 if node.get("type") == "integer":
                     _bound(node)
-        return generate()
+        return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 

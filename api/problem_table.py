@@ -12,6 +12,7 @@ from api.errors import (
     HostNotAllowed,
     InsufficientScope,
     InvalidCursor,
+    InvalidQuery,
     MalformedJSON,
     NoResults,
     PathNotAllowed,
@@ -23,8 +24,11 @@ from api.errors import (
 from jobs.errors import (
     CheckpointGone,
     DeadlineExceeded,
+    IdempotencyInProgress,
     IdempotencyKeyReused,
     IllegalTransition,
+    JobDeleted,
+    JobInUse,
     JobNotFound,
     ScorerOverloaded,
     ScorerUnavailable,
@@ -32,6 +36,8 @@ from jobs.errors import (
     StoreUnavailable,
     TooManyWebhooks,
     WebhookNotFound,
+    TooMuchMetadata,
+    VersionConflict,
 )
 from jobs.outbound_urls import OutboundError
 
@@ -57,6 +63,7 @@ ANSWERS: dict[type[Exception], Answer] = {
         "The cursor is not one of this list",
         "after must be the next_cursor of the page before",
     ),
+    InvalidQuery: Answer(422, "invalid_query", "The query string does not fit the operation"),
     UnknownModel: Answer(422, "unknown_model", "There is no such model"),
     AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
     UnusableClassifier: Answer(422, "unusable_classifier", "The reward's model is of no use as one"),
@@ -75,6 +82,21 @@ ANSWERS: dict[type[Exception], Answer] = {
     OutboundError: Answer(422, "url_not_allowed", "The URL must not be asked"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
+    VersionConflict: Answer(412, "version_conflict", "The job has changed since"),
+    TooMuchMetadata: Answer(422, "too_much_metadata", "There is too much metadata"),
+    JobInUse: Answer(409, "in_use", "Other jobs need this one"),
+    JobDeleted: Answer(
+        410,
+        "deleted",
+        "What the Idempotency-Key made has been deleted",
+        "the job that this Idempotency-Key made has been deleted: use a new key to make another",
+    ),
+    IdempotencyInProgress: Answer(
+        409,
+        "idempotency_in_progress",
+        "A request with this Idempotency-Key has not ended",
+        "another request with this Idempotency-Key is being served: ask again",
+    ),
     IdempotencyKeyReused: Answer(
         422,
         "idempotency_key_reused",
@@ -98,6 +120,7 @@ ANSWERS: dict[type[Exception], Answer] = {
 }
 # the status of those codes of ScoringRefused that are not 422
 REFUSED = {"input_too_long": 413, "too_many_items": 413, "out_of_memory": 413}
+RETRYABLE = {"idempotency_in_progress"}  # besides what 429, 503 and 504 say
 # what the framework raises -> code
 HTTP_CODES = {
     400: "malformed_request",

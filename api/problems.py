@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from api.errors import UnsupportedMediaType
 from api.field_errors import MAX_TEXT, field_error, schema_names
-from api.problem_table import ANSWERS, HTTP_CODES, REFUSED, TITLES
+from api.problem_table import ANSWERS, HTTP_CODES, REFUSED, RETRYABLE, TITLES
 from jobs.errors import ScoringRefused
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,7 +43,7 @@ def problem(
         "detail": detail[:MAX_TEXT],
         "code": code,
         "request_id": scope.get("state", {}).get("request_id", ""),
-        "retryable": status in (429, 503, 504),
+        "retryable": status in (429, 503, 504) or code in RETRYABLE,
         "errors": list(errors)[:MAX_ERRORS],
     }
     if "route" in scope and OWN_PATH.fullmatch(scope["path"]):
@@ -66,12 +66,12 @@ def known_error(request: Request, error: Exception) -> Response:
     """The problem of an error class in ANSWERS."""
     status, code, _, fixed = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
     headers: dict[str, str] = {}
-    context = None
+    context = getattr(error, "context", None)
     if isinstance(error, ScoringRefused):
-        status, code, context = REFUSED.get(error.code, status), error.code, error.context
+        status, code = REFUSED.get(error.code, status), error.code
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:
+    if status == 503 or code in RETRYABLE:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_SOON_S))
     return problem(request.scope, status, code, fixed or str(error), context=context, headers=headers)
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from api.auth import Scope, needs
 from api.problems import MEDIA_TYPE
+from api.queries import only_known
 from api.strict_json import StrictRoute
 
 DESCRIPTIONS = {
@@ -16,6 +17,8 @@ DESCRIPTIONS = {
     403: "The key lacks a scope; or open mode, which answers to this machine alone, was reached from elsewhere",
     404: "No such thing, or another owner's",
     409: "Not possible in this state",
+    410: "It was there, and has been deleted",
+    412: "Not the version of If-Match",
     413: "Too large",
     415: "Not plain JSON",
     422: "The request does not fit, or names what is not there",
@@ -45,6 +48,6 @@ def v1_router(tag: str, scope: Scope) -> APIRouter:
         prefix="/v1",
         tags=[tag],
         route_class=StrictRoute,
-        dependencies=[needs(scope)],
+        dependencies=[needs(scope), Depends(only_known)],
         responses=problems(*EVERYWHERE),
     )

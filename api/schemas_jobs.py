@@ -12,9 +12,11 @@ from api.services.jobs import JobPage
 from jobs import spec as jobs
 from jobs.bulk import ScoreConfig
 from jobs.states import Status
+from jobs.store_jobs import QueuePlace
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.diagnosis import Finding
 
+SENT_WITHIN_S = 15.0  # after being queued, while a broker is up
 PublicStatus = Literal[
     "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"
 ]
@@ -45,6 +47,23 @@ class JobError(Document):
     hint: str | None
     step: int | None
     log_tail: list[str]
+
+
+class Queue(Document):
+    """Where a queued job stands; both are null otherwise."""
+
+    position: int | None = Field(
+        description="Among all that are queued, 1 starts next. Others' moves change it without a new ETag."
+    )
+    reason: Literal["waiting_for_worker", "waiting_for_broker"] | None
+
+    @classmethod
+    def of(cls, place: QueuePlace | None) -> Self:
+        """The document of a place."""
+        if place is None:
+            return cls(position=None, reason=None)
+        late = not place.sent and place.waited_s > SENT_WITHIN_S
+        return cls(position=place.position, reason="waiting_for_broker" if late else "waiting_for_worker")
 
 
 class Links(Document):
@@ -92,7 +111,7 @@ class JobFields(Document):
         return {
             "id": job.id,
             "type": job.spec.type,
-            "name": job.spec.name,
+            "name": job.name,
             "status": job.public_status,
             "done": job.done,
             "phase": job.phase,
@@ -107,8 +126,8 @@ class JobFields(Document):
             "worker": Worker(id=job.worker, heartbeat_at=job.heartbeat_at) if job.worker else None,
             "error": _error(job.error),
             "result": job.result,
-            "metadata": job.spec.metadata,
-            "priority": job.spec.priority,
+            "metadata": job.metadata,
+            "priority": job.priority,
             "resume_from": job.spec.resume_from if isinstance(job.spec, jobs.PPOSpec) else None,
             "limits": job.spec.limits,
             "links": Links(
@@ -133,18 +152,19 @@ class JobSummary(JobFields):
 
 
 class JobDocument(JobFields):
-    """A job with its config, and with what its metrics warn of."""
+    """A job with its config, what its metrics warn of, and its place in the queue."""
 
     diagnosis: list[FindingDocument] | None = Field(
         description="Of a PPO job: the rules that its metrics break so far. docs/algorithms.md has them all."
     )
+    queue: Queue
     config: PPOConfig | ScoreConfig
 
     @classmethod
-    def of(cls, job: jobs.Job, findings: Sequence[Finding] | None) -> Self:
-        """The document of a row and its findings."""
+    def of(cls, job: jobs.Job, findings: Sequence[Finding] | None, place: QueuePlace | None = None) -> Self:
+        """The document of a row, its findings, and its place in the queue."""
         diagnosis = None if findings is None else [FindingDocument.of(finding) for finding in findings]
-        return cls(**cls._values(job), diagnosis=diagnosis, config=job.spec.config)
+        return cls(**cls._values(job), diagnosis=diagnosis, queue=Queue.of(place), config=job.spec.config)
 
 
 def _progress(job: jobs.Job) -> Progress:
@@ -179,12 +199,14 @@ def _error(error: jobs.JobFailure | None) -> JobError | None:
 
 
 class JobList(Page):
-    """Jobs, newest first, without their configs: `links.self` of each has it."""
+    """Jobs without their configs: `links.self` of each has it."""
 
     data: list[JobSummary]
+    total: int | None = Field(None, description="With `include=total`: how many fit the filters.")
 
     @classmethod
-    def of(cls, page: JobPage) -> Self:
+    def of(cls, page: JobPage, total: int | None) -> Self:
         """The document of a page."""
         cursor = page.jobs[-1].id if page.more else None
-        return cls(data=[JobSummary.of(job) for job in page.jobs], has_more=page.more, next_cursor=cursor)
+        data = [JobSummary.of(job) for job in page.jobs]
+        return cls(data=data, has_more=page.more, next_cursor=cursor, total=total)

@@ -33,7 +33,7 @@ class Dispatcher:
         """Send what waits; returns the number of messages. Raises BrokerUnavailable, StoreUnavailable."""
         waiting = self._store.undispatched(resend_after_s=self._settings.resend_after_s)
         for job in waiting:
-            self._broker.publish(job.id, job.epoch, queue=DEFAULT_QUEUE, priority=job.spec.priority)
+            self._broker.publish(job.id, job.epoch, queue=DEFAULT_QUEUE, priority=job.priority)
             self._store.mark_dispatched(job.id, job.epoch)
         return len(waiting)
 

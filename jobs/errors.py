@@ -3,11 +3,16 @@
 JobError
 ├── JobNotFound              no such job (or not this caller's)
 ├── IllegalTransition        the job is not in a state that allows this
+├── VersionConflict          the job is not (any more) as the client saw it
+├── TooMuchMetadata          a change would leave a job with too many pairs
+├── JobInUse                 others need the checkpoints of a job that is to be deleted
+├── JobDeleted               what an idempotency key made has been deleted since
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
 ├── IdempotencyKeyReused     the key was used with another request
 ├── WebhookNotFound          no such webhook or delivery (or not this caller's)
 ├── TooManyWebhooks          the owner has as many as one may have
+├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
 ├── ScorerUnavailable        the scorer cannot be reached, or is starting
@@ -38,6 +43,46 @@ class IllegalTransition(JobError):
         return f"{self.action} is not possible: {self.job_id} is {self.status}"
 
 
+class VersionConflict(JobError):
+    """The job's `version` is none of those that the change was made for."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """For the client."""
+        return {"version": self.version}
+
+    def __str__(self) -> str:
+        return f"the job is at version {self.version}, not at one of If-Match"
+
+
+class TooMuchMetadata(JobError):
+    """A change would leave a job with too many pairs of metadata."""
+
+
+class JobInUse(JobError):
+    """Other jobs need the checkpoints of this one."""
+
+    def __init__(self, job_id: str, users: list[str]) -> None:
+        super().__init__(job_id, users)
+        self.job_id, self.users = job_id, users
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """For the client: the first of them."""
+        return {"jobs": self.users[:20]}
+
+    def __str__(self) -> str:
+        return f"{len(self.users)} other jobs need a checkpoint of {self.job_id}"
+
+
+class JobDeleted(JobError):
+    """What the Idempotency-Key made has been deleted since."""
+
+
 class LeaseLost(JobError):
     """Another attempt owns the job, or it has ended: stop and write nothing."""
 
@@ -56,6 +101,10 @@ class WebhookNotFound(JobError):
 
 class TooManyWebhooks(JobError):
     """The owner has as many webhooks as one may have."""
+
+
+class IdempotencyInProgress(JobError):
+    """A request with the same Idempotency-Key has begun and not ended."""
 
 
 class StoreUnavailable(JobError):

@@ -17,11 +17,15 @@ from jobs.store import Reaped, Store
 log = logging.getLogger(__name__)
 
 
+FORGET_KEYS_EVERY_S = 60.0
+
+
 class Reaper:
-    """One loop."""
+    """One loop. It also removes idempotency keys that have had their time."""
 
     def __init__(self, store: Store, settings: Settings, files: Files | None = None) -> None:
         self._store, self._every_s = store, settings.reap_every_s
+        self._forget_keys_every = max(1, round(FORGET_KEYS_EVERY_S / max(self._every_s, 1e-3)))
         self._files, self._artifacts = files or LocalFiles(), settings.artifacts
 
     def run_once(self) -> list[Reaped]:
@@ -45,13 +49,16 @@ class Reaper:
 
     def run(self, stop: threading.Event) -> None:
         """Sweep once, then reap every `reap_every_s` until `stop` is set."""
-        swept = False
+        swept, passes = False, 0
         while not stop.is_set():
             try:
                 if not swept:
                     self.sweep()
                     swept = True
                 self.run_once()
+                if passes % self._forget_keys_every == 0:
+                    self._store.forget_expired_keys()
+                passes += 1
             except StoreUnavailable as error:
                 log.warning("nothing reaped: %s", error)
             stop.wait(self._every_s)

@@ -46,10 +46,15 @@ jobs = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("owner", String, nullable=False),
-    Column("spec", Text, nullable=False),  # JobSpec as JSON text: parsed once, by pydantic
+    Column(
+        "spec", Text, nullable=False
+    ),  # JobSpec as JSON text, as it was asked for: parsed once, by pydantic
+    Column("type", String, nullable=False, server_default="ppo"),  # of the spec: lists filter by it
+    Column("name", Json),  # this and the next two begin as the spec has them; a PATCH changes them here alone
+    Column("metadata", Json),
+    Column("priority", Integer, nullable=False),  # the dispatcher's order
     Column("resolved", Json, nullable=False),
     Column("max_attempts", Integer, nullable=False),  # of the spec: the reaper decodes no spec
-    Column("priority", Integer, nullable=False),  # of the spec: the dispatcher's order
     Column("status", String, nullable=False),
     Column("desired", String, nullable=False),
     Column("phase", Text),
@@ -76,7 +81,9 @@ jobs = Table(
     Column("finished_at", Double),
     Column("updated_at", Double, nullable=False),
     Index("ix_jobs_status_lease_until", "status", "lease_until"),
-    Index("ix_jobs_owner_id", "owner", "id"),
+    # All that a list filters by: a walk along it reads no row.
+    Index("ix_jobs_listing", "owner", "id", "status", "desired", "type", "created_at"),
+    Index("ix_jobs_waiting", "status", "priority", "queued_at", "id"),  # a job's place in the queue
 )
 
 job_events = Table(
@@ -164,6 +171,7 @@ idempotency_keys = Table(
     Column("request_sha256", String, nullable=False),
     Column("resource_id", String, nullable=False),
     Column("created_at", Double, nullable=False),
+    Index("ix_idempotency_keys_created_at", "created_at"),  # a sweep removes the old ones
 )
 
 

@@ -12,6 +12,7 @@ from rlhf_core.config.base import Config
 from rlhf_core.config.ppo import PPOConfig
 
 DEFAULT_PRIORITY, MAX_PRIORITY = 5, 9
+MAX_METADATA = 16  # pairs of a job
 CHECKPOINT_NAME = r"(job_[0-9a-f]{32})@([a-z0-9][a-z0-9-]{0,63})"
 
 
@@ -24,16 +25,20 @@ class Limits(Config):
     )
 
 
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Priority = Annotated[
+    int, Field(ge=0, le=MAX_PRIORITY, description="Of waiting jobs, the highest starts first.")
+]
+
+
 class AnySpec(Config):
     """What every type of job has; stored as JSON in the row and never changed."""
 
-    name: str | None = Field(None, min_length=1, max_length=200)
-    metadata: dict[
-        Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]
-    ] = Field(default_factory=dict, max_length=16)
-    priority: int = Field(
-        DEFAULT_PRIORITY, ge=0, le=MAX_PRIORITY, description="Of waiting jobs, the highest starts first."
-    )
+    name: Name | None = None
+    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=MAX_METADATA)
+    priority: Priority = DEFAULT_PRIORITY
     limits: Limits = Limits()
 
 
@@ -91,7 +96,10 @@ class Job:
 
     id: str
     owner: str  # id of the API key that created it
-    spec: JobSpec
+    spec: JobSpec  # as it was asked for: name, metadata and priority are below
+    name: str | None
+    metadata: dict[str, str]
+    priority: int
     resolved: dict[str, Any]  # what the API resolved: model paths, file paths, the checkpoint to start from
     status: Status
     desired: Desired

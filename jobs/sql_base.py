@@ -11,6 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Select,
     create_engine,
     event,
     insert,
@@ -22,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy import exc as sql_errors
 from sqlalchemy.dialects import postgresql, sqlite
 
-from jobs.errors import LeaseLost, StoreUnavailable
+from jobs.errors import JobNotFound, LeaseLost, StoreUnavailable
 from jobs.faults import point
 from jobs.outbox import enqueue_events
 from jobs.schema import EpochNow, job_events, jobs
@@ -148,6 +149,14 @@ class SqlBase:
         """The job's row, which nobody else changes before the transaction ends; None if there is none."""
         return connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
 
+    def locked_for(self, connection: Connection, job_id: str, owner: str | None) -> Any:
+        """As `locked`, of a job that this client may see. Raises JobNotFound."""
+        one_row(connection, job_id, owner, select(jobs.c.id))
+        row = self.locked(connection, job_id)
+        if row is None:  # deleted in between
+            raise JobNotFound(job_id)
+        return row
+
     def change(
         self,
         connection: Connection,
@@ -209,3 +218,18 @@ class SqlBase:
             ],
         )
         enqueue_events(connection, self.now(), job_id, [item.type for item in events])
+
+
+def one_row(
+    connection: Connection, job_id: str, owner: str | None = None, query: Select[Any] | None = None
+) -> Any:
+    """The row of a job; JobNotFound without telling a stranger's job from none."""
+    if NUL in job_id:
+        raise JobNotFound(job_id)
+    query = (select(jobs) if query is None else query).where(jobs.c.id == job_id)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise JobNotFound(job_id)
+    return row

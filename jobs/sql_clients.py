@@ -3,22 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
-from jobs.errors import CheckpointGone, IllegalTransition, JobNotFound
-from jobs.schema import (
-    job_checkpoints,
-    jobs,
-)
+from jobs.errors import CheckpointGone, IllegalTransition, JobDeleted, JobNotFound
+from jobs.schema import job_checkpoints, jobs
 from jobs.spec import Job, JobSpec, NewEvent, first_step
-from jobs.sql_base import NUL
+from jobs.sql_base import one_row
+from jobs.sql_changes import write_labels, write_uses
 from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
+from jobs.sql_listing import RUNNING_NAMES
 from jobs.sql_rows import job_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
 from jobs.store import Created
 
-# the statuses a client can filter by that are stored as (running, desired)
-RUNNING_NAMES = {"running": Desired.RUN, "pausing": Desired.PAUSE, "cancelling": Desired.CANCEL}
 # the moves whose event is not `job.<public status>`
 EVENTS = {("paused", "queued"): "job.resumed", ("pausing", "running"): "job.pause_withdrawn"}
 CREATE = "jobs_create"
@@ -43,11 +40,13 @@ class ClientRows(IdempotencyRows):
                 use = KeyUse(owner, CREATE, idempotency_key, request_sha256 or "")
                 before = self.claim_key(connection, use, job_id)
                 if before is not None:
-                    return Created(job=job_of(_one(connection, before)), replayed=True)
+                    return Created(job=_made(connection, before), replayed=True)
             _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
+            write_labels(connection, job_id, owner, spec.metadata)
+            write_uses(connection, job_id, spec.type, resolved)
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
-            return Created(job=job_of(_one(connection, job_id)), replayed=False)
+            return Created(job=job_of(one_row(connection, job_id)), replayed=False)
 
     def _first_values(
         self, job_id: str, owner: str, spec: JobSpec, resolved: Mapping[str, object]
@@ -57,6 +56,9 @@ class ClientRows(IdempotencyRows):
             "owner": owner,
             "spec": spec.model_dump_json(),
             "resolved": dict(resolved),
+            "type": spec.type,
+            "name": spec.name,
+            "metadata": spec.metadata or None,
             "max_attempts": spec.limits.max_attempts,
             "priority": spec.priority,
             "status": Status.QUEUED,
@@ -80,45 +82,23 @@ class ClientRows(IdempotencyRows):
         """See jobs.store.Store."""
         with self.reading() as connection:
             before = made_before(connection, KeyUse(owner, CREATE, idempotency_key, request_sha256))
-            return None if before is None else job_of(_one(connection, before))
+            return None if before is None else _made(connection, before)
 
     def get_job(self, job_id: str, owner: str | None = None) -> Job:
         """See jobs.store.Store."""
         with self.reading() as connection:
-            return job_of(_one(connection, job_id, owner))
+            return job_of(one_row(connection, job_id, owner))
 
     def get_version(self, job_id: str, owner: str | None = None) -> int:
         """See jobs.store.Store."""
         with self.reading() as connection:
-            version: int = _one(connection, job_id, owner, select(jobs.c.version)).version
+            version: int = one_row(connection, job_id, owner, select(jobs.c.version)).version
             return version
-
-    def list_jobs(
-        self,
-        *,
-        owner: str | None = None,
-        status: str | None = None,
-        after: str | None = None,
-        limit: int = 20,
-    ) -> list[Job]:
-        """See jobs.store.Store. Raises ValueError for a status that does not exist."""
-        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
-        if owner is not None:
-            query = query.where(jobs.c.owner == owner)
-        if after is not None:
-            query = query.where(jobs.c.id < after)
-        if status in RUNNING_NAMES:
-            query = query.where(jobs.c.status == Status.RUNNING, jobs.c.desired == RUNNING_NAMES[status])
-        elif status is not None:
-            query = query.where(jobs.c.status == Status(status))
-        with self.reading() as connection:
-            return [job_of(row) for row in connection.execute(query)]
 
     def request(self, job_id: str, action: Action, owner: str | None = None) -> Job:
         """See jobs.store.Store."""
         with self.writing() as connection:
-            _one(connection, job_id, owner, select(jobs.c.id))
-            seen = self.locked(connection, job_id)
+            seen = self.locked_for(connection, job_id, owner)
             before = public_status(Status(seen.status), Desired(seen.desired))
             after = REQUESTS[action].get(before)
             if after is None:
@@ -127,7 +107,7 @@ class ClientRows(IdempotencyRows):
                 unchanged = (jobs.c.status == seen.status) & (jobs.c.desired == seen.desired)
                 event = NewEvent(type=EVENTS.get((before, after), f"job.{after}"), message=f"Was {before}.")
                 self.change(connection, job_id, unchanged, self._asked(after), [event])
-            return job_of(_one(connection, job_id))
+            return job_of(one_row(connection, job_id))
 
     def _asked(self, after: str) -> dict[str, Any]:
         """The values that make a job's public status `after`, as a client asked."""
@@ -141,19 +121,12 @@ class ClientRows(IdempotencyRows):
         return values
 
 
-def _one(
-    connection: Connection, job_id: str, owner: str | None = None, query: Select[Any] | None = None
-) -> Any:
-    """The row of a job; JobNotFound without telling a stranger's job from none."""
-    if NUL in job_id:
-        raise JobNotFound(job_id)
-    query = (select(jobs) if query is None else query).where(jobs.c.id == job_id)
-    if owner is not None:
-        query = query.where(jobs.c.owner == owner)
-    row = connection.execute(query).one_or_none()
-    if row is None:
-        raise JobNotFound(job_id)
-    return row
+def _made(connection: Connection, job_id: str) -> Job:
+    """What a key has made. Raises JobDeleted."""
+    try:
+        return job_of(one_row(connection, job_id))
+    except JobNotFound:
+        raise JobDeleted(job_id) from None
 
 
 def _pin(connection: Connection, resolved: Mapping[str, Any]) -> None:

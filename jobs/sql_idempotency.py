@@ -3,10 +3,13 @@
 from typing import NamedTuple
 
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import OperationalError
 
-from jobs.errors import IdempotencyKeyReused
+from jobs.errors import IdempotencyInProgress, IdempotencyKeyReused
 from jobs.schema import idempotency_keys
 from jobs.sql_base import SqlBase
+
+LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's
 
 
 class KeyUse(NamedTuple):
@@ -26,13 +29,21 @@ class IdempotencyRows(SqlBase):
 
         Raises:
             IdempotencyKeyReused: the key came with another request.
+            IdempotencyInProgress: on PostgreSQL, whoever has it did not end within the time we wait for locks.
+                (SQLite has one writer at a time: a transaction that waits has not begun, and knows no key.)
         """
-        first = connection.execute(
+        claimed = (
             self.insert(idempotency_keys)
             .values(**use._asdict(), resource_id=resource_id, created_at=self.now())
             .on_conflict_do_nothing()
             .execution_options(preserve_rowcount=True)
         )
+        try:
+            first = connection.execute(claimed)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+                raise IdempotencyInProgress(use.key) from error
+            raise
         if first.rowcount > 0:
             return None
         before = made_before(connection, use)

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.spec import JOB_SPEC, Checkpoint, Event, Job, JobFailure, MetricRow, Sample, Shard
 from jobs.states import Desired, Status
 
-PARSED = {"spec", "status", "desired", "error"}
+PARSED = {"spec", "metadata", "status", "desired", "error"}
 AS_STORED = [field.name for field in fields(Job) if field.name not in PARSED]
 
 
@@ -18,6 +18,7 @@ def job_of(row: Any) -> Job:
     return Job(
         **{name: getattr(row, name) for name in AS_STORED},
         spec=JOB_SPEC.validate_json(row.spec),
+        metadata=row.metadata or {},
         status=Status(row.status),
         desired=Desired(row.desired),
         error=None if row.error is None else failure_of(row.error),

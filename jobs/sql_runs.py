@@ -1,12 +1,13 @@
 """What the owner of a run writes: every method but `claim` stands behind the fence (attempt, running)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection, case, delete, func, select
 
 from jobs.errors import LeaseLost
+from jobs.private_paths import for_clients, without_folders
 from jobs.schema import job_checkpoints, job_metrics, job_samples, job_shards, jobs
 from jobs.spec import Checkpoint, Job, JobFailure, NewEvent, NewShard, Sample
 from jobs.sql_base import SqlBase
@@ -130,6 +131,7 @@ class RunRows(SqlBase):
 
     def add_event(self, job_id: str, attempt: int, event: NewEvent) -> None:
         """See jobs.store.Store."""
+        event = replace(event, message=without_folders(event.message))
         with self.writing() as connection:
             self.change_run(connection, job_id, attempt, {}, [event])
 
@@ -202,6 +204,7 @@ class RunRows(SqlBase):
         """See jobs.store.Store."""
         if status not in TERMINAL:
             raise ValueError(f"{status} is not a terminal status")
+        error = None if error is None else for_clients(error)
         values = self.ended(status) | {
             "result": None if result is None else dict(result),
             "error": None if error is None else stored_failure(error),

@@ -8,9 +8,11 @@ from sqlalchemy import ColumnElement, and_, case, or_, select, update
 from jobs.schema import jobs
 from jobs.settings import Settings
 from jobs.spec import Job
+from jobs.sql_changes import ChangeRows
 from jobs.sql_clients import ClientRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
+from jobs.sql_listing import ListingRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.sql_webhooks import WebhookRows
@@ -20,7 +22,7 @@ from jobs.store import Reaped, Store
 MOST_RESEND_WAITS = 10
 
 
-class SqlStore(ClientRows, JobDataRows, RunRows, KeyRows, WebhookRows):
+class SqlStore(ClientRows, ListingRows, ChangeRows, JobDataRows, RunRows, KeyRows, WebhookRows):
     """The rows."""
 
     def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:

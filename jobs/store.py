@@ -17,6 +17,7 @@ from jobs.spec import (
     Shard,
 )
 from jobs.states import Action, Status
+from jobs.store_jobs import JobsStore
 from jobs.store_webhooks import WebhookStore
 
 
@@ -37,7 +38,7 @@ class Reaped:
     status: Status
 
 
-class Store(WebhookStore, Protocol):
+class Store(JobsStore, WebhookStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.
@@ -62,11 +63,13 @@ class Store(WebhookStore, Protocol):
         Raises:
             CheckpointGone: one of them is not there (any more).
             IdempotencyKeyReused: the key belongs to a request with another sha256.
+            IdempotencyInProgress: another request holds the key and has not ended.
+            JobDeleted: the job that the key made is not there any more.
         """
         ...
 
     def find_replay(self, owner: str, idempotency_key: str, request_sha256: str) -> Job | None:
-        """The job that this owner's key made before, or None. Raises IdempotencyKeyReused, as create_job."""
+        """The job that this owner's key made before, or None. Raises IdempotencyKeyReused, JobDeleted."""
         ...
 
     def get_job(self, job_id: str, owner: str | None = None) -> Job:
@@ -75,17 +78,6 @@ class Store(WebhookStore, Protocol):
 
     def get_version(self, job_id: str, owner: str | None = None) -> int:
         """The row's version alone: what an ETag is made of. Raises JobNotFound."""
-        ...
-
-    def list_jobs(
-        self,
-        *,
-        owner: str | None = None,
-        status: str | None = None,
-        after: str | None = None,
-        limit: int = 20,
-    ) -> list[Job]:
-        """Newest first; `after` is the last id of the page before; `status` is a public name."""
         ...
 
     def request(self, job_id: str, action: Action, owner: str | None = None) -> Job:

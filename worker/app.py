@@ -8,13 +8,16 @@ import logging
 import os
 import signal
 import socket
+import threading
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import task_prerun
+from celery.signals import task_prerun, worker_process_init
 
+from jobs import deleted_folders
 from jobs.errors import StoreUnavailable
+from jobs.files import LocalFiles
 from jobs.queue import MESSAGE_SETTINGS, PRIORITIES, RUN_JOB
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore, open_store
@@ -52,6 +55,19 @@ def let_children_hear_sigterm(**_: object) -> None:
 
 
 task_prerun.connect(let_children_hear_sigterm)
+
+
+def clear_deleted(**_: object) -> None:
+    """Folders of deleted jobs go, in a thread of the pool process: neither it nor its store may cross the fork."""
+    threading.Thread(
+        target=deleted_folders.run,
+        args=(open_store(settings), LocalFiles(), settings.artifacts, threading.Event()),
+        name="deleted-folders",
+        daemon=True,
+    ).start()
+
+
+worker_process_init.connect(clear_deleted)
 
 
 def run_job(job_id: object, epoch: object) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
-from jobs.errors import LeaseLost, StoreUnavailable
+from jobs.errors import JobNotFound, LeaseLost, StoreUnavailable
 from jobs.faults import point
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
@@ -139,7 +139,7 @@ class Run:
         """A job that this attempt itself has ended is not lost: its child gets the grace to exit."""
         try:
             job = self._store.get_job(self.heart.job.id)
-        except StoreUnavailable:
+        except (StoreUnavailable, JobNotFound):
             return Cause.LOST
         if job.attempt != self.heart.job.attempt or not job.done:
             return Cause.LOST
@@ -222,7 +222,7 @@ class Supervisor:
         while cause is not Cause.LOST:
             try:
                 return self._write_ending(heart.job, cause, failure, code)
-            except LeaseLost:
+            except (LeaseLost, JobNotFound):  # a client may delete a job as soon as the child has ended it
                 break
             except StoreUnavailable as error:
                 log.warning("%s: its ending is not written yet: %s", heart.job.id, error)

@@ -1,7 +1,10 @@
 """/v1/divergences: how far apart two distributions are, without a model."""
 
-from fastapi import Response
+from typing import Annotated
 
+from fastapi import Body, Response
+
+from api.examples import DIVERGENCES
 from api.json_response import json_response
 from api.routing import BODY_PROBLEMS, v1_router
 from api.schemas_divergences import (
@@ -22,6 +25,6 @@ router = v1_router("divergences", "score")
     response_model=DistributionDivergence | SampledDivergence | SequenceDivergences,
     responses=BODY_PROBLEMS,
 )
-def create(request: DivergencesRequest) -> Response:
+def create(request: Annotated[DivergencesRequest, Body(openapi_examples=DIVERGENCES)]) -> Response:
     """KL both ways, JS, TV and entropies of two distributions; or k1, k2, k3 of one text's tokens or several's."""
     return json_response(diverge(request))

@@ -1,16 +1,20 @@
 """/v1/jobs: the collection, its members, and what one may ask of them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import Header, Query, Response
+from fastapi import Body, Header, Query, Request, Response
 
 from api.auth import Owner
 from api.deps import JobsDep
-from api.pages import MAX_PAGE, Limit, clamp
+from api.entity_tags import etag, matches, versions_of
+from api.examples import JOB_PATCHES, JOBS
+from api.pages import MAX_PAGE, Limit, clamp, link_next
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
-from api.schemas_jobs import JobDocument, JobList, PublicStatus
+from api.schemas_job_requests import METADATA, DryRunDocument, FilterDep, JobPatch
+from api.schemas_jobs import JobDocument, JobList
+from api.services.job_ids import JOB_ID
 from api.services.jobs import JobService
-from jobs.spec import JobSpec
+from jobs.spec import Job, JobSpec
 from jobs.states import Action
 
 router = v1_router("jobs", "jobs:read")
@@ -22,11 +26,16 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="The same key with the same body gives the same job; with another body, 422.",
+        description="For 24 hours the same key with the same body gives the same job; with another body, 422.",
     ),
 ]
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
-CREATED: Responses = {201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}}}
+CREATED: Responses = {
+    200: {"model": DryRunDocument, "description": "With `dry_run=true`: nothing was made"},
+    201: {"headers": {"Location": TEXT, "ETag": TEXT, "Idempotency-Replayed": REPLAYED}},
+}
+LISTED: Responses = {200: {"headers": {"Link": TEXT | {"description": 'rel="next", if there is more.'}}}}
+CHANGED: Responses = {200: {"headers": {"ETag": TEXT}}}
 SHOWN: Responses = {200: {"headers": {"ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
@@ -36,33 +45,65 @@ STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and 
     operation_id="jobs_create",
     summary="Create a job",
     status_code=201,
-    responses=CREATED | BODY_PROBLEMS,
+    response_model=JobDocument,
+    responses=CREATED | BODY_PROBLEMS | problems(409, 410),
 )
 def create(
-    spec: JobSpec, owner: Owner, jobs: JobsDep, response: Response, idempotency_key: IdempotencyKey = None
-) -> JobDocument:
+    spec: Annotated[JobSpec, Body(openapi_examples=JOBS)],
+    owner: Owner,
+    jobs: JobsDep,
+    response: Response,
+    dry_run: Annotated[
+        bool, Query(description="Check everything, say what it would take, make nothing.")
+    ] = False,
+    idempotency_key: IdempotencyKey = None,
+) -> JobDocument | Response:
     """Queue a training run (`ppo`, also without a type) or the scoring of a file (`score`).
 
     A worker takes it when one is free; poll the job to follow it.
     """
+    if dry_run:
+        told = DryRunDocument.of(jobs.dry_run(spec, owner))
+        return Response(told.model_dump_json(), media_type="application/json")
     created = jobs.create(spec, owner, idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{created.job.id}"
     response.headers["ETag"] = etag(created.job.version)
     if created.replayed:
         response.headers["Idempotency-Replayed"] = "true"
-    return JobDocument.of(created.job, jobs.diagnosis(created.job))
+    return document(jobs, created.job)
 
 
-@router.get("/jobs", operation_id="jobs_list", summary="List jobs, newest first", responses=problems(400))
+@router.get(
+    "/jobs",
+    operation_id="jobs_list",
+    summary="List jobs, newest first",
+    responses=LISTED | problems(400),
+    openapi_extra={"parameters": [METADATA]},
+)
 def index(
+    request: Request,
+    response: Response,
     owner: Owner,
     jobs: JobsDep,
+    where: FilterDep,
     limit: Limit = 20,
-    after: Annotated[str | None, Query(description="The `next_cursor` of the page before.")] = None,
-    status: PublicStatus | None = None,
+    after: Annotated[
+        str | None,
+        Query(
+            description="The `next_cursor` of the page before: the id of its last job.",
+            json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"},  # an error of its own says so
+        ),
+    ] = None,
+    order: Annotated[Literal["desc", "asc"], Query(description="By time: `asc` is oldest first.")] = "desc",
+    include: Annotated[Literal["total"] | None, Query(description="What costs more to know.")] = None,
 ) -> JobList:
-    """A page of the caller's jobs."""
-    return JobList.of(jobs.page(owner, status=status, after=after, limit=clamp(limit, MAX_PAGE)))
+    """A page of the caller's jobs, those that fit every filter."""
+    page = jobs.page(
+        owner, where=where, after=after, oldest_first=order == "asc", limit=clamp(limit, MAX_PAGE)
+    )
+    listed = JobList.of(page, jobs.count(owner, where) if include else None)
+    link_next(request, response, listed.next_cursor)
+    return listed
 
 
 @router.get(
@@ -84,7 +125,44 @@ def show(
         return Response(status_code=304, headers={"ETag": current})
     job = jobs.get(job_id, owner)
     response.headers["ETag"] = etag(job.version)
-    return JobDocument.of(job, jobs.diagnosis(job))
+    return document(jobs, job)
+
+
+@changing.patch(
+    "/jobs/{job_id}",
+    operation_id="jobs_change",
+    summary="Change a job's name, metadata or priority",
+    responses=CHANGED | BODY_PROBLEMS | problems(404, 409, 412),
+)
+def change(
+    job_id: str,
+    patch: Annotated[JobPatch, Body(openapi_examples=JOB_PATCHES)],
+    owner: Owner,
+    jobs: JobsDep,
+    response: Response,
+    if_match: Annotated[
+        str | None, Header(description="An ETag: change the job only as it was then.")
+    ] = None,
+) -> JobDocument:
+    """Of a job that has ended the priority stays. A queued one has its new place in the queue at once."""
+    job = jobs.change(job_id, owner, patch.change(versions_of(if_match)))
+    response.headers["ETag"] = etag(job.version)
+    return document(jobs, job)
+
+
+@changing.delete(
+    "/jobs/{job_id}",
+    operation_id="jobs_delete",
+    summary="Delete a job that has ended",
+    status_code=204,
+    responses=problems(404, 409),
+)
+def delete(job_id: str, owner: Owner, jobs: JobsDep) -> None:
+    """With its events, metrics, samples and results, and its checkpoints unless another job needs one of them.
+
+    Its files are removed by a worker soon after.
+    """
+    jobs.delete(job_id, owner)
 
 
 @changing.post(
@@ -125,15 +203,9 @@ def requested(jobs: JobService, action: Action, job_id: str, owner: str, respons
     job = jobs.request(action, job_id, owner)
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
-    return JobDocument.of(job, jobs.diagnosis(job))
+    return document(jobs, job)
 
 
-def etag(version: int) -> str:
-    """Strong: equal versions, equal documents."""
-    return f'"{version}"'
-
-
-def matches(if_none_match: str, current: str) -> bool:
-    """The weak comparison of RFC 9110 §13.1.2, of any tag in the list."""
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return current in tags or "*" in tags
+def document(jobs: JobService, job: Job) -> JobDocument:
+    """A job with what is said of it."""
+    return JobDocument.of(job, jobs.diagnosis(job), jobs.queue_place(job))

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Response
+from fastapi import Body, Depends, Response
 
 from api.auth import Owner
 from api.deps import PartsDep
+from api.examples import SCORES
 from api.json_response import json_response
 from api.routing import BODY_PROBLEMS, problems, v1_router
 from api.schemas_scores import ScoreList, ScoresRequest
@@ -26,7 +27,9 @@ async def _service(parts: PartsDep) -> ScoreService:
     responses=BODY_PROBLEMS | problems(504),
 )
 def create(
-    request: ScoresRequest, owner: Owner, scores: Annotated[ScoreService, Depends(_service)]
+    request: Annotated[ScoresRequest, Body(openapi_examples=SCORES)],
+    owner: Owner,
+    scores: Annotated[ScoreService, Depends(_service)],
 ) -> Response:
     """Per token: both log-probabilities, k1, k3, exact KL(policy ‖ reference) and entropy, in nats."""
     return json_response(scores.score(request, owner))

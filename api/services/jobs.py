@@ -1,4 +1,4 @@
-"""What a client can do with jobs: create, look, pause, resume, cancel. Every call sees only the owner's jobs."""
+"""What a client can do with jobs, from creation to deletion. Every call sees only the owner's jobs."""
 
 import hashlib
 import json
@@ -8,19 +8,21 @@ from typing import NamedTuple
 from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
 from api.services.analysis import RunAnalysis
 from api.services.classifiers import classifier_paths
+from api.services.dry_run import DryRun, dry_run
 from api.services.job_ids import JOB_ID, known_shape
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, JobSpec, PPOSpec, ScoreSpec
-from jobs.states import Action
+from jobs.states import Action, Status
 from jobs.store import Created, Store
+from jobs.store_jobs import JobChange, JobFilter, QueuePlace
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.diagnosis import Finding
 
 
 class JobPage(NamedTuple):
-    """One page, newest first; `more` when older jobs follow."""
+    """One page; `more` when others follow."""
 
     jobs: list[Job]
     more: bool
@@ -60,6 +62,10 @@ class JobService:
         self._wake()
         return created
 
+    def dry_run(self, spec: JobSpec, owner: str) -> DryRun:
+        """What `create` would make of it. Raises as `create`; writes nothing."""
+        return dry_run(spec, self._resolved(spec, owner))
+
     def get(self, job_id: str, owner: str) -> Job:
         """The job. Raises JobNotFound, as all below."""
         return self._store.get_job(known_shape(job_id), owner)
@@ -68,12 +74,34 @@ class JobService:
         """What the job's ETag is made of."""
         return self._store.get_version(known_shape(job_id), owner)
 
-    def page(self, owner: str, *, status: str | None, after: str | None, limit: int) -> JobPage:
-        """Newest first, after the job `after`. Raises InvalidCursor."""
+    def page(
+        self, owner: str, *, where: JobFilter, after: str | None, oldest_first: bool, limit: int
+    ) -> JobPage:
+        """By time, behind the job `after`. Raises InvalidCursor."""
         if after is not None and not JOB_ID.fullmatch(after):
             raise InvalidCursor
-        jobs = self._store.list_jobs(owner=owner, status=status, after=after, limit=limit + 1)
+        jobs = self._store.list_jobs(
+            owner=owner, where=where, after=after, oldest_first=oldest_first, limit=limit + 1
+        )
         return JobPage(jobs[:limit], len(jobs) > limit)
+
+    def count(self, owner: str, where: JobFilter) -> int:
+        """How many there are in all."""
+        return self._store.count_jobs(owner=owner, where=where)
+
+    def queue_place(self, job: Job) -> QueuePlace | None:
+        """Where a queued job stands; None for others."""
+        return self._store.queue_place(job) if job.status is Status.QUEUED else None
+
+    def change(self, job_id: str, owner: str, change: JobChange) -> Job:
+        """Name, metadata, priority. Raises VersionConflict, IllegalTransition, TooMuchMetadata."""
+        job = self._store.change_job(known_shape(job_id), change, owner)
+        self._wake()
+        return job
+
+    def delete(self, job_id: str, owner: str) -> None:
+        """A job that has ended, with all it has. Raises IllegalTransition, JobInUse."""
+        self._store.delete_job(known_shape(job_id), owner)
 
     def request(self, action: Action, job_id: str, owner: str) -> Job:
         """Pause, resume or cancel (jobs.states.REQUESTS). Raises IllegalTransition."""

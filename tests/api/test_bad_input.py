@@ -208,7 +208,7 @@ def test_a_compressed_body_is_refused(client: TestClient) -> None:
 def test_a_query_that_does_not_fit(client: TestClient) -> None:
     for name, value in (("limit", CANARY), ("limit", "9" * 5000), ("limit", "NaN"), ("status", CANARY)):
         problem = refused(client.get("/v1/jobs", params={name: value}), 422, "validation_error")
-        assert problem["errors"][0]["pointer"] == f"query:{name}"
+        assert problem["errors"][0]["pointer"].partition(".")[0] == f"query:{name}"
 
 
 def test_a_number_that_no_column_holds(client: TestClient, spec: dict[str, Any]) -> None:

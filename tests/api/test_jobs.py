@@ -126,9 +126,9 @@ def test_a_repeat_finds_its_job_even_when_what_it_names_has_gone(
 def test_a_list_leaves_the_configs_out(client: TestClient, spec: dict[str, Any]) -> None:
     job = create(client, spec)
     (listed,) = client.get("/v1/jobs").json()["data"]
-    assert not {"config", "diagnosis"} & set(listed)
+    assert not {"config", "diagnosis", "queue"} & set(listed)
     assert (
-        listed | {name: job[name] for name in ("config", "diagnosis")}
+        listed | {name: job[name] for name in ("config", "diagnosis", "queue")}
         == client.get(job["links"]["self"]).json()
     )
 

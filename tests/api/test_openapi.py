@@ -1,17 +1,29 @@
 """The OpenAPI document says what the service does."""
 
+import json
 import tomllib
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
+from api.examples import DIVERGENCES, JOB_PATCHES, JOBS, SCORES
+from api.schemas_divergences import DivergencesRequest
+from api.schemas_job_requests import JobPatch
 from api.schemas_jobs import PublicStatus
+from api.schemas_scores import ScoresRequest
 from api.version import VERSION
+from jobs.spec import JobSpec
 from jobs.states import Desired, Status, public_status
 
+MODELS: dict[str, Any] = {
+    "/v1/jobs": JobSpec,
+    "/v1/scores": ScoresRequest,
+    "/v1/divergences": DivergencesRequest,
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,6 +39,18 @@ def test_every_operation_has_a_name_of_its_own_and_a_summary(app: FastAPI) -> No
         assert operation["summary"], path
         assert operation["description"], path
         assert operation["tags"], path
+
+
+def test_every_body_has_examples_that_fit_it(app: FastAPI) -> None:
+    for patch in JOB_PATCHES.values():
+        JobPatch.model_validate_json(json.dumps(patch["value"]))
+    for path, part in (("/v1/jobs", JOBS), ("/v1/scores", SCORES), ("/v1/divergences", DIVERGENCES)):
+        adapter = TypeAdapter(MODELS[path])
+        for example in part.values():
+            adapter.validate_json(json.dumps(example["value"]))
+    for _, path, operation in operations(app):
+        for kind, content in operation.get("requestBody", {"content": {}})["content"].items():
+            assert kind != "application/json" or content.get("examples"), path
 
 
 def test_every_problem_is_declared_as_one(app: FastAPI) -> None:

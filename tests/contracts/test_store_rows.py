@@ -13,6 +13,7 @@ from jobs.schema import api_keys
 from jobs.spec import JOB_SPEC, NewEvent
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
+from jobs.store_jobs import JobFilter
 from tests.contracts.store_jobs import (
     CHECKPOINT,
     FAILURE,
@@ -183,14 +184,17 @@ def test_pages_newest_first(store: SqlStore) -> None:
     ids = [job.id for job in store.list_jobs(limit=3)]
     assert ids == ["job_4", "job_3", "job_2"]
     assert [job.id for job in store.list_jobs(after=ids[-1], limit=3)] == ["job_1", "job_0"]
-    by_status = {status: [job.id for job in store.list_jobs(owner="me", status=status)] for status in STATES}
+    by_status = {
+        status: [job.id for job in store.list_jobs(owner="me", where=JobFilter(statuses=[status]))]
+        for status in STATES
+    }
     assert {status: found for status, found in by_status.items() if found} == {
         "queued": ["job_4", "job_2", "job_0"],
         "running": ["job_1"],
         "cancelling": ["job_3"],
     }
     with pytest.raises(ValueError, match="nonsense"):
-        store.list_jobs(status="nonsense")
+        store.list_jobs(where=JobFilter(statuses=["nonsense"]))
 
 
 def test_messages_are_sent_once_per_epoch_and_again_when_nobody_claims(store: SqlStore, clock: Any) -> None:

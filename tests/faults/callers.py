@@ -81,7 +81,7 @@ class Caller:
                 if response.is_success:
                     with self._lock:
                         self.promises.served[method] += 1
-                    document: Document = response.json()
+                    document: Document = response.json() if response.content else {}
                     return document
                 last = f"{response.status_code} {response.text[:300]}"
                 if response.status_code not in TEMPORARY:

@@ -128,14 +128,16 @@ def _idempotent(database: Database, keys: Mapping[str, Collection[str]]) -> Iter
     owner_of: dict[str, str] = {}
     for row in database.keys:
         label = f"key {row['key']!r} of {row['owner']}"
-        job = database.jobs.get(row["job_id"])
+        job = database.jobs.get(row["resource_id"])
+        if job is None and row["resource_id"] in database.deleted:
+            continue
         if job is None:
-            yield f"I2 {label}: names {row['job_id']}, which does not exist"
+            yield f"I2 {label}: names {row['resource_id']}, which does not exist"
         elif job.row["owner"] != row["owner"]:
             yield f"I2 {label}: names a job of {job.row['owner']}"
-        if row["job_id"] in owner_of:
-            yield f"I2 {label}: names the job of {owner_of[row['job_id']]}"
-        owner_of[row["job_id"]] = label
+        if row["resource_id"] in owner_of:
+            yield f"I2 {label}: names the job of {owner_of[row['resource_id']]}"
+        owner_of[row["resource_id"]] = label
     for key, answered in keys.items():
         if len(set(answered)) > 1:
             yield f"I2 key {key!r}: made {sorted(set(answered))}"

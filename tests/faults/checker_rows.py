@@ -65,6 +65,7 @@ class Database:
     jobs: dict[str, JobRows]
     keys: list[Row]
     open_transactions: list[str]
+    deleted: frozenset[str] = frozenset()  # jobs
 
 
 def read_database(store_url: str) -> Database:
@@ -74,9 +75,11 @@ def read_database(store_url: str) -> Database:
         with engine.connect() as connection:
             jobs = {row["id"]: JobRows(row) for row in _rows(connection, "jobs", "id", JOB_JSON)}
             _fill(connection, jobs)
-            keys = _rows(connection, "idempotency_keys", "owner, key", ())
+            keys = _rows(connection, "idempotency_keys", "owner, operation, key", ())
+            deleted = {row["job_id"] for row in _rows(connection, "deleted_jobs", "job_id", ())}
             connection.rollback()
-        return Database(jobs, keys, _open_transactions(store_url))
+        keys = [row for row in keys if row["operation"] == "jobs_create"]
+        return Database(jobs, keys, _open_transactions(store_url), frozenset(deleted))
     finally:
         engine.dispose()
 

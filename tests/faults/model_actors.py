@@ -68,7 +68,8 @@ class Save(NamedTuple):
         }
 
 
-HIDDEN = {"id", "owner", "spec", "resolved", "max_attempts", "priority"}  # the request, as it was
+HIDDEN = {"id", "owner", "spec", "resolved", "max_attempts", "priority"}  # the request, as it was,
+HIDDEN |= {"type", "name", "metadata"}  # and as it has been changed
 
 
 def read(store: SqlStore) -> dict[str, dict[str, Any]]:

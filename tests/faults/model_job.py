@@ -96,6 +96,16 @@ class ModelJob:
                     self.row |= {"epoch": self.row["epoch"] + 1, "queued_at": now}
         return True
 
+    def change(self, priority: int, now: float) -> bool:
+        """False if it must be refused. A message that was sent with another priority is stale."""
+        if priority != self.priority:
+            if self.row["status"] in TERMINAL:
+                return False
+            self.priority = priority
+            self.row["epoch"] += self.row["status"] == "queued"
+            self._touch(now)
+        return True
+
     # -- dispatcher and reaper ----------------------------------------------------------------
     def to_be_sent(self, now: float) -> bool:
         """A message is due: none in this epoch, or the last of n waits for longer than n minutes (n ≤ 10)."""

@@ -17,6 +17,7 @@ from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition,
 from jobs.schema import metadata
 from jobs.spec import JobFailure, NewEvent, PPOSpec, Sample
 from jobs.states import Action, Status
+from jobs.store_jobs import JobChange
 from tests.faults.model_actors import LateReaper, Save, VirtualClock, Worker, read
 from tests.faults.model_job import LEASE_S, LEGAL, RESEND_S, TERMINAL, ModelJob, public
 
@@ -44,6 +45,7 @@ CALLS = {  # what may happen: how often, and what there must be for it
     "deliver": (5, "queued"),
     "deliver_any": (1, "jobs"),
     "request": (3, "jobs"),
+    "change": (2, "jobs"),
     "reap": (1, "jobs"),
     "look": (2, "running"),
     "reap_late": (4, "looked"),
@@ -152,6 +154,18 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert self.jobs[job_id].request(action, self.now), "an illegal request was granted"
         assert job.public_status == public(self.jobs[job_id].row)
+
+    def change(self, data: st.DataObject) -> None:
+        """Another priority, or the same."""
+        job_id, priority = data.draw(st.sampled_from(sorted(self.jobs))), data.draw(st.sampled_from([5, 9]))
+        try:
+            job = self.store.change_job(job_id, JobChange(priority=priority))
+        except IllegalTransition:
+            self.saw("change refused")
+            assert not self.jobs[job_id].change(priority, self.now), "a legal change was refused"
+            return
+        assert self.jobs[job_id].change(priority, self.now), "an illegal change was granted"
+        assert job.priority == priority
 
     # -- dispatcher ---------------------------------------------------------------------------
     def dispatch(self, data: st.DataObject) -> None:

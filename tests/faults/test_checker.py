@@ -130,8 +130,8 @@ BREAKS: list[tuple[str, list[str]]] = [
         "DELETE FROM jobs WHERE id = 'job_cancelled'",
         "DELETE FROM idempotency_keys WHERE key = 'job_cancelled'",
     ]),
-    ("I2", ["UPDATE idempotency_keys SET job_id = 'job_whole' WHERE key = 'job_killed'"]),
-    ("I2", ["UPDATE idempotency_keys SET job_id = 'job_gone' WHERE key = 'job_killed'"]),
+    ("I2", ["UPDATE idempotency_keys SET resource_id = 'job_whole' WHERE key = 'job_killed'"]),
+    ("I2", ["UPDATE idempotency_keys SET resource_id = 'job_gone' WHERE key = 'job_killed'"]),
     ("I2", ["UPDATE idempotency_keys SET owner = 'them' WHERE key = 'job_killed'"]),
     ("I3", ["UPDATE jobs SET status = 'cancelled', error = NULL WHERE id = 'job_failed'"]),
     ("I3", ["UPDATE jobs SET result = NULL WHERE id = 'job_killed'"]),
@@ -237,7 +237,8 @@ def test_metric_rows_are_unique_even_without_the_primary_key(site: Site, tmp_pat
     url = f"sqlite:///{tmp_path}/copy.db"
     engine = create_engine(url)
     with site.store.reading() as source, engine.begin() as copy:
-        tables = ("jobs", "job_events", "job_metrics", "job_checkpoints", "job_shards", "idempotency_keys")
+        tables = ["jobs", "job_events", "job_metrics", "job_checkpoints", "job_shards", "idempotency_keys"]
+        tables.append("deleted_jobs")
         for table in tables:
             found = source.execute(text(f"SELECT * FROM {table}")).mappings()
             names, rows = [f'"{name}"' for name in found.keys()], [dict(row) for row in found]  # noqa: SIM118

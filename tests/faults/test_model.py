@@ -21,7 +21,7 @@ OFTEN = {
     "reaped: queued",
     "too late to reap",
 }
-OFTEN |= {"key replayed", "key refused", "pause refused", "resume refused"}
+OFTEN |= {"key replayed", "key refused", "pause refused", "resume refused", "change refused"}
 
 
 @pytest.fixture(scope="module")

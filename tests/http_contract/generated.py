@@ -17,10 +17,10 @@ from typing import Any
 
 from tests.http_contract.served import Served, served
 
-SEMANTIC = ("scores_create", "jobs_create", "divergences_create")
+SEMANTIC = ("scores_create", "jobs_create", "jobs_change", "divergences_create")
 ROLES = ("owner", "stranger", "nobody")
 EXAMPLES = 40  # for each operation in a run
-ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "413", "429", "503"]
+ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "413", "429", "503"]
 
 
 def config(server: Served, role: str) -> str:

@@ -34,7 +34,7 @@ def wait_for_ever() -> None:
         time.sleep(600)
 
 
-if mode == "succeed":
+if mode in ("succeed", "succeed and be deleted"):
     from jobs.settings import Settings
     from jobs.sql_store import open_store
     from jobs.states import Status
@@ -42,6 +42,8 @@ if mode == "succeed":
     store = open_store(Settings())
     store.record_step(job_id, int(attempt), step=1, metrics={"a": 1.0}, timings={})
     store.finish(job_id, int(attempt), Status.SUCCEEDED, result={"model": "m"})
+    if mode == "succeed and be deleted":  # by a client that has been polling
+        store.delete_job(job_id)
     say_started()
 elif mode == "succeed and linger":
     from jobs.settings import Settings

@@ -32,6 +32,14 @@ def test_a_child_that_succeeded_and_does_not_exit_is_ended(
     assert_nothing_lives(tmp_path)
 
 
+def test_a_job_may_be_deleted_before_its_supervisor_has_looked(
+    tmp_path: Path, store: SqlStore, start: Any
+) -> None:
+    assert start("succeed and be deleted")() is None
+    assert store.deleted_jobs() == ["job_1"]
+    assert_nothing_lives(tmp_path)
+
+
 def test_a_known_failure_is_told_to_the_client(store: SqlStore, start: Any) -> None:
     assert start("fail")() is Status.FAILED
     error = store.get_job("job_1").error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.callers import Caller, Promises, unasked
+from tests.faults.callers import Caller, Promises, Refused, unasked
 from tests.faults.checker import violations
 from tests.faults.checker_rows import read_database
 from tests.faults.cluster import Cluster, Postgres
@@ -45,7 +45,8 @@ class Scenario:
         paused = self.caller.create(job(name="paused"))
         wanted = {plain: "succeeded", paused: "succeeded"}
         if not self._light:
-            wanted[self.caller.create(job(name="doomed", steps=5000))] = "cancelled"
+            self.caller.ask("PATCH", f"/v1/jobs/{plain}", body={"name": "changed"})
+            wanted[doomed := self.caller.create(job(name="doomed", steps=5000))] = "cancelled"
             wanted[self.caller.create(score_job())] = "succeeded"
         give_up_at = time.monotonic() + PATIENCE_S + PATIENCE_A_POINT_S * len(self._armed)
         while True:
@@ -60,6 +61,8 @@ class Scenario:
                     self.caller.act(job_id, "cancel")
             self._kill_an_owner()
             time.sleep(0.1)
+        if not self._light:
+            self._delete(doomed)
         return [
             f"{job_id} {seen[job_id]['status']}, not {status}: {seen[job_id]['error']}"
             for job_id, status in wanted.items()
@@ -74,6 +77,14 @@ class Scenario:
         elif seen["status"] == "running" and progress["step"] >= PAUSE_AT_STEP and not self._asked_to_pause:
             self._asked_to_pause = True
             self.caller.act(job_id, "pause")
+
+    def _delete(self, job_id: str) -> None:
+        """Whoever is killed on the way has deleted it or not: a repeat may find nothing."""
+        with contextlib.suppress(Refused):
+            self.caller.ask("DELETE", f"/v1/jobs/{job_id}")
+        self.promises.created.remove(job_id)
+        for made in self.promises.keys.values():
+            made.discard(job_id)
 
     def _kill_an_owner(self) -> None:
         """The reaper's points are passed only when somebody's lease runs out."""

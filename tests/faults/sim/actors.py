@@ -8,6 +8,7 @@ from typing import Any
 
 from api.errors import UnknownModel
 from api.services.analysis import RunAnalysis
+from api.services.job_data import JobData
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from jobs.dispatcher import Dispatcher
@@ -70,8 +71,9 @@ class Api:
         dispatcher = Dispatcher(store, SimBroker(site.gate, site.queue), site.settings)
         world.current.process = home
         reaper, stop = Reaper(store, site.settings), SimEvent(world)
-        models = ModelResolver(site.settings, store)
-        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, RunAnalysis(store))
+        models, analysis = ModelResolver(site.settings, store), RunAnalysis(store)
+        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, analysis)
+        self.data = JobData(store, analysis, site.settings.artifacts)
         for loop in (dispatcher, reaper):
             Task(world, self.process, lambda loop=loop: loop.run(stop), delay_s)  # type: ignore[misc]
 
@@ -186,7 +188,7 @@ class Client:
     def _continuation(self, job_id: str) -> PPOSpec | None:
         """A job that goes on from one of another job's checkpoints."""
         job = self._call(lambda api: api.service.get(job_id, OWNER))
-        saved = self._call(lambda api: api.service.checkpoints(job_id, OWNER))
+        saved = self._call(lambda api: api.data.checkpoints(job_id, OWNER))
         if job is None or not saved:
             return None
         rng = self.site.world.rng

@@ -1,0 +1,85 @@
+"""Requests that work, for the OpenAPI document: each by a name, as a person would begin."""
+
+from typing import Any
+
+SCORES: dict[str, Any] = {
+    "text": {"summary": "One text", "value": {"input": "The film was a quiet pleasure."}},
+    "completions": {
+        "summary": "Completions of a prompt, with rewards",
+        "value": {
+            "input": [
+                {"prompt": "The film was", "completion": " a quiet pleasure."},
+                {"prompt": "The film was", "completion": " long."},
+            ],
+            "reward": [1.0, 0.2],
+            "beta": 0.05,
+            "sampled_from": "policy",
+        },
+    },
+    "alternatives": {
+        "summary": "A conversation, and which tokens carry its KL",
+        "value": {
+            "input": {
+                "messages": [
+                    {"role": "user", "content": "How was it?"},
+                    {"role": "assistant", "content": "A quiet pleasure."},
+                ]
+            },
+            "top_k": 3,
+            "offsets": "utf16",
+        },
+    },
+}
+DIVERGENCES: dict[str, Any] = {
+    "coins": {
+        "summary": "Two distributions",
+        "value": {"policy": {"probs": [0.7, 0.3]}, "reference": {"probs": [0.5, 0.5]}},
+    },
+    "log-probabilities": {
+        "summary": "Log-probabilities of three texts' tokens, two of one prompt",
+        "value": {
+            "policy_logprobs": [[-1.0, -2.0], [-0.5], [-1.5]],
+            "reference_logprobs": [[-1.5, -1.75], [-1.0], [-1.25]],
+            "clusters": ["a", "a", "b"],
+            "sampled_from": "policy",
+        },
+    },
+}
+JOBS: dict[str, Any] = {
+    "ppo": {
+        "summary": "A training run on a leash",
+        "value": {
+            "name": "cheerful-openings",
+            "metadata": {"team": "rl"},
+            "config": {
+                "model": {"name": "smollm2-135m-instruct", "lora": {"rank": 8}},
+                "data": {"prompts": ["The song on the radio was", "The old cinema was"]},
+                "reward": {"kind": "sentiment"},
+                "kl": {"controller": {"kind": "pi", "target_nats_per_sequence": 6.0}},
+                "rollout": {"batch_size": 8, "max_new_tokens": 16},
+                "optimization": {"steps": 20},
+            },
+        },
+    },
+    "score": {
+        "summary": "Many texts to score",
+        "value": {
+            "type": "score",
+            "config": {"items": ["A quiet film.", {"prompt": "The book", "completion": " was not."}]},
+        },
+    },
+}
+JOB_PATCHES: dict[str, Any] = {
+    "labels": {
+        "summary": "Another name, one more label, one less",
+        "value": {"name": "second try", "metadata": {"run": "2", "draft": None}},
+    },
+    "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
+}
+JOB_PATCH: dict[str, Any] = {
+    "rename": {
+        "summary": "Another name, one label less",
+        "value": {"name": "shorter", "metadata": {"team": None}},
+    },
+    "sooner": {"summary": "Before all others", "value": {"priority": 9}},
+}
