@@ -83,3 +83,18 @@ JOB_PATCH: dict[str, Any] = {
     },
     "sooner": {"summary": "Before all others", "value": {"priority": 9}},
 }
+WEBHOOKS: dict[str, Any] = {
+    "ends": {
+        "summary": "How jobs end",
+        "value": {
+            "url": "https://example.org/kleash",
+            "event_types": ["job.succeeded", "job.failed"],
+            "description": "Tell the dashboard.",
+        },
+    },
+    "all": {"summary": "All that happens to jobs", "value": {"url": "https://example.org/kleash"}},
+}
+WEBHOOK_PATCHES: dict[str, Any] = {
+    "off": {"summary": "Messages wait", "value": {"enabled": False}},
+    "more": {"summary": "Other events", "value": {"event_types": ["job.*"]}},
+}

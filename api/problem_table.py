@@ -35,9 +35,9 @@ from jobs.errors import (
     ScoringRefused,
     StoreUnavailable,
     TooManyWebhooks,
-    WebhookNotFound,
     TooMuchMetadata,
     VersionConflict,
+    WebhookNotFound,
 )
 from jobs.outbound_urls import OutboundError
 

@@ -1,8 +1,8 @@
 """What clients send to and read from /v1/webhooks."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, Strict, StringConstraints
+from pydantic import Field, Strict, StringConstraints
 
 from api.schemas import Document, Page, Timestamp
 from api.services.webhooks import DeliveryPage, WebhookPage
@@ -20,17 +20,10 @@ EventTypes = Annotated[
     Field(min_length=1, max_length=50, description=TYPES_TEXT),
 ]
 Description = Annotated[str, Field(max_length=500)]
-EXAMPLE: dict[str, Any] = {
-    "url": "https://example.org/kleash",
-    "event_types": ["job.succeeded", "job.failed"],
-    "description": "Tell the dashboard.",
-}
 
 
 class NewWebhookRequest(Config):
     """A webhook to create."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     url: Url
     event_types: EventTypes = Field(default_factory=lambda: ["job.*"])
@@ -40,8 +33,6 @@ class NewWebhookRequest(Config):
 
 class WebhookChanges(Config):
     """What to change; what is not named stays."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"enabled": False}]})
 
     url: Url = ""
     event_types: EventTypes = Field(default_factory=list)

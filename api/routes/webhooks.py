@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import Query, Request, Response
+from fastapi import Body, Query, Request, Response
 
 from api.auth import Owner
 from api.deps import WebhooksDep
+from api.examples import WEBHOOK_PATCHES, WEBHOOKS
 from api.pages import MAX_PAGE, Limit, clamp, link_next
 from api.routes.jobs import IdempotencyKey
 from api.routing import BODY_PROBLEMS, TEXT, Responses, problems, v1_router
@@ -34,7 +35,7 @@ PAGE: Responses = {200: {"headers": {"Link": TEXT}}}
     responses=CREATED | BODY_PROBLEMS | problems(409),
 )
 def create(
-    body: NewWebhookRequest,
+    body: Annotated[NewWebhookRequest, Body(openapi_examples=WEBHOOKS)],
     owner: Owner,
     webhooks: WebhooksDep,
     response: Response,
@@ -85,7 +86,12 @@ def show(webhook_id: str, owner: Owner, webhooks: WebhooksDep) -> WebhookDocumen
     summary="Change a webhook",
     responses=BODY_PROBLEMS | problems(404),
 )
-def change(webhook_id: str, body: WebhookChanges, owner: Owner, webhooks: WebhooksDep) -> WebhookDocument:
+def change(
+    webhook_id: str,
+    body: Annotated[WebhookChanges, Body(openapi_examples=WEBHOOK_PATCHES)],
+    owner: Owner,
+    webhooks: WebhooksDep,
+) -> WebhookDocument:
     """Set what the body names. While a webhook is disabled its messages wait, and new events make none."""
     return WebhookDocument.of(webhooks.change(webhook_id, owner, body.model_dump(exclude_unset=True)))
 

@@ -1,17 +1,12 @@
 """Webhooks and their outbox, on SQLite and PostgreSQL, with a real receiver on loopback."""
 
-import base64
-import hashlib
-import hmac
 import json
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-
 
 from jobs.errors import IdempotencyKeyReused, TooManyWebhooks, WebhookNotFound
 from jobs.outbound import Answer, Outbound
@@ -24,6 +19,7 @@ from jobs.store_webhooks import CreatedWebhook, NewWebhook
 from jobs.webhook_sender import DELAYS_S, LEASE_S, WebhookSender, body_of, outcome
 from tests.contracts.conftest import ManualClock
 from tests.contracts.store_jobs import SPEC
+from tests.contracts.webhook_receiver import Receiver, verified
 
 OWNER = "alice"
 
@@ -32,56 +28,15 @@ def create(store: SqlStore, job_id: str) -> None:
     store.create_job(job_id, OWNER, SPEC, {"model": {"path": "/m", "base": None}})
 
 
-class Receiver:
-    """Answers with the next of `answers` (200 when there is none) and keeps what it was sent."""
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, dict[str, str]]] = []
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append(({k.lower(): v for k, v in self.headers.items()}, body))
-                status, headers = receiver.answers.pop(0) if receiver.answers else (200, {})
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self.server.server_port}"
-        self.url = f"http://{self.host}/hook"
-        threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    with Receiver() as receiver:
+        yield receiver
 
 
 @pytest.fixture
 def sender(store: SqlStore, receiver: Receiver) -> WebhookSender:
     return WebhookSender(store, Outbound([receiver.host]), every_s=1)
-
-
-def verified(secret: str, headers: dict[str, str], body: bytes, now: float, tolerance_s: float = 300) -> bool:
-    """Standard Webhooks' check, written from its text and sharing nothing with jobs/signatures.py."""
-    key = base64.b64decode(secret.partition("_")[2])
-    if abs(now - int(headers["webhook-timestamp"])) > tolerance_s:
-        return False
-    signed = b".".join([headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body])
-    good = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-    return any(hmac.compare_digest(good, one) for one in headers["webhook-signature"].split(" "))
 
 
 def hook(store: SqlStore, url: str, *types: str, owner: str = OWNER, number: int = 1) -> CreatedWebhook:
@@ -124,7 +79,7 @@ def test_events_reach_the_webhooks_that_want_them(
 def test_a_transaction_that_fails_leaves_no_message(store: SqlStore, receiver: Receiver) -> None:
     made = hook(store, receiver.url)
     create(store, "job_1")
-    with pytest.raises(RuntimeError), store.writing() as connection:
+    with suppress(RuntimeError), store.writing() as connection:
         store.write_events(connection, "job_1", 0, 1, [NewEvent(type="job.more", message="")])
         raise RuntimeError
     assert deliveries(store, made.webhook.id) == [("job.created", "pending", 0)]
