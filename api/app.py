@@ -86,7 +86,7 @@ def create_app(
         broker=broker,
         scorer=scorer,
         models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis),
+        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis, outbound),
         job_data=JobData(store, analysis, settings.artifacts),
         webhooks=WebhookService(store, outbound),
     )

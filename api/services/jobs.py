@@ -11,6 +11,7 @@ from api.services.classifiers import classifier_paths
 from api.services.dry_run import DryRun, dry_run
 from api.services.job_ids import JOB_ID, known_shape
 from api.services.models import ModelResolver, is_checkpoint
+from jobs.outbound import Outbound
 from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, JobSpec, PPOSpec, ScoreSpec
@@ -18,6 +19,7 @@ from jobs.states import Action, Status
 from jobs.store import Created, Store
 from jobs.store_jobs import JobChange, JobFilter, QueuePlace
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
+from rlhf_core.config.rewards import urls_of
 from rlhf_core.diagnosis import Finding
 
 
@@ -32,10 +34,16 @@ class JobService:
     """The collection of jobs. `wake` tells the dispatcher that a row was committed; it cannot fail."""
 
     def __init__(
-        self, store: Store, models: ModelResolver, rng: Rng, wake: Callable[[], None], analysis: RunAnalysis
+        self,
+        store: Store,
+        models: ModelResolver,
+        rng: Rng,
+        wake: Callable[[], None],
+        analysis: RunAnalysis,
+        outbound: Outbound | None = None,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._analysis = analysis
+        self._analysis, self._outbound = analysis, outbound or Outbound()
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -43,6 +51,7 @@ class JobService:
         Raises:
             UnknownModel, AdapterNotTrainable, UnusableClassifier, PathNotAllowed, FileNotFound: what it names is
                 of no use.
+            OutboundError: the URL of a reward must not be asked.
             CheckpointMismatch: it cannot go on from the checkpoint in `resume_from`.
             IdempotencyKeyReused: the key belongs to another request.
         """
@@ -136,6 +145,7 @@ class JobService:
         model = self._models.resolve(spec.config.model.name, owner)
         if model.base is not None:
             raise AdapterNotTrainable("config.model.name must be a full model; this one is an adapter")
+        self._check_urls(spec.config)
         data = spec.config.data
         return {
             "model": model.model_dump(),
@@ -146,6 +156,12 @@ class JobService:
             "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),
             "ptx_texts_file": data.ptx_texts_file and self._models.resolve_file(data.ptx_texts_file),
         }
+
+    def _check_urls(self, config: PPOConfig) -> None:
+        """Raises OutboundError for an endpoint that the worker would not ask."""
+        for reward in (config.reward, config.evaluation.gold_reward):
+            for url in () if reward is None else urls_of(reward):
+                self._outbound.check(url)
 
     def _start(self, spec: PPOSpec, checkpoint: str, model: ModelSource, owner: str) -> dict[str, object]:
         """Where the checkpoint is that the job goes on from, which must fit it."""

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
@@ -12,6 +13,7 @@ class Receiver:
     """Answers with the next of `answers` (200 when there is none) and keeps what it was sent."""
 
     def __init__(self) -> None:
+        self.body: Callable[[bytes], bytes] = lambda _: b""
         self.answers: list[tuple[int, dict[str, str]]] = []
         self.got: list[tuple[dict[str, str], bytes]] = []
         receiver = self
@@ -24,7 +26,10 @@ class Receiver:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
+                content = receiver.body(body)
+                self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
+                self.wfile.write(content)
 
             def log_message(self, *_: object) -> None:
                 pass

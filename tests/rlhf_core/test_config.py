@@ -41,6 +41,7 @@ def judged_by(path: str) -> dict[str, Values]:
         f"{path}=classifier": {f"{path}.model": "one output"},
         f"{path}.label=str": {f"{path}.label": "good", f"{path}.model": "three labels"},
         f"{path}.label=int": {f"{path}.label": 2, f"{path}.model": "three labels"},
+        f"{path}=http": {f"{path}.url": "http://endpoint.test/"},
         f"{path}=weighted": {f"{path}.parts": PARTS},
     }
 
