@@ -87,12 +87,12 @@ WEBHOOKS: dict[str, Any] = {
     "ends": {
         "summary": "How jobs end",
         "value": {
-            "url": "https://example.org/kleash",
+            "url": "https://hooks.example/kleash",
             "event_types": ["job.succeeded", "job.failed"],
             "description": "Tell the dashboard.",
         },
     },
-    "all": {"summary": "All that happens to jobs", "value": {"url": "https://example.org/kleash"}},
+    "all": {"summary": "All that happens to jobs", "value": {"url": "https://hooks.example/kleash"}},
 }
 WEBHOOK_PATCHES: dict[str, Any] = {
     "off": {"summary": "Messages wait", "value": {"enabled": False}},
