@@ -11,7 +11,7 @@ import pytest
 from jobs.errors import IdempotencyKeyReused, TooManyWebhooks, WebhookNotFound
 from jobs.outbound import Answer, Outbound
 from jobs.outbound_urls import OutboundError
-from jobs.signatures import new_secret
+from jobs.signatures import new_secret, signed_headers
 from jobs.spec import NewEvent
 from jobs.sql_store import SqlStore
 from jobs.states import Action
@@ -214,3 +214,12 @@ def test_a_key_makes_one_webhook(store: SqlStore) -> None:
     with pytest.raises(TooManyWebhooks):
         store.create_webhook("wh_4", OWNER, new, most=1)
     assert new.secret not in repr((new, first))
+
+
+def test_the_signature_is_that_of_the_standards_own_example() -> None:
+    """From the tests of Standard Webhooks' reference libraries."""
+    secret, sent = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek"
+    headers = signed_headers([secret], sent, 1_614_265_330, b'{"test": 2432232314}')
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert verified(secret, headers, b'{"test": 2432232314}', 1_614_265_330)
+    assert not verified(secret, headers, b'{"test": 2432232315}', 1_614_265_330)
