@@ -32,12 +32,12 @@ class NewWebhookRequest(Config):
 
 
 class WebhookChanges(Config):
-    """What to change; what is not named stays."""
+    """What to change; what is not named, or null, stays."""
 
-    url: Url = ""
-    event_types: EventTypes = Field(default_factory=list)
-    description: Description = ""
-    enabled: Annotated[bool, Strict()] = True
+    url: Url | None = None
+    event_types: EventTypes | None = None
+    description: Description | None = None
+    enabled: Annotated[bool, Strict()] | None = None
 
 
 class WebhookDocument(Document):

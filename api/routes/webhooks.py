@@ -93,7 +93,7 @@ def change(
     webhooks: WebhooksDep,
 ) -> WebhookDocument:
     """Set what the body names. While a webhook is disabled its messages wait, and new events make none."""
-    return WebhookDocument.of(webhooks.change(webhook_id, owner, body.model_dump(exclude_unset=True)))
+    return WebhookDocument.of(webhooks.change(webhook_id, owner, body.model_dump(exclude_none=True)))
 
 
 @router.delete(
