@@ -2,15 +2,20 @@
 
 import asyncio
 import contextlib
+import resource
 import socket
 import sys
+from functools import partial
+from typing import Any
 
 import uvicorn
 
+from api.connections import Census, LimitedConnection
 from jobs.settings import Settings
 
 SETTLE_S = 0.3  # between the last new connection and the end of those without a request
 STARTUP_FAILED = 3
+FILES_BESIDE = 512  # connections: to the database, the broker and the scorer, and what answers read
 
 
 class SettlingServer(uvicorn.Server):
@@ -27,17 +32,38 @@ class SettlingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def main() -> int:
-    """Serve until SIGTERM or SIGINT."""
-    settings = Settings()
-    config = uvicorn.Config(
-        "api.app:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
+def allow_files(most: int) -> None:
+    """Let this process have so many open, as far as the system's hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def server_config(application: Any, settings: Settings, **options: Any) -> uvicorn.Config:
+    """uvicorn around an application, with our limits on connections."""
+    return uvicorn.Config(
+        application,
+        http=partial(LimitedConnection, census=Census(settings)),  # type: ignore[arg-type]  # called, no more
+        ws="none",
         access_log=False,  # request_log writes one line per request
         log_config=None,
         server_header=False,
+        **options,
+    )
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT."""
+    settings = Settings()
+    allow_files(settings.max_connections + FILES_BESIDE)
+    config = server_config(
+        "api.app:create_app",
+        settings,
+        factory=True,
+        host=settings.host,
+        port=settings.port,
         timeout_graceful_shutdown=5,
     )
     server = SettlingServer(config)

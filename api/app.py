@@ -4,46 +4,65 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, closing
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 
 import structlog
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
-from api import openapi, problems, request_log
-from api.deps import Parts
+from api import browser, openapi, problems, request_log
+from api.assembly import Loop, assemble
+from api.audit import AuditTrail
 from api.limits import BodyLimit
-from api.routes import divergences, health, job_data, jobs, models, scores, webhooks
+from api.routes import (
+    api_keys,
+    checkpoints,
+    divergences,
+    docs,
+    files,
+    health,
+    job_data,
+    jobs,
+    logs,
+    metrics,
+    models,
+    scores,
+    tokens,
+    webhooks,
+    workers,
+)
 from api.scorer import HttpScorer
-from api.services.analysis import RunAnalysis
-from api.services.job_data import JobData
-from api.services.jobs import JobService
-from api.services.models import ModelResolver
-from api.services.webhooks import WebhookService
 from api.version import VERSION
-from jobs.dispatcher import Dispatcher
-from jobs.outbound import Outbound
 from jobs.ports import Broker, Scorer
 from jobs.queue import CeleryBroker
-from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.sql_store import open_store
 from jobs.store import Store
-from jobs.system import SystemRng
-from jobs.webhook_sender import WebhookSender
 
 STOP_TIMEOUT_S = 5.0
-THREADS = 56  # of the routes: api/scorer.py's MAX_WAITING wait for scores, the rest is for all else
+THREADS = 56  # of the routes; what waits for scores needs none meanwhile
+ROUTERS = (
+    health.router,
+    docs.router,
+    scores.router,
+    tokens.router,
+    divergences.router,
+    models.router,
+    models.changing,
+    jobs.router,
+    jobs.changing,
+    job_data.router,
+    metrics.router,
+    logs.router,
+    checkpoints.router,
+    checkpoints.changing,
+    files.router,
+    workers.router,
+    webhooks.router,
+    api_keys.router,
+    api_keys.anybodys,
+)
 log = structlog.get_logger("kleash.api")
-
-
-class Loop(Protocol):
-    """Something that runs in a thread of its own until it is told to stop."""
-
-    def run(self, stop: threading.Event) -> None:
-        """Return soon after `stop` is set."""
-        ...
 
 
 def create_app(
@@ -60,48 +79,39 @@ def create_app(
     if settings is None:
         settings = Settings()
         request_log.configure()
-    own = ExitStack()
+    own = AsyncExitStack()
     if store is None:
         store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
-        scorer = own.enter_context(closing(HttpScorer(*settings.scorer_urls)))
-    dispatcher = Dispatcher(store, broker, settings)
-    outbound = Outbound(settings.outbound_allow)
-    sender = WebhookSender(store, outbound, every_s=settings.webhook_every_s)
-    model_resolver, analysis = ModelResolver(settings, store), RunAnalysis(store)
+        scorer = HttpScorer(*settings.scorer_urls)
+        own.push_async_callback(scorer.aclose)
+    parts, loops, wake = assemble(settings, store, broker, scorer)
 
     app = FastAPI(
         title="kleash",
         version=VERSION,
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
-        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
-        lifespan=_running(dispatcher, Reaper(store, settings), sender, wake=dispatcher.wake, own=own),
+        lifespan=_running(*loops, wake=wake, own=own),
         separate_input_output_schemas=False,
     )
-    app.state.parts = Parts(
-        settings=settings,
-        store=store,
-        broker=broker,
-        scorer=scorer,
-        models=model_resolver,
-        jobs=JobService(store, model_resolver, SystemRng(), dispatcher.wake, analysis, outbound),
-        job_data=JobData(store, analysis, settings.artifacts),
-        webhooks=WebhookService(store, outbound),
-    )
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(request_log.RequestLog)  # added last: outermost
+    app.state.parts = parts
+    larger = {("POST", "/v1/files"): settings.max_file_bytes}
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
+    app.add_middleware(AuditTrail, store=store)
+    app.add_middleware(request_log.RequestLog)
+    browser.install(app, settings)  # added last: outermost
     problems.install(app)
-    for part in (health, models, scores, divergences, jobs, job_data, webhooks):
-        app.include_router(part.router)
-    app.include_router(jobs.changing)
+    for router in ROUTERS:
+        app.include_router(router)
     openapi.complete(app)
     return app
 
 
 def _running(
-    *loops: Loop, wake: Callable[[], None], own: ExitStack
+    *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """A lifespan during which each loop has a thread; `wake` ends a pause when they shall stop.
 
@@ -123,7 +133,7 @@ def _running(
         wake()
         for thread in threads:
             thread.join(STOP_TIMEOUT_S)
-        own.close()
+        await own.aclose()
 
     return lifespan
 

@@ -4,9 +4,8 @@ Open mode answers only this machine, and only under loopback names: a page that 
 make its own name resolve to 127.0.0.1, but it cannot change the Host header (DNS rebinding).
 """
 
-from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
@@ -14,48 +13,52 @@ from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.deps import PartsDep
-from api.errors import HostNotAllowed, InsufficientScope, Unauthenticated
-from jobs.keys import verify
+from api.errors import HostNotAllowed, InsufficientScope, RateLimited, Unauthenticated
+from api.keyring import Caller
+from api.rates import RequestRates
+from jobs.keys import ALL_SCOPES, Scope
 from jobs.settings import LOOPBACK
 
-Scope = Literal[
-    "score", "jobs:read", "jobs:write", "models:read", "models:write", "files", "webhooks", "admin"
-]
-ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
-
+LOCAL = Caller("local", None, ALL_SCOPES)  # open mode's
 bearer = HTTPBearer(auto_error=False, description="An API key `kl_<id>_<secret>`.")
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Whose things a request may see, by which key, and what it may do with them."""
-
-    owner: str
-    key_id: str | None
-    scopes: frozenset[Scope]
-
-
-def principal(
+async def principal(
     request: Request,
     parts: PartsDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Caller:
-    """The caller.
+    """The caller. In the common case this costs no query and no thread.
 
     Raises:
-        Unauthenticated: no key, or not one of ours.
+        Unauthenticated: no key, or none in force.
+        RateLimited: the key has made too many requests.
         HostNotAllowed: open mode from elsewhere, or under a name that is not loopback.
     """
     if parts.settings.unsafe_no_auth:
-        if not _from_here(request):
-            raise HostNotAllowed("without keys the server answers only to its own machine")
-        if _hostname(request.headers.get("host", "")) not in LOOPBACK:
-            raise HostNotAllowed("without keys the server answers only as 127.0.0.1, localhost or [::1]")
-        return Caller("local", None, ALL_SCOPES)
-    key_id = verify(parts.store, credentials.credentials) if credentials else None
-    if key_id is None:
-        raise Unauthenticated("send Authorization: Bearer and a key; the first one is in DATA/key")
-    return Caller(key_id, key_id, ALL_SCOPES)
+        _stays_home(request)
+        caller = LOCAL
+    else:
+        found = await parts.keyring.caller(credentials.credentials) if credentials else None
+        if found is None or found.key_id is None:
+            raise Unauthenticated("send Authorization: Bearer and a key; the first one is in DATA/key")
+        caller = found
+        _count(request, parts.rates, found.key_id)
+    request.state.caller = caller
+    return caller
+
+
+def _count(request: Request, rates: RequestRates, key_id: str) -> None:
+    """One more request of this key; whatever the answer is, its headers say how many are left."""
+    if rates.per_minute == 0:
+        return
+    rate = rates.take(key_id)
+    request.state.headers = [
+        (b"ratelimit-policy", rates.policy),
+        (b"ratelimit", b'"requests";r=%d;t=%d' % (rate.remaining, rate.reset_s)),
+    ]
+    if not rate.allowed:
+        raise RateLimited(rates.per_minute, retry_after_s=rate.reset_s)
 
 
 CallerDep = Annotated[Caller, Depends(principal)]
@@ -71,12 +74,25 @@ Owner = Annotated[str, Depends(_owner)]
 def needs(scope: Scope) -> Dependency:
     """A route's dependency: the key must have this scope. Raises InsufficientScope."""
 
-    async def check(caller: CallerDep) -> None:
-        if scope not in caller.scopes:
-            raise InsufficientScope(f"this needs a key with the scope {scope}")
+    async def check(request: Request, caller: CallerDep) -> None:
+        request.state.needed_scope = scope
+        permit(caller, scope)
 
     dependency: Dependency = Depends(check)
     return dependency
+
+
+def permit(caller: Caller, scope: Scope) -> None:
+    """Raises InsufficientScope."""
+    if scope not in caller.scopes:
+        raise InsufficientScope(scope)
+
+
+def _stays_home(request: Request) -> None:
+    if not _from_here(request):
+        raise HostNotAllowed("without keys the server answers only to its own machine")
+    if _hostname(request.headers.get("host", "")) not in LOOPBACK:
+        raise HostNotAllowed("without keys the server answers only as 127.0.0.1, localhost or [::1]")
 
 
 def _from_here(request: Request) -> bool:

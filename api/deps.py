@@ -5,9 +5,18 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.keyring import Keyring
+from api.rates import RequestRates
+from api.services.api_keys import ApiKeys
+from api.services.artifacts import ArtifactService
+from api.services.checkpoints import CheckpointService
+from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.jobs import JobService
+from api.services.logs import LogService
+from api.services.metrics import MetricService
 from api.services.models import ModelResolver
+from api.services.residence import Residence
 from api.services.webhooks import WebhookService
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
@@ -26,6 +35,15 @@ class Parts:
     jobs: JobService
     job_data: JobData
     webhooks: WebhookService
+    metrics: MetricService
+    logs: LogService
+    checkpoints: CheckpointService
+    artifacts: ArtifactService
+    keyring: Keyring
+    rates: RequestRates
+    api_keys: ApiKeys
+    files: FileService
+    residence: Residence
 
 
 async def parts(request: Request) -> Parts:
@@ -53,7 +71,37 @@ async def _webhooks(found: PartsDep) -> WebhookService:
     return found.webhooks
 
 
+async def _files(found: PartsDep) -> FileService:
+    return found.files
+
+
+async def _residence(found: PartsDep) -> Residence:
+    return found.residence
+
+
+async def _metrics(found: PartsDep) -> MetricService:
+    return found.metrics
+
+
+async def _logs(found: PartsDep) -> LogService:
+    return found.logs
+
+
+async def _artifacts(found: PartsDep) -> ArtifactService:
+    return found.artifacts
+
+
+async def _checkpoints(found: PartsDep) -> CheckpointService:
+    return found.checkpoints
+
+
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
 WebhooksDep = Annotated[WebhookService, Depends(_webhooks)]
+FilesDep = Annotated[FileService, Depends(_files)]
+ResidenceDep = Annotated[Residence, Depends(_residence)]
+MetricsDep = Annotated[MetricService, Depends(_metrics)]
+LogsDep = Annotated[LogService, Depends(_logs)]
+CheckpointsDep = Annotated[CheckpointService, Depends(_checkpoints)]
+ArtifactsDep = Annotated[ArtifactService, Depends(_artifacts)]

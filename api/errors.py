@@ -3,18 +3,24 @@
 ApiError
 ├── Unauthenticated        no key, or not one of ours
 ├── InsufficientScope      the key may not do this
+├── RateLimited            the key has made too many requests
 ├── HostNotAllowed         open mode was reached from elsewhere, or under a name that is not loopback
 ├── MalformedJSON          the body is not JSON that every parser reads alike
 ├── UnsupportedMediaType   the body is not declared as plain JSON
+├── UnsupportedOption      a field's value is for other ways to ask
 ├── InvalidCursor          `after` is not a cursor of this list
+├── ModelNotFound          the path names no registered model and no checkpoint of the caller's
 ├── InvalidQuery           the query string has a parameter that the operation does not know
 ├── UnknownModel           no registered name, checkpoint or folder is called so
 ├── AdapterNotTrainable    a job would start from an adapter
 ├── UnusableClassifier     a reward's model is no classifier, or has no such label
 ├── CheckpointMismatch     a job would go on from a checkpoint that does not fit it
 ├── NoResults              the job is of a type that has no results
+├── ArtifactGone           a file that a row names is not there, or is another one
 ├── PathNotAllowed         a path leads outside the configured roots
-└── FileNotFound           a file named in the request is not there
+├── FileNotFound           a file named in the request is not there
+├── BadFile                an uploaded file is not what its purpose needs
+└── StorageFull            there is no room for an uploaded file
 starlette's HTTPException
 └── RequestTooLarge        the body exceeds the limit
 """
@@ -31,7 +37,19 @@ class Unauthenticated(ApiError):
 
 
 class InsufficientScope(ApiError):
-    """The key may not do this."""
+    """The key may not do this; `context` names the scope that it lacks."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"this needs a key with the scope {scope}")
+        self.context = {"scope": scope}
+
+
+class RateLimited(ApiError):
+    """The key has made too many requests."""
+
+    def __init__(self, per_minute: int, retry_after_s: int) -> None:
+        super().__init__(f"a key may make {per_minute} requests a minute")
+        self.retry_after_s = retry_after_s
 
 
 class HostNotAllowed(ApiError):
@@ -46,8 +64,28 @@ class UnsupportedMediaType(ApiError):
     """The body is not declared as plain JSON."""
 
 
+class UnsupportedOption(ApiError):
+    """A field's value is for other ways to ask: `pointer` names the field."""
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(pointer, detail)
+        self.pointer, self.detail = pointer, detail
+
+    def __str__(self) -> str:
+        return f"{self.pointer}: {self.detail}"
+
+    @property
+    def errors(self) -> list[dict[str, str]]:
+        """The problem's."""
+        return [{"pointer": self.pointer, "code": "unsupported_option", "detail": self.detail}]
+
+
 class InvalidCursor(ApiError):
     """`after` is not a cursor of this list."""
+
+
+class ModelNotFound(ApiError):
+    """The path names no registered model and no checkpoint of the caller's."""
 
 
 class InvalidQuery(ApiError):
@@ -74,12 +112,24 @@ class NoResults(ApiError):
     """The job is of a type that has no results."""
 
 
+class ArtifactGone(ApiError):
+    """A file that a row names is not there, or is another one."""
+
+
 class PathNotAllowed(ApiError):
     """A path leads outside the configured roots."""
 
 
 class FileNotFound(ApiError):
     """A file named in the request is not there."""
+
+
+class BadFile(ApiError):
+    """An uploaded file is not what its purpose needs."""
+
+
+class StorageFull(ApiError):
+    """There is no room for an uploaded file, or its folder takes nothing."""
 
 
 class RequestTooLarge(HTTPException):

@@ -30,6 +30,17 @@ SCORES: dict[str, Any] = {
         },
     },
 }
+TOKENIZE: dict[str, Any] = {
+    "texts": {"summary": "Two texts", "value": {"input": ["The film was long.", "日本 👩‍👩‍👧"]}},
+    "utf16": {
+        "summary": "Offsets as JavaScript counts",
+        "value": {"input": "a 👩‍👩‍👧", "add_special_tokens": False, "offsets": "utf16"},
+    },
+}
+DETOKENIZE: dict[str, Any] = {
+    "ids": {"summary": "One list of ids", "value": {"input": [72, 105]}},
+    "lists": {"summary": "Two lists", "value": {"input": [[72, 105], [72]]}},
+}
 DIVERGENCES: dict[str, Any] = {
     "coins": {
         "summary": "Two distributions",
@@ -69,6 +80,16 @@ JOBS: dict[str, Any] = {
         },
     },
 }
+API_KEYS: dict[str, Any] = {
+    "week": {
+        "summary": "A key for a week",
+        "value": {"name": "nightly runs", "scopes": ["jobs:read", "jobs:write"], "expires_in_s": 604_800},
+    },
+    "team": {
+        "summary": "A key of another owner, until it is revoked",
+        "value": {"name": "laptop", "owner": "team-a", "scopes": ["score", "jobs:read", "models:read"]},
+    },
+}
 JOB_PATCHES: dict[str, Any] = {
     "labels": {
         "summary": "Another name, one more label, one less",
@@ -76,12 +97,8 @@ JOB_PATCHES: dict[str, Any] = {
     },
     "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
 }
-JOB_PATCH: dict[str, Any] = {
-    "rename": {
-        "summary": "Another name, one label less",
-        "value": {"name": "shorter", "metadata": {"team": None}},
-    },
-    "sooner": {"summary": "Before all others", "value": {"priority": 9}},
+CHECKPOINT_CHANGES: dict[str, Any] = {
+    "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
 }
 WEBHOOKS: dict[str, Any] = {
     "ends": {

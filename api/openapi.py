@@ -21,6 +21,8 @@ def complete(app: FastAPI) -> None:
         if Problem.__name__ not in document["components"]["schemas"]:
             _add_problems(document)
             for node in _nodes(document):
+                if "$ref" in node:
+                    node.pop("type", None)  # FastAPI's guess for an answer that is not application/json
                 if node.get("type") == "integer":
                     _bound(node)
         return document

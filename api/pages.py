@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import Query, Request, Response
 
-MAX_PAGE, MAX_ROWS, INT32 = 100, 1000, 2**31 - 1
+MAX_PAGE, MAX_ROWS, INT32, INT64 = 100, 1000, 2**31 - 1, 2**63 - 1
 
-Limit = Annotated[int, Query(description="1 to 100; what is outside is moved inside.")]
-Rows = Annotated[int, Query(description="1 to 1000; what is outside is moved inside.")]
+Limit = Annotated[int, Query(ge=-INT64, le=INT64, description="1 to 100; what is outside is moved inside.")]
+Rows = Annotated[int, Query(ge=-INT64, le=INT64, description="1 to 1000; what is outside is moved inside.")]
 
 
 def clamp(limit: int, most: int) -> int:

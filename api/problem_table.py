@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from api.errors import (
     AdapterNotTrainable,
+    ArtifactGone,
+    BadFile,
     CheckpointMismatch,
     FileNotFound,
     HostNotAllowed,
@@ -14,22 +16,35 @@ from api.errors import (
     InvalidCursor,
     InvalidQuery,
     MalformedJSON,
+    ModelNotFound,
     NoResults,
     PathNotAllowed,
+    RateLimited,
+    StorageFull,
     Unauthenticated,
     UnknownModel,
     UnsupportedMediaType,
+    UnsupportedOption,
     UnusableClassifier,
 )
 from jobs.errors import (
     CheckpointGone,
+    CheckpointInUse,
+    CheckpointNotFound,
     DeadlineExceeded,
+    FileDeleted,
+    FileGone,
+    FileInUse,
+    FileQuotaExceeded,
     IdempotencyInProgress,
     IdempotencyKeyReused,
     IllegalTransition,
     JobDeleted,
     JobInUse,
     JobNotFound,
+    KeyNotFound,
+    NoSuchFile,
+    QuotaExceeded,
     ScorerOverloaded,
     ScorerUnavailable,
     ScoringRefused,
@@ -40,6 +55,7 @@ from jobs.errors import (
     WebhookNotFound,
 )
 from jobs.outbound_urls import OutboundError
+from rlhf_core.errors import UnsafeModel
 
 
 class Answer(NamedTuple):
@@ -54,6 +70,8 @@ class Answer(NamedTuple):
 ANSWERS: dict[type[Exception], Answer] = {
     Unauthenticated: Answer(401, "unauthenticated", "An API key is needed"),
     InsufficientScope: Answer(403, "insufficient_scope", "The key may not do this"),
+    RateLimited: Answer(429, "rate_limited", "The key has made too many requests"),
+    QuotaExceeded: Answer(429, "quota_exceeded", "The owner has as many as it may have"),
     HostNotAllowed: Answer(403, "host_not_allowed", "The server answers to its own machine only"),
     MalformedJSON: Answer(400, "malformed_json", "The body is not valid JSON"),
     UnsupportedMediaType: Answer(415, "unsupported_media_type", "The body must be plain JSON"),
@@ -63,8 +81,10 @@ ANSWERS: dict[type[Exception], Answer] = {
         "The cursor is not one of this list",
         "after must be the next_cursor of the page before",
     ),
+    ModelNotFound: Answer(404, "not_found", "There is nothing here"),
     InvalidQuery: Answer(422, "invalid_query", "The query string does not fit the operation"),
     UnknownModel: Answer(422, "unknown_model", "There is no such model"),
+    UnsupportedOption: Answer(422, "unsupported_option", "The option is not available this way"),
     AdapterNotTrainable: Answer(422, "adapter_not_trainable", "Training starts from a full model"),
     UnusableClassifier: Answer(422, "unusable_classifier", "The reward's model is of no use as one"),
     CheckpointMismatch: Answer(422, "checkpoint_mismatch", "The checkpoint does not fit the job"),
@@ -74,13 +94,37 @@ ANSWERS: dict[type[Exception], Answer] = {
         "There is no such model",
         "a checkpoint that the job names has just been removed",
     ),
+    UnsafeModel: Answer(422, "unsafe_model", "The model's folder is not safe to load"),
     PathNotAllowed: Answer(422, "path_not_allowed", "The path is outside the configured roots"),
     FileNotFound: Answer(422, "file_not_found", "There is no such file"),
+    FileDeleted: Answer(
+        410,
+        "deleted",
+        "What the Idempotency-Key made has been deleted",
+        "the file that this Idempotency-Key made has been deleted: use a new key to make another",
+    ),
+    FileGone: Answer(
+        422, "file_not_found", "There is no such file", "a file that the job names has just been deleted"
+    ),
+    BadFile: Answer(422, "malformed_file", "The file is not what its purpose needs"),
+    NoSuchFile: Answer(404, "not_found", "There is nothing here", "no such file"),
+    FileInUse: Answer(409, "in_use", "Something still needs it"),
+    FileQuotaExceeded: Answer(429, "quota_exceeded", "You have used all that you may have"),
+    StorageFull: Answer(507, "storage_full", "There is no room for the file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
     WebhookNotFound: Answer(404, "not_found", "There is nothing here", "no such webhook or delivery"),
     TooManyWebhooks: Answer(409, "too_many_webhooks", "There are too many webhooks"),
     OutboundError: Answer(422, "url_not_allowed", "The URL must not be asked"),
+    KeyNotFound: Answer(404, "not_found", "There is nothing here", "no such key"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
+    ArtifactGone: Answer(404, "artifact_gone", "The file is not there any more"),
+    CheckpointNotFound: Answer(404, "not_found", "There is nothing here", "no such checkpoint"),
+    CheckpointInUse: Answer(
+        409,
+        "checkpoint_in_use",
+        "The checkpoint is in use",
+        "a job that has not ended needs it, or one that was trained on it",
+    ),
     IllegalTransition: Answer(409, "invalid_state", "The job is not in a state that allows this"),
     VersionConflict: Answer(412, "version_conflict", "The job has changed since"),
     TooMuchMetadata: Answer(422, "too_much_metadata", "There is too much metadata"),
@@ -111,7 +155,10 @@ ANSWERS: dict[type[Exception], Answer] = {
     ),
     ScorerOverloaded: Answer(503, "overloaded", "The scorer is overloaded", "the scorer's queue is full"),
     DeadlineExceeded: Answer(
-        504, "deadline_exceeded", "The scorer did not answer in time", "the scorer did not answer in time"
+        504,
+        "deadline_exceeded",
+        "The scorer did not answer in time",
+        "the scorer did not answer in time; context says where the time went, where the scorer knows it",
     ),
     ScoringRefused: Answer(422, "scoring_refused", "The scorer refuses the request"),
     StoreUnavailable: Answer(
@@ -134,6 +181,10 @@ OTHER_TITLES = {
     "not_found": "There is nothing here",
     "method_not_allowed": "The method is not supported here",
     "request_too_large": "The request is too large",
+    "request_timeout": "The request did not arrive in time",
+    "headers_too_large": "The request's headers are too large",
+    "too_many_connections": "There are too many connections",
+    "range_not_satisfiable": "The file has no such range",
     "validation_error": "The request does not fit the schema",
     "empty_input": "There is nothing to score",
     "input_too_long": "The input is too long",
@@ -147,3 +198,11 @@ OTHER_TITLES = {
     "internal": "Something went wrong on our side",
 }
 TITLES = {answer.code: answer.title for answer in ANSWERS.values()} | OTHER_TITLES
+
+
+def answer_of(error: Exception) -> Answer:
+    """The row of an error's class, with the detail that this one has."""
+    row = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    if isinstance(error, ScoringRefused):
+        row = row._replace(status=REFUSED.get(error.code, row.status), code=error.code)
+    return row._replace(detail=row.detail or str(error))

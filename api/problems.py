@@ -14,15 +14,14 @@ from starlette.types import Scope
 
 from api.errors import UnsupportedMediaType
 from api.field_errors import MAX_TEXT, field_error, schema_names
-from api.problem_table import ANSWERS, HTTP_CODES, REFUSED, RETRYABLE, TITLES
-from jobs.errors import ScoringRefused
+from api.problem_table import ANSWERS, HTTP_CODES, RETRYABLE, TITLES, answer_of
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS, MAX_BYTES = 20, 2048
 BAD_BODY = "kleash.bad_body"  # where strict_json leaves its verdict in the scope
 RETRY_SOON_S = 5
 PARAMETER = re.compile(r"\{\w+\}")  # of a path in OpenAPI
-OWN_PATH = re.compile(r"/v1/[a-z]+(/job_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: holds ids and our own words
+OWN_PATH = re.compile(r"/v1/[a-z]+(/(job|file)_[0-9a-f]{32}(/[a-z]+)?)?")  # of routes: ids and our own words
 
 
 def problem(
@@ -64,16 +63,22 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
 
 def known_error(request: Request, error: Exception) -> Response:
     """The problem of an error class in ANSWERS."""
-    status, code, _, fixed = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    status, code, _, detail = answer_of(error)
     headers: dict[str, str] = {}
     context = getattr(error, "context", None)
-    if isinstance(error, ScoringRefused):
-        status, code = REFUSED.get(error.code, status), error.code
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503 or code in RETRYABLE:
+    if status in (429, 503) or code in RETRYABLE:
         headers["Retry-After"] = str(getattr(error, "retry_after_s", RETRY_SOON_S))
-    return problem(request.scope, status, code, fixed or str(error), context=context, headers=headers)
+    return problem(
+        request.scope,
+        status,
+        code,
+        detail or "",
+        errors=getattr(error, "errors", ()),
+        context=context,
+        headers=headers,
+    )
 
 
 def http_error(request: Request, error: Exception) -> Response:

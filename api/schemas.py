@@ -1,11 +1,9 @@
-"""The JSON documents that clients read, but for jobs and scores: problems, models, probes; and what all share."""
+"""The JSON documents that clients read: problems and probes, and what all the others share."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainSerializer
-
-from api.services.models import ListedModel
 
 
 def rfc3339(seconds: float) -> str:
@@ -59,37 +57,6 @@ class Page(Document):
     object: Literal["list"] = "list"
     has_more: bool = False
     next_cursor: str | None = None
-
-
-class ModelDocument(Document):
-    """A model that requests may name."""
-
-    object: Literal["model"] = "model"
-    id: str
-    kind: Literal["base", "adapter"]
-    base: str | None
-    default_for: list[str]
-
-
-class ModelList(Page):
-    """The registered models."""
-
-    data: list[ModelDocument]
-
-    @classmethod
-    def of(cls, models: list[ListedModel]) -> Self:
-        """The document of all models."""
-        return cls(
-            data=[
-                ModelDocument(
-                    id=model.id,
-                    kind="adapter" if model.base else "base",
-                    base=model.base,
-                    default_for=list(model.default_for),
-                )
-                for model in models
-            ]
-        )
 
 
 class Health(Document):

@@ -3,7 +3,8 @@
 from typing import Any, Literal, Self
 
 from api.schemas import Document, Number, Page, Timestamp
-from api.services.job_data import EventPage, SamplePage, Series
+from api.services.job_data import EventPage, SamplePage
+from api.services.logs import LogPage
 from jobs.spec import Checkpoint
 
 
@@ -22,7 +23,7 @@ class EventDocument(Document):
 
 
 class EventList(Page):
-    """Events by seq, ascending."""
+    """Events by seq."""
 
     data: list[EventDocument]
 
@@ -34,29 +35,27 @@ class EventList(Page):
         return cls(data=data, has_more=page.more, next_cursor=cursor)
 
 
-class MetricRowDocument(Document):
-    """One step."""
+class LogLineDocument(Document):
+    """A line of an attempt's log, or a piece of a very long one; `offset` is its place in all that was printed."""
 
-    step: int
-    metrics: dict[str, Number]
-    timings: dict[str, Number]
+    object: Literal["job.log"] = "job.log"
     attempt: int
-    created_at: Timestamp
+    offset: int
+    text: str
 
 
-class MetricsDocument(Document):
-    """Metrics by step, ascending; `last_step` is the last one completed. A step of a score job is a shard."""
+class LogList(Page):
+    """Lines as they were printed. Where offsets jump, the log was too long for its file and lost its middle."""
 
-    object: Literal["metrics"] = "metrics"
-    job_id: str
-    last_step: int
-    rows: list[MetricRowDocument]
+    data: list[LogLineDocument]
 
     @classmethod
-    def of(cls, job_id: str, series: Series) -> Self:
-        """The document of a series."""
-        rows = [MetricRowDocument(**vars(row)) for row in series.rows]
-        return cls(job_id=job_id, last_step=series.last_step, rows=rows)
+    def of(cls, page: LogPage) -> Self:
+        """The document of a page."""
+        data = [LogLineDocument(**line._asdict()) for line in page.lines]
+        return cls(
+            data=data, has_more=page.more, next_cursor=None if page.cursor is None else str(page.cursor)
+        )
 
 
 class CheckpointDocument(Document):
@@ -111,11 +110,12 @@ class SampleDocument(Document):
 
 
 class SampleList(Page):
-    """Samples by (step, kind, index); where `has_more`, narrow `step` or `kind`, or raise `limit`."""
+    """Samples by (step, kind, index)."""
 
     data: list[SampleDocument]
 
     @classmethod
     def of(cls, page: SamplePage) -> Self:
         """The document of a page."""
-        return cls(data=[SampleDocument(**vars(sample)) for sample in page.samples], has_more=page.more)
+        data = [SampleDocument(**vars(sample)) for sample in page.samples]
+        return cls(data=data, has_more=page.more, next_cursor=page.next_cursor)

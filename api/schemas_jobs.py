@@ -74,6 +74,7 @@ class Links(Document):
     metrics: str
     checkpoints: str
     samples: str
+    logs: str
     frontier: str | None = Field(description="Of a PPO job.")
     results: str | None = Field(description="Of a score job.")
 
@@ -136,6 +137,7 @@ class JobFields(Document):
                 metrics=f"{here}/metrics",
                 checkpoints=f"{here}/checkpoints",
                 samples=f"{here}/samples",
+                logs=f"{here}/logs",
                 frontier=f"{here}/frontier" if job.spec.type == "ppo" else None,
                 results=f"{here}/results" if job.spec.type == "score" else None,
             ),

@@ -1,3 +1,5 @@
-"""The release of the service; a test holds it equal to pyproject.toml's."""
+"""The release of the service."""
 
-VERSION = "0.1.0"
+from jobs.version import VERSION
+
+__all__ = ["VERSION"]

@@ -65,8 +65,9 @@ class ScoreConfig(Config):
     items: _Items | None = None
     items_file: PathName | None = Field(
         None,
-        description="A JSONL file below the configured roots. A line is a text or {text}, {prompt, completion}, "
-        "{token_ids} or {messages}, with `id` and `reward` if you like; one that is none of these fails alone.",
+        description="A JSONL file below the configured roots, or an uploaded `file_…`. A line is a text or "
+        "{text}, {prompt, completion}, {token_ids} or {messages}, with `id` and `reward` if you like; one that is "
+        "none of these fails alone.",
     )
     quantities: _Quantities = DEFAULT_QUANTITIES
     temperature: float = Field(1.0, gt=0, le=10, description="Divides the logits of both models.")

@@ -31,7 +31,9 @@ class Dispatcher:
 
     def run_once(self) -> int:
         """Send what waits; returns the number of messages. Raises BrokerUnavailable, StoreUnavailable."""
-        waiting = self._store.undispatched(resend_after_s=self._settings.resend_after_s)
+        waiting = self._store.undispatched(
+            resend_after_s=self._settings.resend_after_s, running_limit=self._settings.running_jobs_per_owner
+        )
         for job in waiting:
             self._broker.publish(job.id, job.epoch, queue=DEFAULT_QUEUE, priority=job.priority)
             self._store.mark_dispatched(job.id, job.epoch)

@@ -2,6 +2,8 @@
 
 JobError
 ├── JobNotFound              no such job (or not this caller's)
+├── KeyNotFound              no such API key
+├── QuotaExceeded            the owner has as many of these as it may have
 ├── IllegalTransition        the job is not in a state that allows this
 ├── VersionConflict          the job is not (any more) as the client saw it
 ├── TooMuchMetadata          a change would leave a job with too many pairs
@@ -9,6 +11,13 @@ JobError
 ├── JobDeleted               what an idempotency key made has been deleted since
 ├── LeaseLost                another attempt owns the job, or it ended: stop, write nothing
 ├── CheckpointGone           the checkpoint to go on from is not there (any more)
+├── NoSuchFile               no such uploaded file (or not this caller's)
+├── FileDeleted              the file that an idempotency key made has been deleted
+├── FileGone                 an uploaded file that a new job names is not there (any more)
+├── FileInUse                a job that is not done reads the file
+├── FileQuotaExceeded        the owner's files would be too large together
+├── CheckpointNotFound       no such checkpoint (or not this caller's)
+├── CheckpointInUse          a job needs it
 ├── IdempotencyKeyReused     the key was used with another request
 ├── WebhookNotFound          no such webhook or delivery (or not this caller's)
 ├── TooManyWebhooks          the owner has as many as one may have
@@ -30,6 +39,23 @@ class JobError(Exception):
 
 class JobNotFound(JobError):
     """No such job."""
+
+
+class KeyNotFound(JobError):
+    """No such API key."""
+
+
+class QuotaExceeded(JobError):
+    """The owner has as many of these as it may have; `context` has the numbers."""
+
+    retry_after_s = 30
+
+    def __init__(self, quota: str, limit: int) -> None:
+        super().__init__(quota, limit)
+        self.context = {"quota": quota, "limit": limit}
+
+    def __str__(self) -> str:
+        return f"the owner has as many {self.context['quota']} as it may have: {self.context['limit']}"
 
 
 class IllegalTransition(JobError):
@@ -91,6 +117,50 @@ class CheckpointGone(JobError):
     """The checkpoint that a job shall go on from is not there (any more)."""
 
 
+class NoSuchFile(JobError):
+    """No such uploaded file."""
+
+
+class FileDeleted(JobError):
+    """The file that an idempotency key made has been deleted."""
+
+
+class FileGone(JobError):
+    """An uploaded file that a new job names is not there (any more)."""
+
+
+class FileInUse(JobError):
+    """A job that is not done reads the file."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"{self.job_id} reads the file and is not done"
+
+
+class FileQuotaExceeded(JobError):
+    """The owner's files would be too large together."""
+
+    retry_after_s = 60  # only deleting helps
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(most_bytes)
+        self.context = {"quota": "file_bytes", "limit": most_bytes}
+
+    def __str__(self) -> str:
+        return f"the files of one owner have at most {self.context['limit']} bytes together; delete some"
+
+
+class CheckpointNotFound(JobError):
+    """No such checkpoint."""
+
+
+class CheckpointInUse(JobError):
+    """A job that has not ended needs the checkpoint, or one that was trained on it."""
+
+
 class IdempotencyKeyReused(JobError):
     """The Idempotency-Key was used before with another request."""
 
@@ -128,7 +198,19 @@ class ScorerOverloaded(JobError):
 
 
 class DeadlineExceeded(JobError):
-    """The scorer did not answer within the request's deadline."""
+    """The scorer did not answer within the request's deadline; `spent` has the seconds by what they went to."""
+
+    def __init__(self, detail: str, spent: dict[str, float] | None = None) -> None:
+        super().__init__(detail, spent)
+        self.detail, self.spent = detail, spent or {}
+
+    def __str__(self) -> str:
+        return self.detail
+
+    @property
+    def context(self) -> dict[str, float]:
+        """What a client is told besides."""
+        return {f"{name}_s": round(seconds, 3) for name, seconds in self.spent.items()}
 
 
 class ScoringRefused(JobError):

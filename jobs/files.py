@@ -17,8 +17,8 @@ class LocalFiles:
         """See jobs.ports.Files. A `final` that exists is moved aside first and removed last."""
         for where, _, names in os.walk(partial):
             for name in names:
-                _sync(Path(where, name))
-            _sync(Path(where))
+                sync(Path(where, name))
+            sync(Path(where))
         replaced = final.with_name(f".{final.name}.replaced")
         self.remove_folder(replaced)
         if final.exists():
@@ -36,7 +36,7 @@ class LocalFiles:
                 point("rename.after")
             raise
         for parent in final.parents[:LEVELS]:
-            _sync(parent)
+            sync(parent)
         self.remove_folder(replaced)
 
     def remove_folder(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class LocalFiles:
         if folder.exists():
             point("remove.before")
             shutil.rmtree(folder)
-            _sync(folder.parent)  # or a power cut brings it back
+            sync(folder.parent)  # or a power cut brings it back
             point("remove.after")
 
     def keep_only(self, folder: Path, kept: Collection[Path]) -> None:
@@ -54,10 +54,10 @@ class LocalFiles:
                 point("remove.before")
                 shutil.rmtree(path)
                 point("remove.after")
-        _sync(folder)  # also for who removed something and died before it was durable
+        sync(folder)  # also for who removed something and died before it was durable
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until the file's bytes, or the folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from jobs.faults import point
-from jobs.keys import new_key, parse
+from jobs.keys import ALL_SCOPES, FIRST_OWNER, Grant, new_key, parse
 from jobs.settings import Settings
 from jobs.sql_base import database_url, make_engine
 from jobs.sql_store import SqlStore
@@ -23,8 +23,8 @@ ADVISORY_LOCK = 0x6B6C65617368  # "kleash"
 LOCK_WAIT_S = 60.0
 
 
-def upgrade(url: str) -> None:
-    """Bring the schema to its newest version, in one transaction that others wait for."""
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the schema to a version, the newest by default, in one transaction that others wait for."""
     parsed = database_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def upgrade(url: str) -> None:
             if engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
             point("commit.upgrade.before")
         point("commit.upgrade.after")
     finally:
@@ -54,9 +54,10 @@ def ensure_first_key(store: SqlStore, file: Path) -> None:
     key = parse(file.read_text().strip())
     if key is None:
         raise ValueError(f"{file} does not hold a key; remove it to get a new one")
-    if store.key_secret_sha256(key.id) is None:
+    if store.key_in_force(key.id) is None:
+        grant = Grant(owner=FIRST_OWNER, name="first", scopes=ALL_SCOPES)
         with suppress(IntegrityError):  # another process was faster, or the key was revoked
-            store.create_key(key.id, key.secret_sha256, "first")
+            store.create_key(key.id, key.secret_sha256, grant)
 
 
 def _write_new(file: Path, content: str) -> None:

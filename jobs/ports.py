@@ -8,7 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from jobs.scoring_wire import ScoreReply, ScoreRequest
+from jobs.residents import Residents
+from jobs.scoring_wire import ModelSource, ScoreReply, ScoreRequest
+from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
 
 
 class Broker(Protocol):
@@ -69,10 +71,29 @@ class Rng(Protocol):
 class Scorer(Protocol):
     """Answers how far a policy's next-token distributions are from a reference's."""
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
-        """Score every item. Raises ScorerUnavailable, ScorerOverloaded, DeadlineExceeded, ScoringRefused."""
+    async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+        """Score every item; cancelling it gives the request up.
+
+        Raises ScorerUnavailable, ScorerOverloaded, DeadlineExceeded, ScoringRefused.
+        """
+        ...
+
+    async def tokenize(self, request: TokenizeRequest, *, timeout_s: float) -> TokenizeReply:
+        """What a model's tokenizer makes of texts or ids. Raises as `score`."""
         ...
 
     def ready(self) -> bool:
         """True if the scorer has its default pair loaded."""
+        ...
+
+    def residents(self) -> list[Residents]:
+        """The models of each scorer that answers."""
+        ...
+
+    def load(self, source: ModelSource) -> None:
+        """Have every scorer that answers load a model, soon. Raises ScorerUnavailable, ScoringRefused."""
+        ...
+
+    def unload(self, source: ModelSource) -> None:
+        """Have every scorer that answers give a model up, soon. Raises as `load`."""
         ...

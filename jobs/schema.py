@@ -152,16 +152,6 @@ job_shards = Table(
     Column("created_at", Double, nullable=False),
 )
 
-api_keys = Table(
-    "api_keys",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("secret_sha256", String, nullable=False),
-    Column("name", String, nullable=False),
-    Column("created_at", Double, nullable=False),
-    Column("revoked_at", Double),
-)
-
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

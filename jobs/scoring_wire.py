@@ -125,6 +125,7 @@ class ScoreReply:
     vocab_size: int
     weights_dtype: str
     pieces: dict[int, str] = field(default_factory=dict)  # what the ids in the items' `top` stand for
+    spent: dict[str, float] = field(default_factory=dict)  # seconds: queue, tokenize, compute
 
 
 def encode_reply(reply: ScoreReply) -> bytes:
@@ -161,6 +162,7 @@ def encode_reply(reply: ScoreReply) -> bytes:
             "vocab_size": reply.vocab_size,
             "weights_dtype": reply.weights_dtype,
             "pieces": reply.pieces,
+            "spent": reply.spent,
         }
     ).encode()
     return struct.pack("<I", len(header)) + header + b"".join(arrays)
@@ -209,4 +211,5 @@ def decode_reply(body: bytes) -> ScoreReply:
         vocab_size=header["vocab_size"],
         weights_dtype=header["weights_dtype"],
         pieces={int(token_id): piece for token_id, piece in header["pieces"].items()},
+        spent=header["spent"],
     )

@@ -1,11 +1,12 @@
 """Settings of every process of the stack, from environment variables `KLEASH_*` (or `*_FILE` secrets)."""
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.scoring_wire import ModelSource
@@ -59,12 +60,14 @@ class Settings(BaseSettings):
     # unix:/path or http://host:port; for the API several, separated by commas
     scorer_url: str = "unix:.kleash/scorer.sock"
     data: Path = Path(".kleash")
+    uploads_dir: Path | None = None  # of uploaded files; DATA/uploads
     models_file: Path | None = None  # JSON of `Registry`; relative sources are relative to it
     model_roots: list[Path] = Field(default_factory=list)
     allow_hub_models: bool = False  # a request may name any org/name of the hub, and have it downloaded
     host: str = "127.0.0.1"
     port: int = 8000
     unsafe_no_auth: bool = False
+    cors_origins: list[str] = Field(default_factory=list)  # exact: of pages elsewhere that may read answers
 
     # JSON list of host or host:port: URLs of users may name these by http, on any port, in private networks
     outbound_allow: list[str] = Field(default_factory=list)
@@ -80,7 +83,18 @@ class Settings(BaseSettings):
     alive_file: Path | None = None  # touched by a Celery worker while it can take jobs: for healthchecks
     stall_after_s: float = 1800.0  # no progress for so long: the attempt is killed
 
+    client_timeout_s: float = Field(
+        10.0, gt=0
+    )  # for a request's head, and for any pause in a body or in reading
+    max_connections: int = Field(2048, ge=1)
+    max_connections_per_client: int = Field(512, ge=1)  # of one address off loopback: a proxy needs more
+    requests_per_minute: int = Field(6000, ge=0)  # of one key, in one API process; 0: any number
+    queued_jobs_per_owner: int = Field(1000, ge=0)  # paused ones count; 0: any number
+    running_jobs_per_owner: int = Field(0, ge=0)  # 0: any number
+
     max_body_bytes: int = 1_000_000
+    max_file_bytes: int = Field(100_000_000, gt=0)  # of one upload, for which max_body_bytes does not hold
+    file_bytes_per_owner: int = Field(1_000_000_000, ge=0)
     max_items: int = 256
     max_batch_tokens: int = 2048
     max_queued_tokens: int = 65_536  # half of them for one client
@@ -99,6 +113,14 @@ class Settings(BaseSettings):
         if self.unsafe_no_auth and self.host not in LOOPBACK:
             raise ValueError(f"--unsafe-no-auth is refused off loopback (host is {self.host})")
         return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _exact_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]+)?", origin) is None:
+                raise ValueError(f"{origin!r} is no exact origin like https://dashboard.example.org")
+        return origins
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +141,11 @@ class Settings(BaseSettings):
     def artifacts(self) -> Path:
         """Below it, each job has a folder."""
         return self.data / "jobs"
+
+    @property
+    def uploads(self) -> Path:
+        """The folder of uploaded files: the API writes, workers read."""
+        return self.uploads_dir or self.data / "uploads"
 
     @cached_property
     def registry(self) -> Registry:

@@ -10,8 +10,10 @@ from jobs.schema import job_checkpoints, jobs
 from jobs.spec import Job, JobSpec, NewEvent, first_step
 from jobs.sql_base import one_row
 from jobs.sql_changes import write_labels, write_uses
+from jobs.sql_files import hold_files
 from jobs.sql_idempotency import IdempotencyRows, KeyUse, made_before
 from jobs.sql_listing import RUNNING_NAMES
+from jobs.sql_quotas import QuotaRows
 from jobs.sql_rows import job_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
 from jobs.store import Created
@@ -21,7 +23,7 @@ EVENTS = {("paused", "queued"): "job.resumed", ("pausing", "running"): "job.paus
 CREATE = "jobs_create"
 
 
-class ClientRows(IdempotencyRows):
+class ClientRows(IdempotencyRows, QuotaRows):
     """The client's part of jobs.store.Store: jobs and their states."""
 
     def create_job(
@@ -33,6 +35,7 @@ class ClientRows(IdempotencyRows):
         *,
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
+        queued_limit: int = 0,
     ) -> Created:
         """See jobs.store.Store."""
         with self.writing() as connection:
@@ -41,10 +44,12 @@ class ClientRows(IdempotencyRows):
                 before = self.claim_key(connection, use, job_id)
                 if before is not None:
                     return Created(job=_made(connection, before), replayed=True)
+            self.one_more_may_wait(connection, owner, queued_limit)
             _pin(connection, resolved)
             connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
             write_labels(connection, job_id, owner, spec.metadata)
             write_uses(connection, job_id, spec.type, resolved)
+            hold_files(connection, job_id, resolved)
             self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
             return Created(job=job_of(one_row(connection, job_id)), replayed=False)
 

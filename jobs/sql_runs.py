@@ -10,12 +10,12 @@ from jobs.errors import LeaseLost
 from jobs.private_paths import for_clients, without_folders
 from jobs.schema import job_checkpoints, job_metrics, job_samples, job_shards, jobs
 from jobs.spec import Checkpoint, Job, JobFailure, NewEvent, NewShard, Sample
-from jobs.sql_base import SqlBase
+from jobs.sql_metric_keys import MetricKeyRows
 from jobs.sql_rows import checkpoint_id, checkpoint_of, finite, job_of, stored_failure, stored_sample
 from jobs.states import TERMINAL, Desired, Status, status_after_release
 
 
-class RunRows(SqlBase):
+class RunRows(MetricKeyRows):
     """The part of jobs.store.Store that belongs to a run's owner."""
 
     def claim(self, job_id: str, epoch: int, *, worker: str, lease_s: float) -> Job | None:
@@ -99,17 +99,14 @@ class RunRows(SqlBase):
         metrics: Mapping[str, float],
         timings: Mapping[str, float],
     ) -> None:
-        row = {
-            "metrics": finite(metrics),
-            "timings": finite(timings),
-            "attempt": attempt,
-            "created_at": self.now(),
-        }
+        kept, timed = finite(metrics), finite(timings)
+        row = {"metrics": kept, "timings": timed, "attempt": attempt, "created_at": self.now()}
         connection.execute(
             self.insert(job_metrics)
             .values(job_id=job_id, step=step, **row)
             .on_conflict_do_update(index_elements=["job_id", "step"], set_=row)
         )
+        self.remember_keys(connection, job_id, kept, timed)
 
     def record_samples(self, job_id: str, attempt: int, samples: Sequence[Sample]) -> None:
         """See jobs.store.Store."""

@@ -8,27 +8,45 @@ from sqlalchemy import ColumnElement, and_, case, or_, select, update
 from jobs.schema import jobs
 from jobs.settings import Settings
 from jobs.spec import Job
+from jobs.sql_audit import AuditRows
 from jobs.sql_changes import ChangeRows
 from jobs.sql_clients import ClientRows
+from jobs.sql_files import FileRows
 from jobs.sql_job_data import JobDataRows
 from jobs.sql_keys import KeyRows
 from jobs.sql_listing import ListingRows
+from jobs.sql_pins import PinRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
 from jobs.sql_webhooks import WebhookRows
+from jobs.sql_workers import WorkerRows
 from jobs.states import Status
 from jobs.store import Reaped, Store
 
 MOST_RESEND_WAITS = 10
 
 
-class SqlStore(ClientRows, ListingRows, ChangeRows, JobDataRows, RunRows, KeyRows, WebhookRows):
+class SqlStore(
+    ClientRows,
+    ListingRows,
+    ChangeRows,
+    JobDataRows,
+    PinRows,
+    RunRows,
+    KeyRows,
+    AuditRows,
+    FileRows,
+    WorkerRows,
+    WebhookRows,
+):
     """The rows."""
 
-    def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:
+    def undispatched(self, *, resend_after_s: float, limit: int = 100, running_limit: int = 0) -> list[Job]:
         """See jobs.store.Store. After n messages the next waits n · resend_after_s (n ≤ 10)."""
         waits = case((jobs.c.dispatches < MOST_RESEND_WAITS, jobs.c.dispatches), else_=MOST_RESEND_WAITS)
         unsent = jobs.c.dispatched_epoch < jobs.c.epoch
+        if running_limit > 0:
+            unsent = and_(unsent, self.may_be_sent(running_limit))
         unclaimed = jobs.c.dispatched_at < self.now() - waits * resend_after_s
         query = (
             select(jobs)

@@ -17,8 +17,13 @@ from jobs.spec import (
     Shard,
 )
 from jobs.states import Action, Status
+from jobs.store_audit import AuditStore
+from jobs.store_data import DataStore
+from jobs.store_files import FileStore
 from jobs.store_jobs import JobsStore
+from jobs.store_keys import KeyStore
 from jobs.store_webhooks import WebhookStore
+from jobs.store_workers import WorkerStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ class Reaped:
     status: Status
 
 
-class Store(JobsStore, WebhookStore, Protocol):
+class Store(JobsStore, DataStore, KeyStore, AuditStore, FileStore, WorkerStore, WebhookStore, Protocol):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.
@@ -54,17 +59,20 @@ class Store(JobsStore, WebhookStore, Protocol):
         *,
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
+        queued_limit: int = 0,
     ) -> Created:
         """Insert a queued job with its first event, or return the one this owner's key made before.
 
+        At most `queued_limit` jobs of the owner (0: any number) are queued or paused then.
         The checkpoints in `resolved["resume_from"]` and `resolved["checkpoints"]` are pinned in the same
-        transaction.
+        transaction, and the uploads in `resolved["files"]` kept until the job is done.
 
         Raises:
-            CheckpointGone: one of them is not there (any more).
+            CheckpointGone, FileGone: one of them is not there (any more).
             IdempotencyKeyReused: the key belongs to a request with another sha256.
             IdempotencyInProgress: another request holds the key and has not ended.
             JobDeleted: the job that the key made is not there any more.
+            QuotaExceeded: the owner has `queued_limit` jobs that wait.
         """
         ...
 
@@ -93,8 +101,20 @@ class Store(JobsStore, WebhookStore, Protocol):
         """
         ...
 
-    def list_events(self, job_id: str, *, after: int = 0, limit: int = 100) -> list[Event]:
-        """Events with seq > after, ascending."""
+    def list_events(
+        self,
+        job_id: str,
+        *,
+        after: int | None = 0,
+        limit: int = 100,
+        levels: Sequence[str] | None = None,
+        kind: str | None = None,
+        newest_first: bool = False,
+    ) -> list[Event]:
+        """Events with seq > after, ascending; or seq < after, descending.
+
+        `kind` is a type, or the beginning of some: `checkpoint.*`.
+        """
         ...
 
     def list_metrics(
@@ -104,9 +124,16 @@ class Store(JobsStore, WebhookStore, Protocol):
         ...
 
     def list_samples(
-        self, job_id: str, *, step: int | None = None, kind: str | None = None, limit: int = 100
+        self,
+        job_id: str,
+        *,
+        step: int | None = None,
+        kind: str | None = None,
+        limit: int = 100,
+        after: tuple[int, str, int] | None = None,
+        newest_first: bool = False,
     ) -> list[Sample]:
-        """Samples by (step, kind, index), ascending."""
+        """Samples by (step, kind, index), ascending or descending; `after` is the last one already known."""
         ...
 
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
@@ -126,10 +153,11 @@ class Store(JobsStore, WebhookStore, Protocol):
         ...
 
     # -- dispatcher and reaper ----------------------------------------------------------------
-    def undispatched(self, *, resend_after_s: float, limit: int = 100) -> list[Job]:
+    def undispatched(self, *, resend_after_s: float, limit: int = 100, running_limit: int = 0) -> list[Job]:
         """Queued jobs never sent in their epoch, or sent over `resend_after_s` ago and still unclaimed.
 
-        By priority, the highest first, and then by the time they have waited.
+        By priority, the highest first, and then by the time they have waited. Of an owner with
+        `running_limit` jobs (0: any number) that run or were sent, no further ones.
         """
         ...
 
@@ -236,13 +264,4 @@ class Store(JobsStore, WebhookStore, Protocol):
         → queued with epoch + 1, or by `desired` paused or cancelled; returns the new status. `crashed` counts
         against `limits.max_attempts`: at the limit the job fails with `worker_lost`. Raises LeaseLost.
         """
-        ...
-
-    # -- keys ---------------------------------------------------------------------------------
-    def create_key(self, key_id: str, secret_sha256: str, name: str) -> None:
-        """Insert an API key by its id and the hash of its secret."""
-        ...
-
-    def key_secret_sha256(self, key_id: str) -> str | None:
-        """The stored hash of a key that is not revoked, or None."""
         ...

@@ -10,6 +10,7 @@ Answers are the JSON documents of the HTTP contract, as dictionaries. Everything
 KleashError.
 """
 
+import json
 import os
 import time
 import uuid
@@ -196,11 +197,29 @@ class Jobs:
         """Ask for the end; a running job is `cancelling` until its process has stopped."""
         return self._client.send("POST", _path(job_id, "cancel"))
 
-    def metrics(self, job_id: str, *, from_step: int | None = None, limit: int | None = None) -> Document:
-        """Rows of metrics and timings by step, ascending."""
-        return self._client.send(
-            "GET", _path(job_id, "metrics"), query={"from_step": from_step, "limit": limit}
-        )
+    def metrics(
+        self,
+        job_id: str,
+        *,
+        keys: Sequence[str] | None = None,
+        from_step: int | None = None,
+        max_points: int | None = None,
+        after: str | None = None,
+    ) -> Document:
+        """Series of the keys, down-sampled; with the `next_after` of before as `after`, what came since."""
+        query = {
+            "keys": ",".join(keys) if keys else None,
+            "from_step": from_step,
+            "max_points": max_points,
+            "after": after,
+        }
+        return self._client.send("GET", _path(job_id, "metrics"), query=query)
+
+    def metric_rows(self, job_id: str, *, from_step: int | None = None) -> Sequence[Document]:
+        """Metrics and timings of every step, ascending."""
+        query = {"from_step": from_step, "format": "jsonl"}
+        answer = self._client.exchange("GET", _path(job_id, "metrics"), query=query)
+        return [json.loads(line) for line in answer.text.splitlines()]
 
     def frontier(self, job_id: str) -> Document:
         """Rewards of a PPO job against √KL, with Gao's law and its peak where it can be fitted."""

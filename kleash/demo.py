@@ -136,14 +136,14 @@ def _follow_with_lines(client: Client, job_id: str, out: Console) -> Document:
 
 
 def _polls(client: Client, job_id: str) -> Iterator[tuple[Document, str]]:
-    """The job at each change, with the tokens/s of its last metric row."""
+    """The job at each change, with the tokens/s of its last step."""
     step, speed = 0, ""
     for job in client.jobs.watch(job_id, every_s=0.5):
         if job["progress"]["step"] != step:
             step = job["progress"]["step"]
-            rows = client.jobs.metrics(job_id, from_step=step)["rows"]
-            if rows and "tokens_per_s" in rows[-1]["timings"]:
-                speed = f"{rows[-1]['timings']['tokens_per_s']:.0f} tokens/s"
+            found = client.jobs.metrics(job_id, keys=["timings/tokens_per_s"], from_step=step)["series"]
+            if found:
+                speed = f"{found[0]['value'][-1]:.0f} tokens/s"
         yield job, speed
 
 
@@ -156,7 +156,7 @@ def _report(client: Client, job: Document, out: Console) -> list[str]:
     result = job["result"]
     for line in outcome(result["evaluation"]):
         out.print(line)
-    held = leash(client.jobs.metrics(job["id"])["rows"], job["progress"]["total_steps"])
+    held = leash(client.jobs.metric_rows(job["id"]), job["progress"]["total_steps"])
     out.print(str(held))
     out.print(f"checkpoint              {render.visible(result['path'])}  (score it as {result['model']})")
 

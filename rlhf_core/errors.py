@@ -2,6 +2,7 @@
 
 RLHFError
 ├── ModelLoadError      weights, tokenizer or adapter cannot be loaded
+│   └── UnsafeModel         its folder could run code, leads elsewhere, or claims more than it holds
 ├── TokenizerMismatch   policy and reference do not share a tokenizer
 ├── UnusableInput       one item of a request cannot be scored; the others can
 │   ├── InputTooLong        more tokens than the model's context
@@ -33,6 +34,12 @@ class ModelLoadError(RLHFError):
     """Weights, tokenizer or adapter cannot be loaded."""
 
     code = "model_load_failed"
+
+
+class UnsafeModel(ModelLoadError):
+    """The folder could run code, leads elsewhere, or claims more than it holds."""
+
+    code = "unsafe_model"
 
 
 class TokenizerMismatch(RLHFError):

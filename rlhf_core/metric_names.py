@@ -61,6 +61,26 @@ MEANINGS = {
 }
 
 
+PER_SEQUENCE, PER_TOKEN = "nats/sequence", "nats/token"
+UNITS = {  # the rest are shares, counts, or in units of the reward
+    "kl/sequence": PER_SEQUENCE,
+    "kl/sequence_se": PER_SEQUENCE,
+    "kl/k1_sequence": PER_SEQUENCE,
+    "kl/k1_sequence_se": PER_SEQUENCE,
+    "kl/weighted_sequence": PER_SEQUENCE,
+    "kl/beta": "reward/nat",
+    "kl/target": PER_SEQUENCE,
+    "policy/entropy": PER_TOKEN,
+    "policy/approx_kl": PER_TOKEN,
+    "policy/generation_mismatch": PER_TOKEN,
+    "ptx/nats_per_token": PER_TOKEN,
+    "length/mean": "tokens",
+    "eval/kl_sequence": PER_SEQUENCE,
+    "eval/kl_sequence_se": PER_SEQUENCE,
+    "eval/length_mean": "tokens",
+}
+
+
 class Alias(NamedTuple):
     """Ours for a name of theirs, and how theirs is another number; nothing: it is the same."""
 

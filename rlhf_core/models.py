@@ -4,7 +4,6 @@ A policy that is an adapter shares one copy of the base weights with its referen
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_core.causal_lm import CausalLM, split
 from rlhf_core.errors import ModelLoadError, TokenizerMismatch
+from rlhf_core.model_folder import refuse_unsafe
 from rlhf_core.products import accelerate
 
 transformers_logging.disable_progress_bar()
@@ -178,7 +178,7 @@ def load_pair(
         with as_load_error(source.path):
             return body, body.load_adapter(source.path)
 
-    policy_tokenizer, reference_tokenizer = _tokenizer_of(policy), _tokenizer_of(reference)
+    policy_tokenizer, reference_tokenizer = tokenizer_of(policy), tokenizer_of(reference)
     ours, theirs = tokenizer_sha256(policy_tokenizer), tokenizer_sha256(reference_tokenizer)
     if ours != theirs:
         raise TokenizerMismatch(
@@ -196,7 +196,7 @@ def load_body(
     cannot see into these.
     """
     with as_load_error(path):
-        _refuse_custom_code(path)
+        refuse_unsafe(path)
         if find_adapter_config_file(path) is not None:  # transformers would open the base that it names
             raise ModelLoadError(f"{path}: an adapter, where a full model is needed")
         model = AutoModelForCausalLM.from_pretrained(
@@ -210,6 +210,7 @@ def load_body(
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a folder or hub id."""
     with as_load_error(path):
+        refuse_unsafe(path)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, use_fast=True)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelLoadError(f"{path}: only fast tokenizers (tokenizer.json) are supported")
@@ -221,7 +222,7 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _tokenizer_of(source: WeightSource) -> Any:
+def tokenizer_of(source: WeightSource) -> Any:
     """An adapter's own tokenizer if its folder has one, else its base's."""
     own = source.base is None or (Path(source.path) / "tokenizer.json").is_file()
     return load_tokenizer(source.path if own else source.base or source.path)
@@ -240,12 +241,7 @@ def _require_safetensors_adapter(folder: Path) -> None:
     """PEFT would unpickle a lone adapter_model.bin, and ask the hub for what is missing."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelLoadError(f"{folder}: an adapter needs adapter_model.safetensors")
-
-
-def _refuse_custom_code(path: str) -> None:
-    config = Path(path) / "config.json"
-    if config.is_file() and "auto_map" in json.loads(config.read_text()):
-        raise ModelLoadError("the model's config.json asks for custom code (auto_map), which is never run")
+    refuse_unsafe(str(folder))
 
 
 @contextmanager

@@ -133,6 +133,13 @@ def tokenize(
     return _fitted(found, context, truncation, spared=special)
 
 
+def spelled(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> TokenizedText:
+    """Token ids of a text of any length, also of none: for those who ask about tokens and not about scores."""
+    encoding = _encode(tokenizer, text, add_special_tokens=add_special_tokens)
+    ends = _ends(tokenizer, text, encoding)
+    return _spanned(np.array(encoding.ids, dtype=np.int32), ends, first_scored=0)
+
+
 def _given(tokenizer: Any, item: _Item, *, context: int, vocab_size: int) -> TokenizedText:
     try:
         ids = np.array(item.token_ids, dtype=np.int64)
@@ -157,7 +164,7 @@ def _check(n_tokens: int, first_scored: int, context: int, truncation: Truncatio
 
 def _spanned(ids: Int32Array, ends: npt.NDArray[np.int64], first_scored: int) -> TokenizedText:
     end = ends.astype(np.int32)
-    return TokenizedText(ids, np.append(np.int32(0), end[:-1]), end, first_scored)
+    return TokenizedText(ids, np.append(np.int32(0), end)[:-1], end, first_scored)
 
 
 def _fitted(found: TokenizedText, context: int, truncation: Truncation, *, spared: int = 0) -> TokenizedText:

@@ -138,6 +138,20 @@ def test_whoever_shares_the_artifacts_is_the_same_user(stack: dict[str, Any]) ->
     assert set(sharing.values()) == {"10001:10001"}
 
 
+def test_the_api_alone_writes_uploads_and_the_workers_read_them(stack: dict[str, Any]) -> None:
+    found = {
+        name: bool(volume.get("read_only"))
+        for name, service in stack["services"].items()
+        for volume in service.get("volumes", ())
+        if volume["source"] == "uploads"
+        and volume["target"] == service["environment"]["KLEASH_UPLOADS_DIR"] == "/uploads"
+    }
+    assert found == {"api": False, "worker": True, "worker-gpu": True}
+    for name in ("api", "worker"):  # or the volume's first user would be root
+        text = (ROOT / "deploy" / f"Dockerfile.{name}").read_text()
+        assert re.search(r"install -d -o kleash -g kleash [^\n]*/uploads$", text, re.MULTILINE)
+
+
 def test_git_does_not_see_the_secrets() -> None:
     assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 

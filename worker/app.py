@@ -5,15 +5,13 @@ jobs twice. Whoever starts a worker sets REMAP_SIGTERM=SIGQUIT, so that SIGTERM 
 """
 
 import logging
-import os
 import signal
-import socket
 import threading
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import task_prerun, worker_process_init
+from celery.signals import task_prerun, worker_process_init, worker_process_shutdown
 
 from jobs import deleted_folders
 from jobs.errors import StoreUnavailable
@@ -21,11 +19,15 @@ from jobs.files import LocalFiles
 from jobs.queue import MESSAGE_SETTINGS, PRIORITIES, RUN_JOB
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore, open_store
+from worker import messages
 from worker.alive import sign_of_life
+from worker.presence import Presence, card, worker_id
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 settings = Settings()
+messages.guard()
+WORKER = worker_id()  # of the main process, from which the pool process is forked
 
 app: Any = Celery("kleash", broker=settings.broker_url.get_secret_value())
 app.conf.update(
@@ -37,6 +39,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
     worker_soft_shutdown_timeout=1,
+    worker_enable_remote_control=False,  # a broadcast could end every worker
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     # Covers only messages that a dead worker held and had not started; the dispatcher is faster.
@@ -55,6 +58,16 @@ def let_children_hear_sigterm(**_: object) -> None:
 
 
 task_prerun.connect(let_children_hear_sigterm)
+
+
+def show_presence(**_: object) -> None:
+    """From now on GET /v1/workers shows this worker."""
+    presence = Presence(card(WORKER, app.amqp.queues.consume_from), _store)
+    presence.start()
+    worker_process_shutdown.connect(lambda **_: presence.stop(), weak=False)
+
+
+worker_process_init.connect(show_presence)
 
 
 def clear_deleted(**_: object) -> None:
@@ -76,7 +89,7 @@ def run_job(job_id: object, epoch: object) -> None:
         log.warning("a malformed message was dropped")
         return
     try:
-        supervisor = Supervisor(_store(), settings, worker=f"{socket.gethostname()}:{os.getpid()}")
+        supervisor = Supervisor(_store(), settings, worker=WORKER)
         supervisor.run(job_id, epoch)
     except StoreUnavailable as error:
         log.warning("%s: not claimed, the dispatcher will send it again: %s", job_id, error)

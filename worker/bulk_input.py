@@ -9,20 +9,13 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import orjson
-from pydantic import ValidationError
 
 from jobs.bulk import BulkItem, ScoreConfig
+from jobs.lines import MAX_LINE_BYTES, BadLine, parse_line
+from jobs.real_paths import open_real
 from worker.failures import DatasetError
 
-MAX_LINE_BYTES = 1_000_000
 READ_BYTES = 1 << 20
-
-
-class BadLine(NamedTuple):
-    """Why a line is no item; the message repeats nothing of it."""
-
-    code: str
-    detail: str
 
 
 class Line(NamedTuple):
@@ -57,16 +50,22 @@ def open_input(config: ScoreConfig, file: str | None) -> BinaryIO:
         return io.BytesIO(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     assert file is not None
     try:
-        return open(file, "rb")
+        return open_real(file)
     except OSError as error:
         raise DatasetError(f"items_file cannot be read: {error.strerror}") from error
 
 
-def count_items(file: BinaryIO) -> int:
-    """The items of the whole input; the position afterwards is its start. Raises DatasetError."""
+def count_items(file: BinaryIO, sha256: str | None = None) -> int:
+    """The items of the whole input; the position afterwards is its start.
+
+    Raises:
+        DatasetError: it has none, or is not the file with this sha256.
+    """
     reader = Reader(file)
     count = sum(1 for _ in reader.raw())
     file.seek(0)
+    if sha256 is not None and reader.sha256 != sha256:
+        raise DatasetError("items_file is not what was uploaded")
     if not count:
         raise DatasetError("items_file has no line")
     return count
@@ -79,13 +78,18 @@ class Reader:
         self._file, self._sha256 = file, hashlib.sha256()
         self._lines = self._bytes = 0
 
+    @property
+    def sha256(self) -> str:
+        """Of all that was read."""
+        return self._sha256.hexdigest()
+
     def skip_to(self, cursor: Cursor) -> None:
         """Go on from there. Raises DatasetError if what lies before it is not what it was."""
         left = cursor.bytes
         while left and (part := self._file.read(min(left, READ_BYTES))):
             self._sha256.update(part)
             left -= len(part)
-        if left or self._sha256.hexdigest() != cursor.sha256:
+        if left or self.sha256 != cursor.sha256:
             raise DatasetError("items_file has changed since the job began")
         self._lines, self._bytes = cursor.lines, cursor.bytes
 
@@ -117,18 +121,4 @@ class Reader:
         return line
 
     def _here(self) -> Cursor:
-        return Cursor(self._lines, self._bytes, self._sha256.hexdigest())
-
-
-def parse_line(number: int, raw: bytes | None) -> BulkItem | BadLine:
-    """The item of a line, or what is wrong with it."""
-    if raw is None:
-        return BadLine("line_too_long", f"line {number} has more than {MAX_LINE_BYTES} bytes")
-    try:
-        return BulkItem.model_validate(orjson.loads(raw))
-    except orjson.JSONDecodeError:
-        return BadLine("malformed_json", f"line {number} is not JSON")
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if part in BulkItem.model_fields)
-        return BadLine("validation_error", f"line {number}: {where + ': ' if where else ''}{first['msg']}")
+        return Cursor(self._lines, self._bytes, self.sha256)

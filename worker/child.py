@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.attempt_log import LOG_NAME
 from jobs.spec import JobFailure
 from worker.child_log import ChildLog
 from worker.failures import EXIT_CRASHED, EXIT_DISK, EXIT_FAILED, EXIT_UNREACHABLE, HINTS
@@ -20,7 +21,7 @@ class Child:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._oom_kills = _oom_kills()
-        self._log = ChildLog(folder / "log.txt")
+        self._log = ChildLog(folder / LOG_NAME)
         try:
             self._process = self._start(command, self._log.child_end)
         finally:

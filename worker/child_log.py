@@ -6,6 +6,8 @@ import select
 import threading
 from pathlib import Path
 
+from jobs.attempt_log import MOST_HEAD, first_line, head_of
+
 FILE_BYTES = 4 * 2**20
 CHUNK_BYTES = 65_536
 TAIL_BYTES = 16_384
@@ -64,10 +66,11 @@ class ChildLog:
             self._size += self._file.write(chunk)
 
     def _forget_the_middle(self) -> None:
-        kept = self._limit // 2
-        self._file.seek(max(0, self._size - kept))
-        end = self._file.read(kept)
+        self._file.seek(0)
+        head = head_of(self._file.read(MOST_HEAD))
+        start = max(head.length, self._size - self._limit // 2)
+        self._file.seek(start)
+        end = self._file.read(self._size - start)
         self._file.truncate(0)
-        left_out = b"[earlier output was left out]\n"
-        self._file.write(left_out + end)
-        self._size = len(left_out) + len(end)
+        kept = first_line(head.left_out + start - head.length) + end
+        self._size = self._file.write(kept)

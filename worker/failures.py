@@ -48,13 +48,14 @@ HINTS = {
     "timeout": "Raise limits.max_runtime_s; a job with resume_from goes on from the last checkpoint.",
     "input_too_long": "Shorten the prompts or lower rollout.max_new_tokens (texts: data.ptx_max_tokens).",
     "model_load_failed": "The model must be a folder with safetensors weights and a fast tokenizer.",
+    "unsafe_model": "A folder of configs that ask for no code, and safetensors: remove what the error names.",
     "path_not_allowed": "The worker needs the KLEASH_MODELS_FILE, KLEASH_MODEL_ROOTS and "
     "KLEASH_ALLOW_HUB_MODELS of the API.",
     "empty_input": "A prompt needs a token, a text of data.ptx_texts or data.ptx_texts_file two.",
     "unknown_token": "A token is an id of the model, a text that its tokenizer makes one token of, or eos.",
     "unusable_stop": "rollout.stop holds texts that the model can write; rollout.stop_token_ids names tokens.",
-    "dataset_error": "Prompts: one JSON object a line, with a text field `prompt`; in data.ptx_texts_file it is "
-    "`text`. A score job's items_file must have a line, and must not change while the job runs.",
+    "dataset_error": "Prompts: a JSON string a line, or an object with a text field `prompt`; in "
+    "data.ptx_texts_file it is `text`. A score job's items_file must have a line. No file may change meanwhile.",
     "reward_error": "The reward must return one finite number for each completion; an endpoint must be reachable "
     "and must answer in time.",
     "checkpoint_failed": "Resume from another checkpoint of that job.",

@@ -1,6 +1,5 @@
 """One attempt at one job: from the base or the last checkpoint to the end, or to SIGTERM."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -22,8 +21,9 @@ from rlhf_core.policies import Policy, new_policy
 from rlhf_core.ppo import StepResult, train
 from rlhf_core.rewards import Endpoints, make_reward
 from rlhf_core.update import TrainState, fresh_state
-from worker.failures import EXIT_STOPPED, DatasetError
+from worker.failures import EXIT_STOPPED
 from worker.saves import FINAL, Restored, Saves
+from worker.texts import texts_of
 
 EVENTS_PER_PAGE = 1000
 log = structlog.get_logger()
@@ -87,9 +87,9 @@ class TrainingRun:
         """The final checkpoint; None if the run was stopped before."""
         resolved = self.job.resolved
         data = self.config.data
-        prompts = read_texts(data.prompts, resolved.get("prompts_file"))
-        eval_prompts = read_texts(data.eval_prompts, resolved.get("eval_prompts_file"))
-        ptx_texts = read_texts(data.ptx_texts, resolved.get("ptx_texts_file"), field="text")
+        prompts = texts_of(resolved, "prompts_file", data.prompts)
+        eval_prompts = texts_of(resolved, "eval_prompts_file", data.eval_prompts)
+        ptx_texts = texts_of(resolved, "ptx_texts_file", data.ptx_texts, field="text")
         forget_other_baseline(state, eval_prompts, self.config.evaluation.best_of_n)
         self._tell_best_of_n(state)
         self._audit(policy, state, prompts)
@@ -270,28 +270,6 @@ def samples_of(evaluation: Evaluation, step: int) -> list[Sample]:
         )
         for i, (prompt, completion) in enumerate(zip(evaluation.prompts, evaluation.completions, strict=True))
     ]
-
-
-def read_texts(inline: tuple[str, ...] | None, file: str | None, *, field: str = "prompt") -> list[str]:
-    """Texts from the config, or from one field of a JSONL file.
-
-    Raises:
-        DatasetError: the file cannot be read, or a line has no text there.
-    """
-    if inline is not None:
-        return list(inline)
-    if file is None:
-        return []
-    try:
-        lines = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [json.loads(line)[field] for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{Path(file).name}: {type(error).__name__}: {error}") from error
-    empty = next((n for n, text in enumerate(texts) if not (isinstance(text, str) and text)), None)
-    if empty is not None or not texts:
-        which = "" if empty is None else f"; text {empty} (from 0) has none"
-        raise DatasetError(f"{Path(file).name}: every line needs a field `{field}` with text{which}")
-    return texts
 
 
 def fixed_device() -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from jobs.bulk import BulkItem
+from jobs.lines import BadLine
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, NewEvent, Shard
 from jobs.states import Status
@@ -23,12 +24,13 @@ from rlhf_core.errors import UnusableInput
 from rlhf_core.models import ModelPair, load_pair
 from rlhf_core.scoring import ScoredText, capacity, score_batch
 from rlhf_core.tokenization import TokenizedText, tokenize_item
-from worker.bulk_input import BadLine, Cursor, Line, Reader, Window, count_items, open_input
+from worker.bulk_input import Cursor, Line, Reader, Window, count_items, open_input
 from worker.run import Stop
 from worker.score_results import Result, failed_result, scored_result, summarise
 from worker.scorer.memory import score_in_halves
 from worker.scorer.sources import AllowedSources
 from worker.shards import Shards
+from worker.texts import upload_sha256
 
 ALIVE_EVERY_S = 10.0  # a window may take longer than the supervisor waits for progress
 COUNTED = ("items_done", "items_failed", "tokens", "tokens_scored")
@@ -68,7 +70,8 @@ class ScoreRun:
         self._shards.tidy()
         self._phase("loading")
         with open_input(self.config, self.job.resolved.get("items_file")) as file:
-            total, reader, done = count_items(file), Reader(file), self._done()
+            total = count_items(file, upload_sha256(self.job.resolved, "items_file"))
+            reader, done = Reader(file), self._done()
             counts = dict.fromkeys(COUNTED, 0)
             if done:
                 last = done[-1].cursor

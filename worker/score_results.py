@@ -10,9 +10,9 @@ import numpy as np
 import orjson
 
 from jobs.bulk import BulkItem, ScoreConfig
+from jobs.lines import BadLine
 from rlhf_core import statistics
 from rlhf_core.scoring import ScoredText
-from worker.bulk_input import BadLine
 
 
 class Result(NamedTuple):

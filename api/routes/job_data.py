@@ -1,62 +1,75 @@
 """/v1/jobs/{job_id}/…: what hangs on a job."""
 
+import re
 from typing import Annotated, Literal
 
-from fastapi import Query
-from fastapi.responses import StreamingResponse
+from fastapi import Query, Request, Response
 
 from api.auth import Owner
 from api.deps import JobDataDep
-from api.pages import INT32, MAX_PAGE, MAX_ROWS, Limit, Rows, clamp
-from api.routing import TEXT, Responses, problems, v1_router
+from api.downloads import answer
+from api.errors import InvalidCursor
+from api.pages import INT32, MAX_PAGE, MAX_ROWS, Limit, Rows, clamp, link_next
+from api.routing import PARTS, TEXT, IfRange, KnownTag, Responses, WantedRange, problems, v1_router
 from api.schemas_analysis import FrontierDocument
-from api.schemas_job_data import CheckpointList, EventList, MetricsDocument, SampleList
+from api.schemas_job_data import CheckpointList, EventList, SampleList
+from api.services.job_data import EventFilter, SampleFilter
 
 router = v1_router("jobs", "jobs:read")
 
-Step = Annotated[int, Query(ge=0, le=INT32)]
 JSONL = "application/jsonl"
+LEVELS = ("info", "warning", "error")
+SAMPLE_CURSOR = re.compile(r"([0-9]{1,9})\.(rollout|eval)\.([0-9]{1,9})")
 COMPLETE = TEXT | {"description": "`true` if these are the results of all items."}
 ITEMS = TEXT | {"description": "So many lines."}
-RESULTS: Responses = {
+RESULTS: Responses = PARTS | {
     200: {
         "description": "One JSON object a line, in the order of the items",
         "content": {JSONL: {"schema": {"type": "string"}}},
-        "headers": {"Results-Complete": COMPLETE, "Results-Items": ITEMS},
+        "headers": {"Results-Complete": COMPLETE, "Results-Items": ITEMS, "ETag": TEXT},
     }
 }
+LINKED: Responses = {
+    200: {"headers": {"Link": TEXT | {"description": "Where the next page is, if there is one."}}}
+}
+
+Level = Literal["info", "warning", "error"]
+Order = Annotated[Literal["asc", "desc"], Query()]
 
 
 @router.get(
     "/jobs/{job_id}/events",
     operation_id="jobs_events",
     summary="List a job's events",
-    responses=problems(404),
+    responses=LINKED | problems(404),
 )
 def events(
     job_id: str,
     owner: Owner,
     jobs: JobDataDep,
-    after: Annotated[int, Query(ge=0, le=INT32, description="The last `seq` already known.")] = 0,
+    request: Request,
+    response: Response,
+    after: Annotated[
+        int | None, Query(ge=0, le=INT32, description="The last `seq` already known, in either order.")
+    ] = None,
     limit: Limit = 100,
+    order: Order = "asc",
+    level: Annotated[Level | None, Query(description="Of this level and above.")] = None,
+    type: Annotated[  # the parameter's public name
+        str | None,
+        Query(
+            max_length=100,
+            pattern=r"^[a-z_]+(\.[a-z_]+)*(\.\*)?$",
+            description="A type, or the beginning of some: `checkpoint.*`.",
+        ),
+    ] = None,
 ) -> EventList:
-    """What happened to the job, oldest first."""
-    page = jobs.events(job_id, owner, after=after, limit=clamp(limit, MAX_PAGE))
-    return EventList.of(job_id, page)
-
-
-@router.get(
-    "/jobs/{job_id}/metrics",
-    operation_id="jobs_metrics",
-    summary="List a job's metrics by step",
-    responses=problems(404),
-)
-def metrics(
-    job_id: str, owner: Owner, jobs: JobDataDep, from_step: Step = 0, limit: Rows = MAX_ROWS
-) -> MetricsDocument:
-    """A row per step (of a score job: per shard), ascending; go on with `from_step` = the last row's step + 1."""
-    series = jobs.metrics(job_id, owner, from_step=from_step, limit=clamp(limit, MAX_ROWS))
-    return MetricsDocument.of(job_id, series)
+    """What happened to the job, oldest first unless asked otherwise."""
+    levels = LEVELS[LEVELS.index(level) :] if level else None
+    wanted = EventFilter(after, levels, type, newest_first=order == "desc")
+    page = EventList.of(job_id, jobs.events(job_id, owner, wanted, limit=clamp(limit, MAX_PAGE)))
+    link_next(request, response, page.next_cursor)
+    return page
 
 
 @router.get(
@@ -85,37 +98,69 @@ def checkpoints(job_id: str, owner: Owner, jobs: JobDataDep) -> CheckpointList:
     "/jobs/{job_id}/samples",
     operation_id="jobs_samples",
     summary="List a job's completions",
-    responses=problems(404),
+    responses=LINKED | problems(400, 404),
 )
 def samples(
     job_id: str,
     owner: Owner,
     jobs: JobDataDep,
+    request: Request,
+    response: Response,
     step: Annotated[int | None, Query(ge=0, le=INT32)] = None,
     kind: Annotated[Literal["rollout", "eval"] | None, Query()] = None,
     limit: Rows = 100,
+    after: Annotated[
+        str | None,
+        Query(
+            description="The `next_cursor` of the page before.",
+            json_schema_extra={"pattern": f"^{SAMPLE_CURSOR.pattern}$"},
+        ),
+    ] = None,
+    order: Order = "asc",
+    tokens: Annotated[bool, Query(description="`false` leaves out what there is of each token.")] = True,
 ) -> SampleList:
     """What the policy wrote, with its rewards and KL. A score job has none, but results."""
-    page = jobs.samples(job_id, owner, step=step, kind=kind, limit=clamp(limit, MAX_ROWS))
-    return SampleList.of(page)
+    wanted = SampleFilter(step, kind, None if after is None else sample_place(after), order == "desc")
+    found = jobs.samples(job_id, owner, wanted, limit=clamp(limit, MAX_ROWS), tokens=tokens)
+    page = SampleList.of(found)
+    link_next(request, response, page.next_cursor)
+    return page
 
 
+def sample_place(cursor: str) -> tuple[int, str, int]:
+    """(step, kind, index). Raises InvalidCursor."""
+    match = SAMPLE_CURSOR.fullmatch(cursor)
+    if match is None:
+        raise InvalidCursor("not a cursor of samples")
+    return int(match[1]), match[2], int(match[3])
+
+
+@router.head(
+    "/jobs/{job_id}/results",
+    operation_id="jobs_results_head",
+    summary="Ask for the size of a score job's results",
+    response_class=Response,
+    responses=RESULTS | problems(404, 416),
+)
 @router.get(
     "/jobs/{job_id}/results",
     operation_id="jobs_results",
     summary="Download a score job's results",
-    response_class=StreamingResponse,
-    responses=RESULTS | problems(404),
+    response_class=Response,
+    responses=RESULTS | problems(404, 416),
 )
-def results(job_id: str, owner: Owner, jobs: JobDataDep) -> StreamingResponse:
+def results(
+    job_id: str,
+    owner: Owner,
+    jobs: JobDataDep,
+    request: Request,
+    if_none_match: KnownTag = None,
+    wanted: WantedRange = None,
+    if_range: IfRange = None,
+) -> Response:
     """Results of the shards completed so far, as JSONL: also while the job runs, and after its cancellation.
 
-    A line has the item's `index`, its `id` and `reward`, and its sums and means, or an `error`.
+    A line has the item's `index`, its `id` and `reward`, and its sums and means, or an `error`. `Range: bytes=N-`
+    goes on after N bytes: of an unfinished job, only ever more of them follow, unless a shard was damaged.
     """
-    found = jobs.results(job_id, owner)
-    headers = {
-        "Results-Complete": str(found.complete).lower(),
-        "Results-Items": str(found.items),
-        "Content-Length": str(found.size),
-    }
-    return StreamingResponse(found.content(), media_type=JSONL, headers=headers)
+    return answer(request, jobs.results(job_id, owner))

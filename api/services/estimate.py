@@ -32,6 +32,7 @@ UNKNOWN_PROMPT_TOKENS = 128  # of prompts in a file, which is not read here
 BATCH_TOKENS = 2048  # of a score job, unless the deployment says otherwise
 MAX_HEADER_BYTES = 32 << 20
 MAX_CONFIG_BYTES = 1 << 20
+MAX_SIZE = 2**31  # of a tensor's axis, and of anything that a config counts
 NO_LINEAR_LAYER = re.compile(r"embed|wte|wpe|lm_head|norm|ln_")
 
 
@@ -73,13 +74,13 @@ def shape_of(folder: str) -> Shape | None:
         tensors = {name: shape for file in files for name, shape in _tensors(file).items()}
         if not tensors:
             return None
-        hidden = int(config.get("hidden_size") or config["n_embd"])
+        hidden = _size(config.get("hidden_size") or config["n_embd"])
         return Shape(
             parameters=sum(math.prod(shape) for shape in tensors.values()),
             file_bytes=sum(file.stat().st_size for file in files),
-            layers=int(config.get("num_hidden_layers") or config["n_layer"]),
+            layers=_size(config.get("num_hidden_layers") or config["n_layer"]),
             hidden=hidden,
-            intermediate=int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
+            intermediate=_size(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
             linear=tuple(
                 (shape[0], shape[1])
                 for name, shape in tensors.items()
@@ -98,7 +99,14 @@ def _tensors(file: Path) -> dict[str, list[int]]:
             raise ValueError("the header is too large")
         header: dict[str, Any] = json.loads(opened.read(size))
     header.pop("__metadata__", None)
-    return {name: [int(axis) for axis in tensor["shape"]] for name, tensor in header.items()}
+    return {name: [_size(axis) for axis in tensor["shape"]] for name, tensor in header.items()}
+
+
+def _size(value: Any) -> int:
+    """What a file calls a size. Raises ValueError for one that nothing has: infinity, or thirty digits."""
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
+        raise ValueError("no size")
+    return value
 
 
 def of_training(config: PPOConfig, first_step: int, shape: Shape | None) -> Estimate:

@@ -9,6 +9,7 @@ from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
 from api.services.analysis import RunAnalysis
 from api.services.classifiers import classifier_paths
 from api.services.dry_run import DryRun, dry_run
+from api.services.job_files import JobFiles
 from api.services.job_ids import JOB_ID, known_shape
 from api.services.models import ModelResolver, is_checkpoint
 from jobs.outbound import Outbound
@@ -21,6 +22,8 @@ from jobs.store_jobs import JobChange, JobFilter, QueuePlace
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.config.rewards import urls_of
 from rlhf_core.diagnosis import Finding
+
+DATA_FILES = ("prompts_file", "eval_prompts_file", "ptx_texts_file")
 
 
 class JobPage(NamedTuple):
@@ -40,10 +43,14 @@ class JobService:
         rng: Rng,
         wake: Callable[[], None],
         analysis: RunAnalysis,
+        files: JobFiles,
+        *,
+        queued_limit: int = 0,
         outbound: Outbound | None = None,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
-        self._analysis, self._outbound = analysis, outbound or Outbound()
+        self._analysis, self._files, self._queued_limit = analysis, files, queued_limit
+        self._outbound = outbound or Outbound()
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -54,6 +61,7 @@ class JobService:
             OutboundError: the URL of a reward must not be asked.
             CheckpointMismatch: it cannot go on from the checkpoint in `resume_from`.
             IdempotencyKeyReused: the key belongs to another request.
+            QuotaExceeded: the owner has too many jobs that wait.
         """
         request_sha256 = canonical_sha256(spec)
         if idempotency_key is not None:  # a repeat succeeds even if what it names has gone meanwhile
@@ -67,6 +75,7 @@ class JobService:
             self._resolved(spec, owner),
             idempotency_key=idempotency_key,
             request_sha256=request_sha256,
+            queued_limit=self._queued_limit,
         )
         self._wake()
         return created
@@ -133,7 +142,7 @@ class JobService:
             "names": names,
             **{role: source.model_dump() for role, source in sources.items()},
             "checkpoints": self._saved(names.values(), owner),
-            "items_file": spec.config.items_file and self._models.resolve_file(spec.config.items_file),
+            **self._files.resolved({"items_file": spec.config.items_file}, owner),
         }
 
     def _saved(self, names: Iterable[str], owner: str) -> list[dict[str, str]]:
@@ -152,9 +161,7 @@ class JobService:
             "checkpoints": self._saved([spec.config.model.name], owner),
             "classifiers": classifier_paths(spec.config, self._models, owner),
             "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
-            "prompts_file": data.prompts_file and self._models.resolve_file(data.prompts_file),
-            "eval_prompts_file": data.eval_prompts_file and self._models.resolve_file(data.eval_prompts_file),
-            "ptx_texts_file": data.ptx_texts_file and self._models.resolve_file(data.ptx_texts_file),
+            **self._files.resolved({name: getattr(data, name) for name in DATA_FILES}, owner),
         }
 
     def _check_urls(self, config: PPOConfig) -> None:

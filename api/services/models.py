@@ -10,12 +10,15 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from api.errors import FileNotFound, PathNotAllowed, UnknownModel
+from api.errors import FileNotFound, ModelNotFound, PathNotAllowed, UnknownModel
 from jobs.errors import JobNotFound
+from jobs.real_paths import has_way_out, is_below, real_path
 from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Settings
 from jobs.spec import CHECKPOINT_NAME, Checkpoint, Job
 from jobs.store import Store
+from rlhf_core.errors import ModelLoadError, UnsafeModel
+from rlhf_core.model_folder import refuse_unsafe_configs
 
 CHECKPOINT = re.compile(CHECKPOINT_NAME)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -24,11 +27,12 @@ MAX_PATH_CHARS = 4096
 
 
 class ListedModel(NamedTuple):
-    """A registered model: `base` is the name an adapter stands on; `default_for` the roles it fills."""
+    """A model with a name: `base` is the name an adapter stands on; `default_for` the roles it fills."""
 
     id: str
     base: str | None
     default_for: tuple[str, ...]
+    source: ModelSource
 
 
 class Saved(NamedTuple):
@@ -55,6 +59,7 @@ class ModelResolver:
             UnknownModel: nothing is called so (or the checkpoint is another owner's, or it is a hub id and those
                 are not allowed).
             PathNotAllowed: a path that leads outside the roots.
+            UnsafeModel: a folder that holds code, or asks for some.
         """
         if name in self._registry.models:
             return self._registry.source(name)
@@ -97,9 +102,24 @@ class ModelResolver:
         registry = self._registry
         roles = {"policy": registry.default_policy, "reference": registry.default_reference}
         return [
-            ListedModel(name, model.base, tuple(role for role, default in roles.items() if default == name))
+            ListedModel(
+                *(name, model.base, tuple(role for role, default in roles.items() if default == name)),
+                registry.source(name),
+            )
             for name, model in sorted(registry.models.items())
         ]
+
+    def named(self, name: str, owner: str) -> ListedModel:
+        """A registered model, or a checkpoint of the owner's. Raises ModelNotFound."""
+        for model in self.listed():
+            if model.id == name:
+                return model
+        try:
+            job = self.checkpoint(name, owner).job
+            lora = job.spec.type == "ppo" and job.ppo.model.lora is not None
+            return ListedModel(name, job.ppo.model.name if lora else None, (), self._saved_model(name, owner))
+        except UnknownModel:
+            raise ModelNotFound("no registered model or job checkpoint has this name") from None
 
     def checkpoint(self, name: str, owner: str) -> Saved:
         """The checkpoint called `job_…@step-40`. Raises UnknownModel, also when it is another owner's."""
@@ -135,11 +155,13 @@ class ModelResolver:
         return ModelSource(path=name)
 
     def _folder(self, name: str) -> ModelSource:
-        path = self._below_roots(name)
+        path = self._model_folder(name)
         if os.path.isfile(path / ADAPTER_CONFIG):
+            _require_safe(path)
             return ModelSource(path=str(path), base=self._adapter_base(path / ADAPTER_CONFIG))
         if not os.path.isfile(path / "config.json"):
             raise UnknownModel("there is no model folder at this path below the configured roots")
+        _require_safe(path)
         return ModelSource(path=str(path))
 
     def _adapter_base(self, config: Path) -> str:
@@ -158,20 +180,38 @@ class ModelResolver:
             return named
         if self._is_hub_id(named):
             return self._from_hub(named).path
-        base = self._below_roots(named)
+        base = self._model_folder(named)
         if not os.path.isfile(base / "config.json"):
             raise UnknownModel("the adapter's base is neither registered nor a folder below the roots")
+        _require_safe(base)
         return str(base)
+
+    def _model_folder(self, name: str) -> Path:
+        """As `_below_roots`; a link in the folder may lead no further than the folder itself."""
+        path = self._below_roots(name)
+        if os.path.isdir(path) and has_way_out(path, self._roots):
+            raise PathNotAllowed("a link in the model's folder leads outside the configured roots")
+        return path
 
     def _below_roots(self, name: str) -> Path:
         """The real path, symbolic links followed, which must lie below a root. Looks at nothing else."""
         if "\0" in name or len(name) > MAX_PATH_CHARS:  # following links is quadratic in the length
             raise PathNotAllowed(f"a path has at most {MAX_PATH_CHARS} characters, none of them NUL")
-        candidates = [Path(os.path.realpath(root / name)) for root in self._roots]
-        allowed = [path for path in candidates if any(path.is_relative_to(root) for root in self._roots)]
+        candidates = [real_path(root / name) for root in self._roots]
+        allowed = [path for path in candidates if path is not None and is_below(path, self._roots)]
         if not allowed:
             raise PathNotAllowed("paths must lie below one of the configured roots")
         return next((path for path in allowed if os.path.exists(path)), allowed[0])
+
+
+def _require_safe(folder: Path) -> None:
+    """What can be seen without opening weights; whoever opens them looks again."""
+    try:
+        refuse_unsafe_configs(folder)
+    except UnsafeModel:
+        raise
+    except (ModelLoadError, OSError):
+        return  # damaged: whoever loads it says so
 
 
 def is_checkpoint(name: str) -> bool:

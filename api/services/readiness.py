@@ -24,7 +24,7 @@ def _as_check(answers: bool) -> Check:
 
 def _database_answers(store: Store) -> bool:
     try:
-        store.key_secret_sha256("")
+        store.key_in_force("")
     except StoreUnavailable:
         return False
     return True

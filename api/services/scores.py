@@ -2,26 +2,79 @@
 
 import math
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import uuid_utils
+from anyio.to_thread import run_sync
 
+from api.errors import UnsupportedOption
 from api.schemas import rfc3339
-from api.schemas_inputs import Completion, Conversation, Item, TokenIds, context_of
+from api.schemas_inputs import Completion, Conversation, Item, TokenIds
 from api.schemas_scores import ScoresRequest
-from api.schemas_statistics import SampledFrom
-from api.schemas_tokens import Encoding
 from api.services import attribution
 from api.services.models import ModelResolver
-from api.services.statistics import EXACT, NOTES, summarise
-from api.services.token_columns import text_pieces, token_columns, top_columns
+from api.services.score_documents import (
+    Document,
+    attribution_document,
+    item_document,
+    needed,
+    shared_document,
+    summary_document,
+    usage_document,
+)
 from jobs.errors import ScoringRefused
 from jobs.ports import Scorer
-from jobs.scoring_wire import ChatMessage, ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ChatMessage, ItemError, ScoreItem, ScoreReply, ScoreRequest
 from jobs.settings import Settings
-from rlhf_core.statistics import sequence_sums
+
+OTHER_WAYS = (
+    "POST /v1/scores/stream takes it in parts, and the header Prefer: respond-async makes a job of it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request whose models were found: what the client said, and what the scorer is told."""
+
+    request: ScoresRequest
+    policy: str
+    reference: str
+    wire: ScoreRequest
+
+    def head(self) -> Document:
+        """How every answer begins, but for its `object`."""
+        return {
+            "id": f"score_{uuid_utils.uuid7().hex}",
+            "created_at": rfc3339(time.time()),
+            "policy": {"id": self.policy},
+            "reference": {"id": self.reference},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A request, its scores, and the seconds that went by."""
+
+    asked: Asked
+    reply: ScoreReply
+    spent: dict[str, float]
+
+    def document(self) -> Document:
+        """The values of ScoreList."""
+        request, reply = self.asked.request, self.reply
+        told = [item_document(request, index, item, reply.pieces) for index, item in enumerate(reply.items)]
+        items = [item for _, item in told if item is not None]
+        return {
+            "object": "list",
+            **self.asked.head(),
+            **shared_document(request, reply),
+            "partial": len(items) < len(told),
+            "data": [document for document, _ in told],
+            "summary": summary_document(request, items),
+            "attribution": attribution_document(request, reply, items) if request.attribution else None,
+            "usage": usage_document(items),
+        }
 
 
 class ScoreService:
@@ -30,53 +83,61 @@ class ScoreService:
     def __init__(self, models: ModelResolver, scorer: Scorer, settings: Settings) -> None:
         self._models, self._scorer, self._settings = models, scorer, settings
 
-    def score(self, request: ScoresRequest, owner: str) -> dict[str, Any]:
-        """The answer's document, as values for JSON.
+    async def score(self, request: ScoresRequest, owner: str) -> Answered:
+        """The answer; cancelling it gives the request up.
 
         Raises:
             UnknownModel, PathNotAllowed: a name that is no model.
             ScoringRefused: too many items, models that do not fit together, or no text that can be scored.
             ScorerUnavailable, ScorerOverloaded, DeadlineExceeded: the scorer gave no answer.
         """
-        if len(request.items) > self._settings.max_items:
-            raise ScoringRefused(
-                "too_many_items", f"{len(request.items)} items are more than {self._settings.max_items}"
-            )
-        policy, reference = self._pair(request)
-        wanted = list(dict.fromkeys(request.quantities))
-        reply = self._scorer.score(
-            ScoreRequest(
-                policy=self._models.resolve(policy, owner),
-                reference=self._models.resolve(reference, owner),
-                items=[_wire_item(item, request) for item in request.items],
-                temperature=request.temperature,
-                quantities=tuple(dict.fromkeys([*wanted, *_also_needed(request)])),
-                top_k=max(request.top_k, attribution.TOP_K if request.attribution else 0),
-                numerics=request.numerics,
-                client=owner,
-            ),
-            timeout_s=min(request.request_timeout_s or math.inf, self._settings.score_timeout_s),
-        )
+        count, most = len(request.items), self._settings.max_items
+        if count > most:
+            detail = f"{count} items are more than the {most} of one answer; {OTHER_WAYS}"
+            raise ScoringRefused("too_many_items", detail, {"limit": most, "actual": count})
+        began = time.perf_counter()
+        asked = await run_sync(self.resolve, request, owner)
+        resolved = time.perf_counter()
+        try:
+            reply = await self._scorer.score(asked.wire, timeout_s=self.patience_s(request))
+        except ScoringRefused as refusal:
+            raise _with_other_ways(refusal, count) from None
         failed = [answer for answer in reply.items if isinstance(answer, ItemError)]
-        if len(failed) == len(reply.items):
+        if len(failed) == count:
             raise ScoringRefused(failed[0].code, failed[0].detail, failed[0].context)
-        return {
-            "object": "list",
-            "id": f"score_{uuid_utils.uuid7().hex}",
-            "created_at": rfc3339(time.time()),
-            "policy": {"id": policy},
-            "reference": {"id": reference},
-            **_document(request, wanted, reply),
-        }
+        at_scorer = time.perf_counter() - resolved
+        transfer = max(0.0, at_scorer - sum(reply.spent.values()))
+        spent = {"resolve": resolved - began, **reply.spent, "transfer": transfer}
+        return Answered(asked=asked, reply=reply, spent=spent)
 
-    def _pair(self, request: ScoresRequest) -> tuple[str, str]:
-        if request.policy is not None and request.reference is not None:
-            return request.policy, request.reference
-        policy, reference = self._models.default_pair()
-        return request.policy or policy, request.reference or reference
+    async def asked_as_stream(self, request: ScoresRequest, owner: str) -> Asked:
+        """The request with its models found. Raises UnsupportedOption, UnknownModel, PathNotAllowed."""
+        if request.attribution:
+            raise UnsupportedOption("/attribution", "it is of all items together: ask POST /v1/scores for it")
+        return await run_sync(self.resolve, request, owner)
+
+    def patience_s(self, request: ScoresRequest) -> float:
+        """How long one request to the scorer may take."""
+        return min(request.request_timeout_s or math.inf, self._settings.score_timeout_s)
+
+    def resolve(self, request: ScoresRequest, owner: str) -> Asked:
+        """Names to folders. Raises UnknownModel, PathNotAllowed."""
+        names = self._models.pair(request.policy, request.reference)
+        wire = ScoreRequest(
+            policy=self._models.resolve(names["policy"], owner),
+            reference=self._models.resolve(names["reference"], owner),
+            items=[wire_item(item, request) for item in request.items],
+            temperature=request.temperature,
+            quantities=needed(request),
+            top_k=max(request.top_k, attribution.TOP_K if request.attribution else 0),
+            numerics=request.numerics,
+            client=owner,
+        )
+        return Asked(request=request, **names, wire=wire)
 
 
-def _wire_item(item: Item, request: ScoresRequest) -> ScoreItem:
+def wire_item(item: Item, request: ScoresRequest) -> ScoreItem:
+    """An item as the scorer and score jobs read it."""
     how: dict[str, Any] = {"add_special_tokens": request.add_special_tokens, "truncation": request.truncation}
     match item:
         case Completion():
@@ -90,108 +151,8 @@ def _wire_item(item: Item, request: ScoresRequest) -> ScoreItem:
             return ScoreItem(text=item, **how)
 
 
-def _also_needed(request: ScoresRequest) -> list[str]:
-    """What adjusted rewards, the summary and the attribution are computed from."""
-    names = ["k1"] if request.beta is not None else []
-    if len(request.items) > 1:
-        names += ["k1", EXACT[request.sampled_from]]
-    return [*names, *(attribution.QUANTITIES if request.attribution else ())]
-
-
-def _document(request: ScoresRequest, wanted: Sequence[str], reply: ScoreReply) -> dict[str, Any]:
-    scored = {i: answer for i, answer in enumerate(reply.items) if isinstance(answer, ItemScores)}
-    contexts = {index: context_of(request.items[index]) for index in scored}
-    clusters = [index if context is None else context for index, context in contexts.items()]
-    return {
-        "tokenizer": {"sha256": reply.tokenizer_sha256, "vocab_size": reply.vocab_size},
-        "numerics": {
-            "weights_dtype": reply.weights_dtype,
-            "logits_dtype": "float32",
-            "temperature": request.temperature,
-            "unit": "nats",
-            "mode": request.numerics,
-            "batch_invariant": request.numerics == "strict",
-        },
-        "encoding": Encoding().model_dump() if request.encoding_format == "base64" else None,
-        "partial": len(scored) < len(reply.items),
-        "data": [
-            _failure(index, answer)
-            if isinstance(answer, ItemError)
-            else _score(request, wanted, index, answer) | _columns(request, wanted, index, answer, reply)
-            for index, answer in enumerate(reply.items)
-        ],
-        "summary": _summary(list(scored.values()), wanted, request.sampled_from, clusters)
-        if len(scored) > 1
-        else None,
-        "attribution": _attribution(request, scored, clusters, reply.pieces) if request.attribution else None,
-        "note": NOTES[request.sampled_from],
-        "usage": {
-            "input_tokens": sum(len(answer.token_ids) for answer in scored.values()),
-            "scored_tokens": sum(int(answer.scored.sum()) for answer in scored.values()),
-        },
-    }
-
-
-def _failure(index: int, answer: ItemError) -> dict[str, Any]:
-    return {"object": "score", "index": index, "error": {"code": answer.code, "detail": answer.detail}}
-
-
-def _score(request: ScoresRequest, wanted: Sequence[str], index: int, answer: ItemScores) -> dict[str, Any]:
-    n_scored = int(answer.scored.sum())
-    sums = {name: _sum(answer, name) for name in wanted}
-    adjusted = None
-    if request.rewards is not None and request.beta is not None:
-        adjusted = request.rewards[index] - request.beta * _sum(answer, "k1")
-    return {
-        "object": "score",
-        "index": index,
-        "n_tokens": len(answer.token_ids),
-        "n_scored": n_scored,
-        "sampled_from": request.sampled_from,
-        "sums": sums,
-        "means": {name: value / n_scored for name, value in sums.items()},
-        "adjusted_reward": adjusted,
-    }
-
-
-def _columns(
-    request: ScoresRequest, wanted: Sequence[str], index: int, answer: ItemScores, reply: ScoreReply
-) -> dict[str, Any]:
-    encoding, tokens, top = request.encoding_format, None, None
-    if request.per_token:
-        item = request.items[index]
-        tokens = token_columns(item, answer, wanted, offsets=request.offsets, encoding=encoding)
-    if request.top_k and answer.top is not None:
-        top = top_columns(answer.top, answer.scored, reply.pieces, k=request.top_k, encoding=encoding)
-    return {"truncated": answer.truncated, "tokens": tokens, "top": top}
-
-
-def _summary(
-    answers: Sequence[ItemScores],
-    wanted: Sequence[str],
-    sampled_from: SampledFrom,
-    clusters: Sequence[Hashable],
-) -> dict[str, Any]:
-    k1 = [answer.quantities["k1"][answer.scored].astype(np.float64) for answer in answers]
-    exact = np.array([_sum(answer, EXACT[sampled_from]) for answer in answers])
-    return summarise(
-        {name: np.array([_sum(answer, name) for answer in answers]) for name in wanted},
-        np.array([answer.scored.sum() for answer in answers], dtype=np.float64),
-        sequence_sums(k1, exact, reference_wrote=sampled_from == "reference"),
-        clusters=clusters,
-        sampled_from=sampled_from,
-    )
-
-
-def _attribution(
-    request: ScoresRequest,
-    scored: Mapping[int, ItemScores],
-    clusters: Sequence[Hashable],
-    names: Mapping[int, str],
-) -> dict[str, Any]:
-    pieces = {index: text_pieces(request.items[index], answer) for index, answer in scored.items()}
-    return attribution.attribute(scored, pieces, clusters, names=names)
-
-
-def _sum(answer: ItemScores, name: str) -> float:
-    return float(answer.quantities[name][answer.scored].sum(dtype=np.float64))
+def _with_other_ways(refusal: ScoringRefused, items: int) -> ScoringRefused:
+    """Of several items that are too long together, each may be short enough."""
+    if refusal.code != "input_too_long" or items == 1:
+        return refusal
+    return ScoringRefused(refusal.code, f"{refusal.detail}; {OTHER_WAYS}", refusal.context)

@@ -53,9 +53,10 @@ class ModelConfig(Config):
 
 
 class DataConfig(Config):
-    """Prompts, inline or from a JSONL file with a field `prompt` below the configured roots.
+    """Prompts, inline or from a JSONL file: below the configured roots, or uploaded (`file_…`).
 
-    Texts of the pretraining mix likewise, with a field `text`; only with `loss.ptx_coefficient`.
+    A line is a text or has one in a field `prompt`. Texts of the pretraining mix likewise, with a field `text`;
+    only with `loss.ptx_coefficient`.
     """
 
     prompts: Strings | None = None

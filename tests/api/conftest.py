@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -12,6 +12,7 @@ import httpx2
 import numpy as np
 import pytest
 import structlog
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
@@ -19,12 +20,17 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from jobs import keys
 from jobs.errors import BrokerUnavailable, ScorerUnavailable
+from jobs.keys import Scope
+from jobs.residents import Resident, Residents
 from jobs.schema import metadata
-from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ItemError, ItemScores, ModelSource, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
+from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
+from tests.api.byte_scorer import byte_tokens
 
+NewKey = Callable[..., dict[str, str]]
 BASE_URL = "http://127.0.0.1:8000"
 HERE = ("127.0.0.1", 50_000)  # where requests come from
 
@@ -51,14 +57,29 @@ class FakeScorer:
     def __init__(self) -> None:
         self.is_ready = True
         self.requests: list[ScoreRequest] = []
+        self.tokenized: list[TokenizeRequest] = []
+        self.held: dict[ModelSource, Resident] = {}
         self.answer: Callable[[ScoreRequest], ScoreReply] = self._unavailable
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+    async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
         self.requests.append(request)
-        return self.answer(request)
+        return await run_sync(self.answer, request)  # which may wait
+
+    async def tokenize(self, request: TokenizeRequest, *, timeout_s: float) -> TokenizeReply:
+        self.tokenized.append(request)
+        return byte_tokens(request)
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def residents(self) -> list[Residents]:
+        return [Residents(models=list(self.held.values()))] if self.is_ready else []
+
+    def load(self, source: ModelSource) -> None:
+        self.held[source] = Resident(source=source, state="loading")
+
+    def unload(self, source: ModelSource) -> None:
+        self.held.pop(source, None)
 
     @staticmethod
     def _unavailable(request: ScoreRequest) -> ScoreReply:
@@ -200,12 +221,17 @@ def keyed_client(new_app: Callable[[Settings], FastAPI], settings: Settings) -> 
 
 
 @pytest.fixture
-def new_key(store: SqlStore) -> Callable[[], dict[str, str]]:
-    """Creates a key and returns the headers that carry it."""
+def new_key(store: SqlStore) -> NewKey:
+    """Creates a key and returns the headers that carry it; by default of an owner of its own, for everything."""
 
-    def create() -> dict[str, str]:
+    def create(
+        owner: str | None = None, scopes: Iterable[Scope] = keys.ALL_SCOPES, expires_in_s: float | None = None
+    ) -> dict[str, str]:
         key = keys.new_key(SystemRng())
-        store.create_key(key.id, key.secret_sha256, "test")
+        grant = keys.Grant(
+            owner=owner or key.id, name="test", scopes=frozenset(scopes), expires_in_s=expires_in_s
+        )
+        store.create_key(key.id, key.secret_sha256, grant)
         return {"Authorization": f"Bearer {key}"}
 
     return create

@@ -55,8 +55,12 @@ def test_what_the_application_opened_is_closed_when_it_ends_and_nothing_else(
     settings: Settings, store: SqlStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     closed: list[object] = []
-    for kind in (SqlStore, HttpScorer):
-        monkeypatch.setattr(kind, "close", lambda part: closed.append(part))
+
+    async def aclose(part: object) -> None:
+        closed.append(part)
+
+    monkeypatch.setattr(SqlStore, "close", lambda part: closed.append(part))
+    monkeypatch.setattr(HttpScorer, "aclose", aclose)
     broker_url = SecretStr(f"redis+socket://{tmp_path}/nowhere.sock")
     app = create_app(settings.model_copy(update={"broker_url": broker_url}))
     with TestClient(app):

@@ -1,7 +1,6 @@
-"""Who may call: keys on every operation but the probes; in open mode, loopback names only."""
+"""Who calls: whose jobs a key sees; in open mode, loopback names only. Every operation: test_access.py."""
 
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,44 +8,7 @@ from starlette.testclient import TestClient
 
 from jobs.sql_store import SqlStore
 
-PROBES = {"/health", "/ready", "/version"}
-NewKey = Callable[[], dict[str, str]]
-
-
-def operations(app: FastAPI) -> list[tuple[str, str]]:
-    paths = app.openapi()["paths"]
-    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
-
-
-def test_every_operation_but_the_probes_needs_a_key(keyed_client: TestClient, new_key: NewKey) -> None:
-    good = new_key()["Authorization"]
-    known, unknown = good.split("_")[1], "0" * 8
-    assert known != unknown
-    walked = 0
-    for method, path in operations(keyed_client.app):  # type: ignore[arg-type]
-        url = path.replace("{job_id}", "job_" + "0" * 32)
-        if path in PROBES:
-            assert keyed_client.request(method, url).status_code == 200
-            continue
-        walked += 1
-        for value in (
-            None,
-            "Bearer",
-            "Bearer x",
-            "Basic eDp5",
-            "Bearer kl_a_b",
-            "Bearer kl__",
-            good + "!",
-            f"Bearer kl_{known}_{'A' * 43}",  # the shape of a key, another secret
-            f"Bearer kl_{unknown}_{good[-43:]}",  # a secret of ours under nobody's id
-        ):
-            # A body that is no JSON either: the key comes first.
-            headers = {"Content-Type": "application/json"} | ({"Authorization": value} if value else {})
-            response = keyed_client.request(method, url, headers=headers, content=b"{")
-            assert response.status_code == 401, (method, path, value)
-            assert response.json()["code"] == "unauthenticated"
-            assert response.headers["www-authenticate"] == "Bearer"
-    assert walked >= 11
+NewKey = Callable[..., dict[str, str]]
 
 
 def test_a_key_opens_the_door_and_its_jobs_are_its_own(
@@ -54,7 +16,7 @@ def test_a_key_opens_the_door_and_its_jobs_are_its_own(
 ) -> None:
     mine, other = new_key(), new_key()
     job = keyed_client.post("/v1/jobs", json=spec, headers=mine | {"Idempotency-Key": "k"}).json()
-    for part in ("", "/events", "/metrics", "/frontier", "/checkpoints", "/samples"):
+    for part in ("", "/events", "/metrics", "/frontier", "/checkpoints", "/samples", "/logs"):
         url = f"/v1/jobs/{job['id']}{part}"
         assert keyed_client.get(url, headers=mine).status_code == 200
         stranger = keyed_client.get(url, headers=other | {"If-None-Match": '"1"'})
@@ -83,15 +45,6 @@ def test_a_checkpoint_of_a_stranger_is_no_model(
 def test_open_mode_answers_under_loopback_names(client: TestClient) -> None:
     for host in ("localhost", "localhost:8000", "127.0.0.1", "[::1]:8000", "LOCALHOST:1"):
         assert client.get("/v1/jobs", headers={"Host": host}).status_code == 200
-
-
-def test_open_mode_refuses_every_other_name(client: TestClient, app: FastAPI) -> None:
-    hosts = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8000", "0.0.0.0", "[", ""]
-    for (method, path), host in product(operations(app), hosts):
-        if path in PROBES:
-            continue
-        response = client.request(method, path.replace("{job_id}", "job_" + "0" * 32), headers={"Host": host})
-        assert (response.status_code, response.json()["code"]) == (403, "host_not_allowed"), (path, host)
 
 
 def test_open_mode_refuses_every_other_machine(

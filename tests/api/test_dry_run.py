@@ -147,7 +147,7 @@ def test_a_dry_run_of_a_folder_measures_it(client: TestClient, model: Path, spec
     assert ["128 tokens" in warning for warning in dry(client, spec)["warnings"]] == [True]
 
 
-HEADERS = (b"[]", b'{"a":{}}', b'{"a":')
+HEADERS = (b"[]", b'{"a":{}}', b'{"a":', b'{"a":{"shape":[1e999]}}', b'{"a":{"shape":[%s]}}' % (b"9" * 30))
 
 
 def test_files_that_cannot_be_read_are_not_measured(
@@ -157,3 +157,16 @@ def test_files_that_cannot_be_read_are_not_measured(
     for broken in (b"", b"\xff" * 8, *(struct.pack("<Q", len(header)) + header for header in HEADERS)):
         (model / "model.safetensors").write_bytes(broken)
         assert dry(client, spec)["estimate"]["memory_bytes"] is None
+
+
+@pytest.mark.parametrize("size", ["1e999", "-1e999", "NaN", "9" * 30, "-5", "2.5", '"4"', "[4]"])
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "intermediate_size"])
+def test_a_config_that_no_model_has_is_not_measured(
+    client: TestClient, model: Path, spec: dict[str, Any], name: str, size: str
+) -> None:
+    config = {"hidden_size": "16", "num_hidden_layers": "2", "intermediate_size": "4"} | {name: size}
+    (model / "config.json").write_text(
+        "{{{}}}".format(",".join(f'"{key}": {value}' for key, value in config.items()))
+    )
+    spec["config"]["model"] = {"name": "sized/"}
+    assert dry(client, spec)["estimate"]["memory_bytes"] is None

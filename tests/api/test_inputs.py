@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from api.json_response import json_response
 from api.schemas_inputs import TokenIds, context_of, items_of
 from api.schemas_scores import ScoreList, ScoresRequest
-from api.services.token_columns import in_unit, top_columns
+from api.services.token_columns import in_unit, token_columns, top_columns
 from api.strict_json import parse
 from jobs.scoring_wire import (
     ChatMessage,
@@ -217,7 +217,12 @@ def test_options_reach_the_scorer_and_the_answer_says_so(client, scorer):
 
 def test_a_client_may_shorten_its_deadline_and_not_lengthen_the_deployment_s(client, scorer, settings):
     asked = []
-    scorer.score = lambda request, *, timeout_s: asked.append(timeout_s) or answer(request)
+
+    async def score(request, *, timeout_s):
+        asked.append(timeout_s)
+        return answer(request)
+
+    scorer.score = score
     for timeout_s in (0.5, 3600, None):
         post(client, input="abc", request_timeout_s=timeout_s)
     assert asked == [0.5, settings.score_timeout_s, settings.score_timeout_s]
@@ -274,6 +279,29 @@ def test_base64_holds_the_same_numbers(client):
     for name in ("text", "scored"):
         assert packed["tokens"][name] == plain["tokens"][name]
     assert packed["sums"] == plain["sums"]
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=40))
+def test_json_and_base64_hold_the_same_bits(values):
+    """JSON writes the shortest decimal that reads as this float32."""
+    column = np.array([np.nan, *values], np.float32)
+    n = len(column)
+    answered = ItemScores(
+        token_ids=np.arange(n, dtype=np.int32),
+        start=np.arange(n, dtype=np.int32),
+        end=np.arange(1, n + 1, dtype=np.int32),
+        scored=np.arange(n) > 0,
+        quantities={"kl": column},
+    )
+
+    def columns(encoding):
+        how = {"offsets": "none", "encoding": encoding}
+        return json.loads(json_response(token_columns("x" * n, answered, ["kl"], **how)).body)["kl"]
+
+    plain, packed = columns("float"), np.frombuffer(base64.b64decode(columns("base64")), "<f4")
+    assert plain[0] is None
+    assert np.isnan(packed[0])
+    assert np.array(plain[1:], np.float32).tobytes() == packed[1:].tobytes() == column[1:].tobytes()
 
 
 def test_offsets_may_be_left_out_or_be_in_another_unit(client):

@@ -38,8 +38,10 @@ def test_a_run_is_reported_with_metrics_samples_events_and_checkpoints(
 
     metrics = client.get(job["links"]["metrics"], params={"from_step": 2}).json()
     assert (metrics["job_id"], metrics["last_step"]) == (job_id, 2)
-    (row,) = metrics["rows"]
-    assert (row["step"], row["metrics"], row["timings"]) == (2, {"kl/sequence": 0.5}, {"rollout_s": 0.5})
+    assert [(one["key"], one["unit"], one["step"], one["value"]) for one in metrics["series"]] == [
+        ("kl/sequence", "nats/sequence", [2], [0.5]),
+        ("timings/rollout_s", "s", [2], [0.5]),
+    ]
 
     first = client.get(job["links"]["events"], params={"limit": 2}).json()
     rest = client.get(job["links"]["events"], params={"after": first["next_cursor"]}).json()
@@ -66,3 +68,54 @@ def test_a_failed_job_says_why(client: TestClient, store: SqlStore, spec: dict[s
     assert job["finished_at"] is not None
     expected = {"code": "nan_loss", "detail": "the loss was NaN", "hint": "lower the rate"}
     assert job["error"] == expected | {"step": 3, "log_tail": []}
+
+
+def linked(client: TestClient, url: str, **params: Any) -> list[dict[str, Any]]:
+    """Every item, by the Link headers."""
+    found: list[dict[str, Any]] = []
+    answer = client.get(url, params=params)
+    while True:
+        page = answer.json()
+        found += page["data"]
+        assert ("link" in answer.headers) == page["has_more"] == (page["next_cursor"] is not None)
+        if not page["has_more"]:
+            return found
+        answer = client.get(answer.headers["link"].partition(">")[0].lstrip("<"))
+
+
+def test_events_and_samples_page_by_page(client: TestClient, store: SqlStore, spec: dict[str, Any]) -> None:
+    job_id = create(client, spec)["id"]
+    attempt = claimed(store, job_id).attempt
+    for type_, level in (("checkpoint.created", "info"), ("checkpoint.corrupt", "warning"), ("x", "error")):
+        store.add_event(job_id, attempt, NewEvent(type=type_, message="m", level=level))
+    url = f"/v1/jobs/{job_id}/events"
+
+    def seqs(**params: Any) -> list[int]:
+        return [event["seq"] for event in linked(client, url, **params)]
+
+    assert seqs(limit=2) == [1, 2, 3, 4, 5]
+    assert seqs(limit=2, order="desc") == [5, 4, 3, 2, 1]
+    assert seqs(level="warning", limit=1) == [4, 5]
+    assert seqs(type="checkpoint.*", limit=1, order="desc") == [4, 3]
+    assert seqs(type="x", after=4) == [5]
+    for bad in ({"type": "%"}, {"type": "a*"}, {"level": "debug"}, {"order": "up"}, {"after": -1}):
+        assert client.get(url, params=bad).status_code == 422
+
+    data = {"reward": 1.0, "token_ids": [1], "token_kl": [0.5], "token_texts": ["a"]}
+    places = [(step, kind, i) for step in (1, 2, 10) for kind in ("eval", "rollout") for i in (0, 1)]
+    store.record_samples(
+        job_id,
+        attempt,
+        [Sample(step=s, kind=k, index=i, prompt="p", completion="c", data=data) for s, k, i in places],
+    )
+    url = f"/v1/jobs/{job_id}/samples"
+
+    def found(**params: Any) -> list[tuple[int, str, int]]:
+        return [(one["step"], one["kind"], one["index"]) for one in linked(client, url, **params)]
+
+    assert found(limit=5) == places
+    assert found(limit=5, order="desc") == places[::-1]
+    assert found(limit=1, kind="eval", step=2) == [(2, "eval", 0), (2, "eval", 1)]
+    assert client.get(url, params={"tokens": "false"}).json()["data"][0]["data"] == {"reward": 1.0}
+    for bad_cursor in ("1", "1.x.0", "99999999999.eval.0", "1.eval.4294967296"):
+        assert client.get(url, params={"after": bad_cursor}).json()["code"] == "invalid_cursor"

@@ -150,7 +150,7 @@ def test_pages_hold_every_job_once_newest_first(client: TestClient, spec: dict[s
 def test_a_limit_out_of_range_is_moved_inside(client: TestClient, spec: dict[str, Any]) -> None:
     for _ in range(3):
         create(client, spec)
-    for limit, size in ((-5, 1), (0, 1), (100_000, 3), (10**30, 3)):
+    for limit, size in ((-5, 1), (0, 1), (100_000, 3), (2**63 - 1, 3)):
         assert len(client.get("/v1/jobs", params={"limit": limit}).json()["data"]) == size
 
 

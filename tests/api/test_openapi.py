@@ -10,11 +10,13 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
-from api.examples import DIVERGENCES, JOB_PATCHES, JOBS, SCORES
+from api.examples import API_KEYS, DETOKENIZE, DIVERGENCES, JOB_PATCHES, JOBS, SCORES, TOKENIZE
+from api.schemas_api_keys import NewApiKey
 from api.schemas_divergences import DivergencesRequest
 from api.schemas_job_requests import JobPatch
 from api.schemas_jobs import PublicStatus
 from api.schemas_scores import ScoresRequest
+from api.schemas_tokenize import DetokenizeRequest, TokenizeRequest
 from api.version import VERSION
 from jobs.spec import JobSpec
 from jobs.states import Desired, Status, public_status
@@ -23,6 +25,17 @@ MODELS: dict[str, Any] = {
     "/v1/jobs": JobSpec,
     "/v1/scores": ScoresRequest,
     "/v1/divergences": DivergencesRequest,
+    "/v1/tokenize": TokenizeRequest,
+    "/v1/detokenize": DetokenizeRequest,
+    "/v1/api-keys": NewApiKey,
+}
+EXAMPLES = {
+    "/v1/jobs": JOBS,
+    "/v1/scores": SCORES,
+    "/v1/divergences": DIVERGENCES,
+    "/v1/api-keys": API_KEYS,
+    "/v1/tokenize": TOKENIZE,
+    "/v1/detokenize": DETOKENIZE,
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +57,7 @@ def test_every_operation_has_a_name_of_its_own_and_a_summary(app: FastAPI) -> No
 def test_every_body_has_examples_that_fit_it(app: FastAPI) -> None:
     for patch in JOB_PATCHES.values():
         JobPatch.model_validate_json(json.dumps(patch["value"]))
-    for path, part in (("/v1/jobs", JOBS), ("/v1/scores", SCORES), ("/v1/divergences", DIVERGENCES)):
+    for path, part in EXAMPLES.items():
         adapter = TypeAdapter(MODELS[path])
         for example in part.values():
             adapter.validate_json(json.dumps(example["value"]))
@@ -60,7 +73,7 @@ def test_every_problem_is_declared_as_one(app: FastAPI) -> None:
     for _, path, operation in operations(app):
         if not path.startswith("/v1"):
             continue
-        assert {"401", "403", "413", "422", "500", "503"} <= set(operation["responses"])
+        assert {"401", "403", "413", "422", "429", "500", "503"} <= set(operation["responses"])
         assert ("requestBody" in operation) == ("415" in operation["responses"]), path
         assert ("{" in path) == ("404" in operation["responses"]), path
         assert operation["security"], path
@@ -98,3 +111,11 @@ def test_the_version_is_that_of_the_project(client: TestClient) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert client.get("/version").json() == {"name": "kleash", "version": project["version"]}
     assert project["version"] == VERSION
+
+
+def test_the_lines_of_a_stream_are_described(app: FastAPI) -> None:
+    content = app.openapi()["paths"]["/v1/scores/stream"]["post"]["responses"]["200"]["content"]
+    assert content == {"application/jsonl": {"schema": {"$ref": "#/components/schemas/StreamLine"}}}
+    kinds = app.openapi()["components"]["schemas"]["StreamLine"]["anyOf"]
+    names = [kind["$ref"].rpartition("/")[2] for kind in kinds]
+    assert names == ["Score", "FailedScore", "ScoreSummary"]

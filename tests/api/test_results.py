@@ -100,6 +100,14 @@ def test_results_stream_as_far_as_they_are(
     write_shard(store, settings, job, 1, b'{"index":2}\n')
     store.finish(job.id, job.attempt, Status.SUCCEEDED, result={})
     assert results() == (b'{"index":0}\n{"index":1}\n{"index":2}\n', "true", "3")
+    whole = client.get(url)
+    known = whole.headers["etag"]
+    assert client.get(url, headers={"If-None-Match": known}).status_code == 304
+    rest = client.get(
+        url, headers={"Range": "bytes=20-", "If-Range": known}
+    )  # from the first shard into the second
+    assert (rest.status_code, rest.content) == (206, whole.content[20:])
+    assert client.head(url).headers["content-length"] == str(len(whole.content))
 
 
 def test_what_only_a_training_run_has_is_empty_or_refused(
@@ -108,7 +116,7 @@ def test_what_only_a_training_run_has_is_empty_or_refused(
     url = create(client, score)["links"]["self"]
     for part in ("checkpoints", "samples"):
         assert client.get(f"{url}/{part}").json()["data"] == []
-    assert client.get(f"{url}/metrics").json()["rows"] == []
+    assert client.get(f"{url}/metrics").json()["series"] == []
     refused = client.post("/v1/jobs", json=score | {"resume_from": f"job_{'0' * 32}@final"})
     assert refused.status_code == 422
     assert refused.json()["errors"][0]["pointer"] == "/resume_from"

@@ -17,7 +17,9 @@ from api.scorer import MAX_WAITING, HttpScorer
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable
 from jobs.scoring_wire import QUANTITIES, ModelSource, ScoreItem, ScoreRequest
 from tests import tiny_models
-from tests.api.byte_scorer import post, replying
+from tests.api.blocking_scorer import blocking
+from tests.api.byte_scorer import post, replying, stream
+from tests.api.offsets import HARD_TEXTS, assert_any_ids_hold, assert_offsets_hold
 
 PATIENCE_S = 60.0
 
@@ -50,7 +52,6 @@ def real_scorer(tmp_path, tiny):
             time.sleep(0.05)
         yield scorer
     finally:
-        scorer.close()
         process.kill()
         process.wait()
 
@@ -76,6 +77,22 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
                     assert tokens["kl"][t] > 0
         assert found["data"][1]["tokens"]["scored"].index(True) > 1
         assert found["numerics"]["weights_dtype"] == "float32"
+
+        *lines, last = stream(client, {"input": texts, "quantities": list(QUANTITIES), "numerics": "strict"})
+        sums = [line["sums"]["kl"] for line in sorted(lines, key=lambda line: line["index"])]
+        assert sums == pytest.approx([score["sums"]["kl"] for score in found["data"]], rel=1e-4)
+        assert last["complete"] is True
+        timing = client.post("/v1/scores", json={"input": "the cat"}).headers["server-timing"]
+        spent = dict(part.split(";dur=") for part in timing.split(", "))
+        assert list(spent) == ["resolve", "queue", "tokenize", "compute", "transfer", "serialize"]
+        assert float(spent["compute"]) > 0
+
+        for text in HARD_TEXTS:
+            assert_offsets_hold(client, text)
+        assert_any_ids_hold(client)
+        for model, code in ((str(tiny.root / "none"), "unknown_model"), ("tuned", None)):
+            tokens = client.post("/v1/tokenize", json={"model": model, "input": "the cat"}).json()
+            assert tokens.get("code") == code
 
         drift = post(client, {"input": texts, "attribution": True})["attribution"]
         assert drift["kl"] == pytest.approx(sum(score["sums"]["kl"] for score in found["data"]), rel=1e-5)
@@ -106,10 +123,37 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
         )
         assert post(client, {"input": "x" * 400}, 413)["code"] == "input_too_long"
         assert post(client, {"input": ["ab cd", "x" * 400]})["partial"] is True
+        check_models(client, found)
+
+
+def check_models(client, found):
+    """Every model is in memory; one that is given up comes back when it is asked for, or needed."""
+    seen = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+    assert {name: model["state"] for name, model in seen.items()} == {"base": "loaded", "tuned": "loaded"}
+    assert seen["base"]["tokenizer_sha256"] == found["tokenizer"]["sha256"]
+    assert (seen["base"]["vocab_size"], seen["base"]["dtype"]) == (377, "float32")
+    assert seen["tuned"]["bytes"] < seen["base"]["bytes"]
+
+    def until(name, state):
+        deadline = time.monotonic() + PATIENCE_S
+        while client.get(f"/v1/models/{name}").json()["state"] != state:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    assert client.post("/v1/models/base/unload").status_code == 202
+    until("base", "unloaded")
+    until("tuned", "unloaded")  # the pair that it was part of
+    assert client.post("/v1/models/base/load").status_code in (200, 202)
+    until("base", "loaded")
+    client.post("/v1/models/base/unload")  # and at once a request that needs it
+    again = post(client, {"input": ["the cat sat on the mat"]})
+    assert again["data"][0]["tokens"]["kl"][1:] == pytest.approx(
+        found["data"][0]["tokens"]["kl"][1:], rel=1e-5
+    )
 
 
 def test_requests_that_wait_for_scores_leave_threads_to_the_other_routes(client, scorer):
-    """As many as the API lets wait, each in a thread, and a route that needs one too."""
+    """As many as the API lets wait, and a route that needs a thread."""
     held, arrived = threading.Event(), threading.Semaphore(0)
 
     def answer(request):
@@ -151,9 +195,12 @@ def test_a_client_that_waits_in_many_places_leaves_some_to_the_others():
         source = ModelSource(path="a")
         return ScoreRequest(policy=source, reference=source, items=[ScoreItem(text="c")], client=client)
 
-    with Server(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(MAX_WAITING) as pool:
+    with (
+        Server(("127.0.0.1", 0), Handler) as server,
+        blocking(f"http://127.0.0.1:{server.server_port}") as scorer,
+        ThreadPoolExecutor(MAX_WAITING) as pool,
+    ):
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        scorer = HttpScorer(f"http://127.0.0.1:{server.server_port}")
         waiting = []
         for client, places in (("many", 32), ("other", 11), ("third", 4)):  # two thirds of 48, 16 and 5, up
             waiting += [pool.submit(scorer.score, by(client), timeout_s=PATIENCE_S) for _ in range(places)]
@@ -167,17 +214,15 @@ def test_a_client_that_waits_in_many_places_leaves_some_to_the_others():
         assert {type(future.exception(PATIENCE_S)) for future in waiting} == {DeadlineExceeded}
         with pytest.raises(DeadlineExceeded):  # a failed request has given its place back
             scorer.score(by("many"), timeout_s=PATIENCE_S)
-        scorer.close()
         server.shutdown()
 
 
 def test_a_scorer_that_is_not_there_is_unavailable(tmp_path):
     for url in (f"unix:{tmp_path}/nothing.sock", "http://127.0.0.1:9"):
-        scorer = HttpScorer(url)
         request = ScoreRequest(
             policy=ModelSource(path="a"), reference=ModelSource(path="b"), items=[ScoreItem(text="c")]
         )
-        assert scorer.ready() is False
-        with pytest.raises(ScorerUnavailable):
-            scorer.score(request, timeout_s=1.0)
-        scorer.close()
+        with blocking(url) as scorer:
+            assert scorer.ready() is False
+            with pytest.raises(ScorerUnavailable):
+                scorer.score(request, timeout_s=1.0)

@@ -1,14 +1,9 @@
 """A real server process: what only shows over sockets."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +12,7 @@ import pytest
 
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
-
-ROOT = Path(__file__).resolve().parents[2]
-MAX_BODY = 20_000
+from tests.api.serving import serving
 
 
 @pytest.fixture
@@ -27,37 +20,6 @@ def server(settings: Settings, store: SqlStore, tmp_path: Path) -> Iterator[tupl
     """Its URL and its log."""
     with serving(settings, tmp_path) as (url, log, _):
         yield url, log
-
-
-@contextmanager
-def serving(
-    settings: Settings, tmp_path: Path, *, command: Sequence[str] = ("-m", "api")
-) -> Iterator[tuple[str, Path, subprocess.Popen[bytes]]]:
-    """`python -m api` without broker and scorer; a test that ends it itself also waits for it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "KLEASH_DATABASE_URL": settings.database_url.get_secret_value(),
-        "KLEASH_BROKER_URL": f"redis+socket://{tmp_path}/nowhere.sock",
-        "KLEASH_SCORER_URL": f"unix:{tmp_path}/nowhere.sock",
-        "KLEASH_DATA": str(tmp_path / "data"),
-        "KLEASH_MODELS_FILE": str(settings.models_file),
-        "KLEASH_PORT": str(port),
-        "KLEASH_UNSAFE_NO_AUTH": "true",
-        "KLEASH_MAX_BODY_BYTES": str(MAX_BODY),
-    }
-    log = tmp_path / "api.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=output)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_up(url, process)
-        yield url, log, process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            assert process.wait(30) == -signal.SIGTERM  # uvicorn ends in order, then by the signal itself
 
 
 def test_a_connection_that_was_accepted_is_answered_through_a_shutdown(
@@ -80,17 +42,6 @@ def test_a_connection_that_was_accepted_is_answered_through_a_shutdown(
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         process.kill()
         process.wait()
-
-
-def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx2.get(f"{url}/health")
-            return
-        except httpx2.TransportError:
-            time.sleep(0.05)
-    raise AssertionError("the server did not come up")
 
 
 def test_over_sockets(server: tuple[str, Path], spec: dict[str, Any]) -> None:

@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from api.scorer import HttpScorer
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.scoring_wire import ItemError, ModelSource, ScoreItem, ScoreReply, ScoreRequest, encode_reply
 from jobs.settings import Settings
+from tests.api.blocking_scorer import blocking
 
 PATIENCE_S = 30.0
 NOWHERE = "http://127.0.0.1:9"
@@ -90,21 +90,12 @@ def two():
         yield one, other
 
 
-@contextmanager
-def scorer_of(*urls):
-    scorer = HttpScorer(*urls)
-    try:
-        yield scorer
-    finally:
-        scorer.close()
-
-
 def who(reply):
     return reply.items[0].code
 
 
 def test_a_pair_stays_with_one_scorer_and_pairs_are_spread(two):
-    with scorer_of(*(one.name for one in two)) as scorer:
+    with blocking(*(one.name for one in two)) as scorer:
         homes = [{who(scorer.score(request(pair), timeout_s=9)) for _ in range(3)} for pair in range(16)]
     assert all(len(home) == 1 for home in homes)
     assert set.union(*homes) == {one.name for one in two}  # by chance the same for all: 2^-15
@@ -112,7 +103,7 @@ def test_a_pair_stays_with_one_scorer_and_pairs_are_spread(two):
 
 def test_the_home_of_a_pair_does_not_depend_on_the_order_of_the_urls(two):
     urls = [one.name for one in two]
-    with scorer_of(*urls) as ahead, scorer_of(*reversed(urls)) as back:
+    with blocking(*urls) as ahead, blocking(*reversed(urls)) as back:
         for pair in range(8):
             asked = request(pair)
             assert who(ahead.score(asked, timeout_s=9)) == who(back.score(asked, timeout_s=9))
@@ -121,7 +112,7 @@ def test_the_home_of_a_pair_does_not_depend_on_the_order_of_the_urls(two):
 def test_requests_at_once_go_where_fewest_are_in_flight(two):
     for one in two:
         one.may_answer.clear()
-    with scorer_of(*(one.name for one in two)) as scorer, ThreadPoolExecutor(8) as pool:
+    with blocking(*(one.name for one in two)) as scorer, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(scorer.score, request(), timeout_s=PATIENCE_S) for _ in range(8)]
         for one in two:
             one.may_answer.set()
@@ -132,7 +123,7 @@ def test_requests_at_once_go_where_fewest_are_in_flight(two):
 
 @pytest.mark.parametrize("behaviour", ["breaks", "drains", "is full"])
 def test_what_one_scorer_cannot_take_the_other_gets(two, behaviour):
-    with scorer_of(*(one.name for one in two)) as scorer:
+    with blocking(*(one.name for one in two)) as scorer:
         for pair in range(6):
             ailing, well = two if pair % 2 else reversed(two)
             ailing.behaviour, well.behaviour = behaviour, "answers"
@@ -142,18 +133,18 @@ def test_what_one_scorer_cannot_take_the_other_gets(two, behaviour):
 
 def test_a_scorer_that_is_not_there_is_not_asked_again_at_once(two):
     one, _ = two
-    with scorer_of(NOWHERE, one.name) as scorer:
+    with blocking(NOWHERE, one.name) as scorer:
         for pair in range(6):
             assert who(scorer.score(request(pair), timeout_s=9)) == one.name
         assert scorer.ready() is True
-        assert scorer._endpoints[0].shunned_until > 0
+        assert scorer.asked._endpoints[0].shunned_until > 0
 
 
 @pytest.mark.parametrize(("behaviour", "error"), [("refuses", ScoringRefused), ("is late", DeadlineExceeded)])
 def test_an_answer_that_another_scorer_would_give_too_is_not_asked_for_twice(two, behaviour, error):
     for one in two:
         one.behaviour = behaviour
-    with scorer_of(*(one.name for one in two)) as scorer, pytest.raises(error):
+    with blocking(*(one.name for one in two)) as scorer, pytest.raises(error):
         scorer.score(request(), timeout_s=9)
     assert sum(one.posts for one in two) == 1
 
@@ -163,14 +154,14 @@ def test_a_request_that_breaks_two_scorers_spares_the_third(two):
         everyone = (*two, third)
         for one in everyone:
             one.behaviour = "breaks"
-        with scorer_of(*(one.name for one in everyone)) as scorer, pytest.raises(ScorerUnavailable):
+        with blocking(*(one.name for one in everyone)) as scorer, pytest.raises(ScorerUnavailable):
             scorer.score(request(), timeout_s=9)
         assert sum(one.posts for one in everyone) == 2
 
 
 def test_when_all_are_full_or_gone_the_client_may_come_back_to_the_full_one(two):
     two[0].behaviour, two[1].behaviour = "is full", "drains"
-    with scorer_of(*(one.name for one in two), NOWHERE) as scorer:
+    with blocking(*(one.name for one in two), NOWHERE) as scorer:
         with pytest.raises(ScorerOverloaded) as refused:
             scorer.score(request(), timeout_s=9)
         assert refused.value.retry_after_s == 7

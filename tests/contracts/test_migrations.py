@@ -27,9 +27,9 @@ def test_the_migrated_schema_is_the_declared_one(database: SqlStore) -> None:
 
 
 def test_an_upgrade_of_the_newest_schema_changes_nothing(clean: SqlStore) -> None:
-    clean.create_key("id", "hash", "name")
+    clean.create_key("id", "hash", keys.Grant(owner="o", name="n", scopes=frozenset({"score"})))
     upgrade(clean.engine.url.render_as_string(hide_password=False))
-    assert clean.key_secret_sha256("id") == "hash"
+    assert clean.key_in_force("id") == ("hash", "o", {"score"}, None)
 
 
 def test_a_stack_that_starts_three_times_at_once_has_one_schema_and_one_key(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobs.errors import LeaseLost, StoreUnavailable
+from jobs.errors import LeaseLost, QuotaExceeded, StoreUnavailable
 from jobs.schema import jobs
 from jobs.spec import NewEvent
 from jobs.sql_store import SqlStore
@@ -122,3 +122,61 @@ def test_a_writer_does_not_wait_for_ever(store: SqlStore) -> None:
             hasty.request("job_1", Action.CANCEL)
     assert hasty.request("job_1", Action.CANCEL).done
     hasty.close()
+
+
+def test_creates_at_once_do_not_exceed_the_owners_quota(store: SqlStore) -> None:
+    create(store, "job_paused")
+    store.request("job_paused", Action.PAUSE)  # counts: else pausing would make room for ever more
+
+    def ask(n: int) -> bool:
+        try:
+            store.create_job(f"job_{n}", "me", SPEC, {}, queued_limit=6)
+        except QuotaExceeded:
+            return False
+        return True
+
+    assert sum(together(ask, 24)) == 5
+    assert store.create_job("job_of_another", "you", SPEC, {}, queued_limit=6).job.owner == "you"
+    queued = next(job.id for job in store.list_jobs(owner="me") if job.status is Status.QUEUED)
+    claimed = claim(store, queued)  # what runs no longer waits
+    assert claimed.public_status == "running"
+    assert ask(24)
+    assert not ask(25)
+
+
+def test_a_create_over_the_quota_leaves_its_idempotency_key_free(store: SqlStore) -> None:
+    create(store, queued_limit=1)
+    repeat = {"idempotency_key": "k", "request_sha256": "a", "queued_limit": 1}
+    with pytest.raises(QuotaExceeded):
+        create(store, "job_2", **repeat)
+    store.request("job_1", Action.CANCEL)
+    assert create(store, "job_2", **repeat).id == "job_2"
+    assert (
+        create(store, "job_3", **repeat).id == "job_2"
+    )  # a repeat makes nothing, so it is no quota's matter
+
+
+def test_an_owner_with_a_limit_has_so_many_jobs_sent_or_running(store: SqlStore, clock: Any) -> None:
+    for n, priority in enumerate([1, 1, 9, 1]):
+        spec = SPEC.model_copy(update={"priority": priority})
+        store.create_job(f"job_{n}", "me", spec, {})
+        store.create_job(f"other_{n}", f"owner_{n}", SPEC, {})
+        clock.time += 1
+
+    def sendable() -> list[str]:
+        found = store.undispatched(resend_after_s=60, running_limit=2)
+        return [job.id for job in found if job.owner == "me"]
+
+    assert sendable() == ["job_2", "job_0"]  # the highest priority, and of the others the oldest
+    assert len(store.undispatched(resend_after_s=60, running_limit=2)) == 2 + 4  # every other owner's one
+    assert len(store.undispatched(resend_after_s=60)) == 8
+    store.mark_dispatched("job_2", 1)
+    assert sendable() == ["job_0"]
+    store.mark_dispatched("job_0", 1)
+    assert sendable() == []
+    running = claim(store, "job_2")
+    assert sendable() == []
+    clock.time += 61  # a message that nobody took is sent again: it holds its place
+    assert sendable() == ["job_0"]
+    store.finish("job_2", running.attempt, Status.SUCCEEDED)
+    assert sendable() == ["job_0", "job_1"]

@@ -6,10 +6,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
 from jobs.errors import CheckpointGone, IdempotencyKeyReused, JobNotFound
-from jobs.schema import api_keys
 from jobs.spec import JOB_SPEC, NewEvent
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
@@ -255,15 +253,6 @@ def test_idempotency_keys_belong_to_their_owner_and_their_request(store: SqlStor
     with pytest.raises(IdempotencyKeyReused):
         store.find_replay("me", "k", "b")
     assert [job.id for job in store.list_jobs()] == ["job_4", "job_1"]
-
-
-def test_keys(store: SqlStore) -> None:
-    store.create_key("id", "hash", "name")
-    assert store.key_secret_sha256("id") == "hash"
-    assert store.key_secret_sha256("other") is None
-    with store.writing() as connection:
-        connection.execute(update(api_keys).values(revoked_at=1.0))
-    assert store.key_secret_sha256("id") is None
 
 
 def test_the_database_clock_runs(clean: SqlStore) -> None:

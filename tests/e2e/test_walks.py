@@ -146,7 +146,7 @@ def test_the_exported_checkpoint_says_what_our_policy_says(job: dict[str, Any]) 
 
 
 def test_the_job_reported_on_itself(client: Client, job: dict[str, Any]) -> None:
-    rows = client.jobs.metrics(job["id"])["rows"]
+    rows = client.jobs.metric_rows(job["id"])
     assert [row["step"] for row in rows] == [1, 2]
     first, second = (row["metrics"] for row in rows)
     assert first["kl/sequence"] == 0.0  # the adapter starts as nothing: the policy is its reference

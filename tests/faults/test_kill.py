@@ -59,7 +59,7 @@ def outcome(client: Client, job_id: str) -> tuple[str, list[Any], Any]:
     """sha256 of the final weights, metric lines, evaluation: what must not depend on being killed."""
     job = client.jobs.wait(job_id)
     assert job["status"] == "succeeded", job["error"]
-    rows = client.jobs.metrics(job_id)["rows"]
+    rows = client.jobs.metric_rows(job_id)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))  # unique and contiguous
     weights = Path(job["result"]["path"], "adapter_model.safetensors").read_bytes()
     metrics = [row["metrics"] for row in rows]

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from jobs.faults import ROOMS, ROOT, names, names_in, parse
+from tests.faults.points.keys import kill_keys
 from tests.faults.points.lone import kill_files, kill_migrate
 from tests.faults.points.stack import run
+from tests.faults.points.uploads import kill_uploads
 
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 EFFECTS = {"commit", "begin", "fsync", "fdatasync", "publish", "send_task", "heartbeat"}
@@ -199,6 +201,14 @@ def test_a_published_folder_is_whole_whenever_the_process_dies(tmp_path: Path) -
 
 def test_a_first_key_survives_a_death_between_file_and_row(tmp_path: Path) -> None:
     assert list(kill_migrate(tmp_path, ["link.key.after"])) == []
+
+
+def test_a_revocation_survives_a_death_before_its_answer(tmp_path: Path) -> None:
+    assert list(kill_keys(tmp_path, ["commit.revoke_key.after"])) == []
+
+
+def test_a_file_is_gone_or_whole_whenever_the_process_dies(tmp_path: Path) -> None:
+    assert list(kill_uploads(tmp_path, ["commit.delete_file.after"])) == []
 
 
 def test_api_pool_child_and_training_child_die_once_each_and_the_jobs_end_alike(

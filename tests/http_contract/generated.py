@@ -17,10 +17,13 @@ from typing import Any
 
 from tests.http_contract.served import Served, served
 
-SEMANTIC = ("scores_create", "jobs_create", "jobs_change", "divergences_create")
+SEMANTIC = (
+    *("scores_create", "scores_stream", "tokens_decode"),
+    *("jobs_create", "jobs_change", "divergences_create", "api_keys_create", "files_create"),
+)
 ROLES = ("owner", "stranger", "nobody")
 EXAMPLES = 40  # for each operation in a run
-ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "413", "429", "503"]
+ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "413", "416", "429", "503"]
 
 
 def config(server: Served, role: str) -> str:
@@ -50,7 +53,8 @@ def run(server: Served, role: str, *, seed: int, folder: Path) -> dict[str, Any]
     command = [
         *(sys.executable, "-W", "ignore", "-m", "schemathesis.cli"),
         *("--config-file", str(folder / "schemathesis.toml"), "run", f"{server.url}/openapi.json"),
-        *("--checks", "all", "--seed", str(seed), "--max-examples", str(EXAMPLES)),
+        *("--checks", "all", "--exclude-checks", "use_after_free"),  # deleted_stays_deleted instead
+        *("--seed", str(seed), "--max-examples", str(EXAMPLES)),
         *("--report", "json", "--report-json-path", str(report), "--continue-on-failure"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from api.problems import MAX_BYTES
@@ -24,7 +24,14 @@ CANARY = b"canary-7f3a"
 PAUSE_S, PATIENCE_S = 0.3, 20.0
 SCORES = {"input": [{"prompt": "a", "completion": "bc"}, "two"], "reward": [1, 2], "beta": 0.1}
 DIVERGENCES = {"policy_logprobs": [-1.0, -0.5], "reference_logprobs": [-1.5, -0.25]}
-BODIES = {"/v1/jobs": (PPO, SCORE), "/v1/scores": (SCORES,), "/v1/divergences": (DIVERGENCES,)}
+BODIES: dict[str, tuple[dict[str, Any], ...]] = {
+    "/v1/jobs": (PPO, SCORE),
+    "/v1/scores": (SCORES,),
+    "/v1/scores/stream": (SCORES,),
+    "/v1/tokenize": ({"input": ["ab", "日本"], "offsets": "utf16"},),
+    "/v1/detokenize": ({"input": [[97, 98], [230]], "offsets": "codepoint"},),
+    "/v1/divergences": (DIVERGENCES,),
+}
 VALUES = (
     *(
         b"NaN",

@@ -11,21 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from pydantic import SecretStr
 
 from api import request_log
-from api.__main__ import SettlingServer
+from api.__main__ import SettlingServer, server_config
 from api.app import create_app
+from api.services.files import FileService
 from jobs import keys
+from jobs.residents import Residents
 from jobs.schema import metadata
-from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ItemError, ItemScores, ModelSource, ScoreItem, ScoreReply, ScoreRequest
 from jobs.settings import Settings
 from jobs.spec import JOB_SPEC, JobFailure, NewShard, Sample
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
 from jobs.system import SystemRng
-from tests.api.byte_scorer import byte_scores
+from jobs.tokenizing_wire import TokenizeReply, TokenizeRequest
+from jobs.upload_folder import UploadFolder
+from tests.api.byte_scorer import byte_scores, byte_tokens
 
 PPO = {
     "config": {
@@ -53,7 +56,17 @@ class ByteScorer:
     def ready(self) -> bool:
         return True
 
-    def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
+    def residents(self) -> list[Residents]:
+        return [Residents(models=[])]
+
+    def load(self, source: ModelSource) -> None: ...
+
+    def unload(self, source: ModelSource) -> None: ...
+
+    async def tokenize(self, request: TokenizeRequest, *, timeout_s: float) -> TokenizeReply:
+        return byte_tokens(request)
+
+    async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
         items = [_scored(item, request) for item in request.items]
         return ScoreReply(items=items, tokenizer_sha256="ab" * 32, vocab_size=256, weights_dtype="float32")
 
@@ -123,6 +136,13 @@ def _score(store: SqlStore, artifacts: Path, job_id: str, attempt: int) -> None:
     store.finish(job_id, attempt, Status.SUCCEEDED, result={})
 
 
+def _file(store: SqlStore, uploads: Path, owner: str) -> str:
+    service = FileService(store, UploadFolder(uploads), owner_may_have=1000)
+    arrival = service.begin(owner, name="prompts.jsonl", purpose="prompts", declared_bytes=0)
+    arrival.take(b'"Once upon a time"')
+    return arrival.finish(None).file.id
+
+
 def main() -> int:
     """Serve until SIGTERM."""
     request_log.configure()
@@ -140,19 +160,19 @@ def main() -> int:
             models_file=here / "models.json",
             model_roots=[here / "roots"],
             dispatch_every_s=3600,
+            requests_per_minute=0,
+            queued_jobs_per_owner=0,
         )
         store = SqlStore(settings.database_url.get_secret_value())
         metadata.create_all(store.engine)
         roles = {role: keys.new_key(SystemRng()) for role in ("owner", "stranger")}
         for role, key in roles.items():
-            store.create_key(key.id, key.secret_sha256, role)
+            grant = keys.Grant(owner=key.id, name=role, scopes=keys.ALL_SCOPES)
+            store.create_key(key.id, key.secret_sha256, grant)
         ids = populate(store, settings.artifacts, roles["owner"].id)
+        ids |= {"file_id": [_file(store, settings.uploads, roles["owner"].id)], "model_id": ["base"]}
         app = create_app(settings, store=store, broker=Nowhere(), scorer=ByteScorer())
-        server = SettlingServer(
-            uvicorn.Config(
-                app, host="127.0.0.1", port=0, log_config=None, log_level="error", access_log=False
-            )
-        )
+        server = SettlingServer(server_config(app, settings, host="127.0.0.1", port=0, log_level="error"))
         server.config.load()
         socket = server.config.bind_socket()
         url = f"http://127.0.0.1:{socket.getsockname()[1]}"

@@ -13,8 +13,9 @@ from jobs.system import SystemRng
 
 def test_only_the_issued_key_passes(store: SqlStore) -> None:
     mine, other = keys.new_key(SystemRng()), keys.new_key(SystemRng())
-    store.create_key(mine.id, mine.secret_sha256, "mine")
-    assert keys.verify(store, str(mine)) == mine.id
+    grant = keys.Grant(owner="me", name="mine", scopes=frozenset({"score"}))
+    store.create_key(mine.id, mine.secret_sha256, grant)
+    assert keys.verify(store, str(mine)) == (mine.secret_sha256, "me", {"score"}, None)
     assert keys.verify(store, str(other)) is None
     assert keys.verify(store, str(mine._replace(secret=other.secret))) is None
     assert keys.verify(store, str(other._replace(secret=mine.secret))) is None

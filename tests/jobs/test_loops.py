@@ -78,6 +78,20 @@ def test_each_queued_job_is_sent_once(store: SqlStore) -> None:
     assert broker.sent[2:] == [("job_1", 2, "cpu")]
 
 
+def test_an_owner_at_its_limit_waits_for_a_job_of_its_own_to_end(store: SqlStore) -> None:
+    broker = SwitchedBroker()
+    dispatcher = Dispatcher(store, broker, SETTINGS.model_copy(update={"running_jobs_per_owner": 1}))
+    create(store, "job_1")
+    create(store, "job_2")
+    assert [dispatcher.run_once(), dispatcher.run_once()] == [1, 0]
+    job = store.claim("job_1", 1, worker="w", lease_s=30)
+    assert job is not None
+    assert dispatcher.run_once() == 0
+    store.finish("job_1", job.attempt, Status.SUCCEEDED)
+    assert dispatcher.run_once() == 1
+    assert broker.sent == [("job_1", 1, "cpu"), ("job_2", 1, "cpu")]
+
+
 def test_jobs_wait_in_their_rows_while_the_broker_is_down(store: SqlStore) -> None:
     broker = SwitchedBroker(up=False)
     create(store, "job_1")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.config.ppo import PPOConfig
-from rlhf_core.metric_names import ALIASES, MEANINGS
+from rlhf_core.metric_names import ALIASES, MEANINGS, UNITS
 from rlhf_core.policies import new_policy
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
@@ -40,6 +40,12 @@ def reported(tiny_model: Path) -> set[str]:
         gold=make_reward(options.evaluation.gold_reward),
     )
     return {name for step in steps for name in step.metrics}
+
+
+def test_units_are_those_of_described_metrics() -> None:
+    assert set(UNITS) <= set(MEANINGS)
+    per_sequence = {name for name, meaning in MEANINGS.items() if "nats per sequence" in meaning}
+    assert per_sequence <= {name for name, unit in UNITS.items() if unit == "nats/sequence"}
 
 
 def test_every_metric_of_a_run_is_described(reported: set[str]) -> None:

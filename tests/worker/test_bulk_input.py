@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from jobs.bulk import BulkItem, ScoreConfig
-from worker.bulk_input import (
-    MAX_LINE_BYTES,
-    BadLine,
-    Cursor,
-    Line,
-    Reader,
-    count_items,
-    open_input,
-    parse_line,
-)
+from jobs.lines import MAX_LINE_BYTES, BadLine, parse_line
+from worker.bulk_input import Cursor, Line, Reader, count_items, open_input
 from worker.failures import DatasetError
 
 LINES = st.lists(
@@ -157,3 +149,12 @@ def test_what_was_read_may_not_change(content: bytes) -> None:
     (window, _) = windows(b'"a"\n"b"\n', 1)
     with pytest.raises(DatasetError, match="changed"):
         windows(content, 1, cursor=window.end)
+
+
+def test_an_upload_must_be_what_it_was() -> None:
+    content = b'"a"\n\n"b"'
+    sha256 = hashlib.sha256(content).hexdigest()
+    file = io.BytesIO(content)
+    assert (count_items(file, sha256), file.tell()) == (2, 0)
+    with pytest.raises(DatasetError, match="is not what was uploaded"):
+        count_items(io.BytesIO(content + b"\n"), sha256)

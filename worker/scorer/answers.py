@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreRequest, TopTerms
+from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest, TopTerms
 from rlhf_core.errors import UnusableInput
 from rlhf_core.scoring import ScoredText
 from rlhf_core.tokenization import TokenizedText, tokenize_item
 from rlhf_core.vocabulary import alone
 from worker.scorer.pairs import LoadedPair
-from worker.scorer.tickets import Ticket, TimedReply
+from worker.scorer.tickets import Ticket
 
 
 def tokenized(pair: LoadedPair, item: ScoreItem) -> TokenizedText | ItemError:
@@ -64,15 +64,13 @@ def top_pieces(tokenizer: Any, answers: Iterable[ItemScores | ItemError]) -> dic
     return dict(zip(ids.tolist(), alone(tokenizer, ids), strict=True))
 
 
-def timed_reply(ticket: Ticket, pair: LoadedPair, *, queue_s: float) -> TimedReply:
+def timed_reply(ticket: Ticket, pair: LoadedPair, spent: dict[str, float]) -> ScoreReply:
     """The reply to a request whose items all have an answer."""
-    return TimedReply(
+    return ScoreReply(
         items=[ticket.answers[item] for item in range(len(ticket.request.items))],
         tokenizer_sha256=pair.models.tokenizer_sha256,
         vocab_size=pair.capacity.vocab_size,
         weights_dtype=pair.models.weights_dtype,
         pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),
-        queue_s=queue_s,
-        tokenize_s=ticket.tokenize_s,
-        compute_s=ticket.compute_s,
+        spent=spent,
     )

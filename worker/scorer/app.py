@@ -1,4 +1,5 @@
-"""The scorer over HTTP, for the API: POST /score, GET /ready, GET /health; for a worker: POST /sleep, POST /wake.
+"""The scorer over HTTP, for the API: POST /score, /tokenize, /load, /unload, GET /models, /ready, /health; for a
+worker: POST /sleep, /wake.
 
 Answers are binary (jobs/scoring_wire.py) and say in Server-Timing where the time went; refusals are JSON
 `{"code", "detail", "context"}`.
@@ -6,18 +7,23 @@ Answers are binary (jobs/scoring_wire.py) and say in Server-Timing where the tim
 
 import asyncio
 import threading
+from concurrent.futures import Future
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, fail_after
+from anyio.to_thread import run_sync
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import MEDIA_TYPE, ScoreRequest, encode_reply
+from jobs.residents import Residents
+from jobs.scoring_wire import MEDIA_TYPE, ModelSource, ScoreReply, ScoreRequest, encode_reply
+from jobs.tokenizing_wire import TokenizeRequest, encode_tokens
 from rlhf_core.kernels import scores as kernels
 from worker.scorer.batcher import Batcher, ScorerDraining
 from worker.scorer.sources import AllowedSources
-from worker.scorer.tickets import TimedReply
+from worker.scorer.tokens import Tokenizers
 
 MAX_SLEEP_S = 3600.0  # whoever wants more asks again
 STATUS = {"input_too_long": 413}  # other refusals are 422
@@ -34,10 +40,25 @@ def create_app(
         parsed = ScoreRequest.model_validate_json(await request.body())
         pair = sources.weights(parsed.policy), sources.weights(parsed.reference)
         timeout_s = min(timeout_s, max_timeout_s)
-        answer = asyncio.wrap_future(batcher.submit(parsed, pair, timeout_s=timeout_s))
-        reply = await _while_wanted(request, answer, timeout_s=timeout_s)
+        waiting = batcher.submit(parsed, pair, timeout_s=timeout_s)
+        reply = await _while_wanted(request, batcher, waiting, timeout_s=timeout_s)
         headers = {"Server-Timing": _server_timing(reply)}
         return Response(encode_reply(reply), media_type=MEDIA_TYPE, headers=headers)
+
+    tokenizers, one_at_a_time = Tokenizers(), CapacityLimiter(1)  # it shares the models' cores
+
+    @app.post("/tokenize")
+    async def tokenize(
+        request: Request, timeout_s: Annotated[float, Header(gt=0)] = max_timeout_s
+    ) -> Response:
+        parsed = TokenizeRequest.model_validate_json(await request.body())
+        source = sources.weights(parsed.model)
+        try:
+            with fail_after(min(timeout_s, max_timeout_s)):
+                reply = await run_sync(tokenizers.answer, parsed, source, limiter=one_at_a_time)
+        except TimeoutError:
+            raise DeadlineExceeded("not tokenised in time") from None
+        return Response(encode_tokens(reply), media_type=MEDIA_TYPE)
 
     @app.get("/ready")
     async def is_ready() -> Response:
@@ -57,6 +78,24 @@ def create_app(
     def wake(who: str) -> None:
         batcher.rest.wake(who)
 
+    @app.get("/models")
+    async def models() -> dict[str, Any]:
+        return Residents(models=batcher.residence.models()).model_dump()
+
+    @app.post("/load", status_code=202)
+    async def load(request: Request) -> None:
+        await wish(request, loaded=True)
+
+    @app.post("/unload", status_code=202)
+    async def unload(request: Request) -> None:
+        await wish(request, loaded=False)
+
+    async def wish(request: Request, *, loaded: bool) -> None:
+        source = sources.weights(ModelSource.model_validate_json(await request.body()))
+        if batcher.closed:
+            raise ScorerDraining("the scorer is shutting down")
+        batcher.residence.wish(source, loaded=loaded)
+
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "kernels": kernels.status(), **batcher.stats().document()}
@@ -67,16 +106,19 @@ def create_app(
 
 
 async def _while_wanted(
-    request: Request, answer: asyncio.Future[TimedReply], *, timeout_s: float
-) -> TimedReply:
+    request: Request, batcher: Batcher, waiting: Future[ScoreReply], *, timeout_s: float
+) -> ScoreReply:
     """The answer, unless the client leaves or the time is up first; then the request is given up."""
+    answer = asyncio.wrap_future(waiting)
     gone = asyncio.create_task(_disconnected(request))
     try:
         either: set[asyncio.Future[Any]] = {answer, gone}
         await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        raise DeadlineExceeded("not scored in time, or nobody waits for the answer")
+        if gone.done():
+            raise DeadlineExceeded("nobody waits for the answer")
+        raise batcher.expire(waiting)
     finally:
         answer.cancel()
         gone.cancel()
@@ -87,9 +129,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _server_timing(reply: TimedReply) -> str:
-    spent = {"queue": reply.queue_s, "tokenize": reply.tokenize_s, "compute": reply.compute_s}
-    return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in spent.items())
+def _server_timing(reply: ScoreReply) -> str:
+    return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in reply.spent.items())
 
 
 async def _known(request: Request, error: Exception) -> Response:
@@ -103,7 +144,7 @@ async def _known(request: Request, error: Exception) -> Response:
     if isinstance(error, ScorerUnavailable):
         return _refusal(503, "unavailable", str(error))
     assert isinstance(error, DeadlineExceeded)
-    return _refusal(504, "deadline_exceeded", str(error))
+    return _refusal(504, "deadline_exceeded", str(error), error.spent)
 
 
 async def _malformed(request: Request, error: Exception) -> Response:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerUnavailable
-from jobs.scoring_wire import ItemError, ScoreRequest
+from jobs.scoring_wire import ItemError, ScoreReply, ScoreRequest
 from rlhf_core.batches import next_batch
 from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText
@@ -26,9 +26,10 @@ from worker.scorer.failures import failure_of
 from worker.scorer.memory import device_is_lost, score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
 from worker.scorer.queue import FairQueue
+from worker.scorer.residence import Residence
 from worker.scorer.rest import Rest, ScorerAsleep
 from worker.scorer.stats import Stats, Totals
-from worker.scorer.tickets import BatchKey, Fingerprint, Ticket, TimedReply, estimate_tokens, fair_order
+from worker.scorer.tickets import BatchKey, Fingerprint, Ticket, estimate_tokens, fair_order
 from worker.scorer.warmup import warmup_batches
 
 WINDOW = 8  # batches' worth of a client's tokens from which a batch is chosen
@@ -63,6 +64,7 @@ class Batcher:
             load=self.preload,
             clock=clock,
         )
+        self.residence = Residence(pairs, self._changed, self.rest, load=self.preload)
         self._next_load = clock()  # when another pair may be loaded while those in memory have work
 
     @property
@@ -70,7 +72,7 @@ class Batcher:
         """True once it takes no more requests."""
         return self._closed
 
-    def submit(self, request: ScoreRequest, pair: PairKey, *, timeout_s: float = 60.0) -> Future[TimedReply]:
+    def submit(self, request: ScoreRequest, pair: PairKey, *, timeout_s: float = 60.0) -> Future[ScoreReply]:
         """Queue a request; cancelling the future, or the end of its time, gives it up.
 
         Raises:
@@ -90,6 +92,15 @@ class Batcher:
             self._queue.admit(ticket, tokens_per_s=self._totals.tokens_per_s)
             self._changed.notify_all()
         return ticket.future
+
+    def expire(self, future: Future[ScoreReply]) -> DeadlineExceeded:
+        """Give up a request whose time is over; the error says where it went."""
+        with self._changed:
+            now = self._clock()
+            mine = self._queue.remove(lambda ticket: ticket.future is future)
+            self._totals.expired_requests += len(mine)
+            future.cancel()
+        return _too_late(mine[0], now) if mine else _already(future)
 
     def stats(self) -> Stats:
         """The queue now and counters since the start, for /health."""
@@ -115,10 +126,12 @@ class Batcher:
         """Score until closed and the queue is empty. Raises what a GPU did not survive."""
         while True:
             with self._changed:
-                while self._idle() and not self._closed and not self.rest.due:
+                while self._idle() and not (self._closed or self.rest.due or self.residence.due):
                     self._changed.wait(self.rest.wait_s)
                 idle = self._idle()
-            if not idle:
+            if self.residence.due and not self._closed:
+                self.residence.act()
+            elif not idle:
                 self.step()
             elif self._closed:
                 return
@@ -200,7 +213,9 @@ class Batcher:
             return
         with self._failing(concerned):
             top_k = max(ticket.request.top_k for ticket in concerned)
-            started = time.perf_counter()
+            started, began = time.perf_counter(), self._clock()
+            for ticket in concerned:
+                ticket.computing_since = began
             scores = self._score_texts(
                 pair, list(batch.values()), temperature=leader.key.temperature, top_k=top_k
             )
@@ -209,7 +224,7 @@ class Batcher:
                 lengths = [len(text.ids) for text in batch.values()]
                 self._totals.count_batch(lengths, pair.capacity.packed_tokens, elapsed)
                 for ticket in concerned:
-                    ticket.compute_s += elapsed
+                    ticket.compute_s, ticket.computing_since = ticket.compute_s + elapsed, None
                 for fingerprint, scored in zip(batch, scores, strict=True):
                     self._hand_out(concerned, fingerprint, scored)
 
@@ -281,11 +296,11 @@ class Batcher:
             ]
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
-        queue_s = self._clock() - ticket.submitted - ticket.tokenize_s - ticket.compute_s
-        reply = timed_reply(ticket, pair, queue_s=queue_s)
+        spent = ticket.spent(self._clock())
+        reply = timed_reply(ticket, pair, spent)
         with self._changed:  # only now: an error above must still find whom it fails
             self._queue.remove(lambda other: other is ticket)
-            self._totals.queue_s += queue_s
+            self._totals.queue_s += spent["queue"]
         if not ticket.future.done() and ticket.future.set_running_or_notify_cancel():
             ticket.future.set_result(reply)
 
@@ -304,13 +319,26 @@ class Batcher:
         """Take out what nobody waits for: no work is done for it. The lock must be held."""
         gone = self._queue.remove(lambda ticket: ticket.future.cancelled())
         self._totals.abandoned_requests += len(gone)
-        now, late = self._clock(), DeadlineExceeded("not scored in time")
-        self._totals.expired_requests += self._fail(lambda ticket: ticket.deadline <= now, late)
+        now = self._clock()
+        self._totals.expired_requests += self._fail(
+            lambda ticket: ticket.deadline <= now, lambda ticket: _too_late(ticket, now)
+        )
 
-    def _fail(self, condemned: Callable[[Ticket], bool], failure: JobError) -> int:
+    def _fail(
+        self, condemned: Callable[[Ticket], bool], failure: JobError | Callable[[Ticket], JobError]
+    ) -> int:
         with self._changed:
             tickets = self._queue.remove(condemned)
         for ticket in tickets:
             if ticket.future.set_running_or_notify_cancel():
-                ticket.future.set_exception(failure)
+                ticket.future.set_exception(failure if isinstance(failure, JobError) else failure(ticket))
         return len(tickets)
+
+
+def _already(future: Future[ScoreReply]) -> DeadlineExceeded:
+    error = future.exception() if future.done() and not future.cancelled() else None
+    return error if isinstance(error, DeadlineExceeded) else DeadlineExceeded("not scored in time")
+
+
+def _too_late(ticket: Ticket, now: float) -> DeadlineExceeded:
+    return DeadlineExceeded("not scored in time", ticket.spent(now))

@@ -8,6 +8,12 @@ from rlhf_core.errors import ModelLoadError, RLHFError
 log = logging.getLogger(__name__)
 
 
+def code_of(error: Exception) -> str:
+    """The stable code of what went wrong with a model; the log has the rest."""
+    failure = failure_of(error, requests=0)
+    return failure.code if isinstance(failure, ScoringRefused) else "internal"
+
+
 def failure_of(error: Exception, *, requests: int) -> JobError:
     """The error that so many requests get; the log has what it does not say."""
     match error:

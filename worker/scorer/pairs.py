@@ -5,14 +5,17 @@ Pairs with a common base share one copy of its weights; their adapters are put o
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from safetensors import SafetensorError, safe_open
 
+from jobs.residents import Resident
+from jobs.scoring_wire import ModelSource
 from rlhf_core.batches import Capacity
+from rlhf_core.causal_lm import CausalLM
 from rlhf_core.models import Body, ModelPair, WeightSource
 from rlhf_core.scoring import capacity
 from worker.scorer.memory import release
@@ -48,6 +51,7 @@ class PairCache:
         self._load, self._memory_bytes = load, memory_bytes
         self._pairs: OrderedDict[PairKey, LoadedPair] = OrderedDict()
         self._bodies: dict[str, Body] = {}  # by base
+        self.resident: dict[WeightSource, Resident] = {}  # replaced as a whole: any thread may read it
 
     def __contains__(self, key: PairKey) -> bool:
         return key in self._pairs
@@ -74,6 +78,7 @@ class PairCache:
                 self._pairs[key] = LoadedPair(models, capacity(models))
             while len(self._pairs) > 1 and self.weights_bytes > self._memory_bytes:
                 self._give_up_oldest()  # a hub id's size is known only now
+            self._describe()
         self._pairs.move_to_end(key)
         return self._pairs[key]
 
@@ -82,16 +87,34 @@ class PairCache:
         keys = list(self._pairs)
         self._pairs.clear()
         self._bodies.clear()
+        self._describe()
         release()
         return keys
+
+    def drop(self, source: WeightSource) -> None:
+        """Give up every pair with this model."""
+        for key in [key for key in self._pairs if source in key]:
+            self._give_up(key)
+        self._describe()
+
+    def _describe(self) -> None:
+        """Say what is in memory now."""
+        now: dict[WeightSource, Resident] = {}
+        for (policy, reference), (models, _) in self._pairs.items():
+            for source, run in ((policy, models.policy), (reference, models.reference)):
+                now[source] = self.resident.get(source) or _resident(source, models, run)
+        self.resident = now
 
     def _bytes_to_load(self, key: PairKey) -> int:
         new = {path for source in key for path in source if path is not None and path not in self._bodies}
         return sum(map(stored_bytes, new))
 
     def _give_up_oldest(self) -> None:
+        self._give_up(next(iter(self._pairs)))
+
+    def _give_up(self, key: PairKey) -> None:
         """Forget a pair, the adapters that no other pair needs, and the bases on which none is left."""
-        key, _ = self._pairs.popitem(last=False)
+        del self._pairs[key]
         in_use = {source for pair in self._pairs for source in pair}
         for source in set(key) - in_use:
             base = _base(source)
@@ -114,6 +137,7 @@ class PairCache:
                 del self._pairs[pair]
             for base in set(self._bodies) - {_base(source) for pair in self._pairs for source in pair}:
                 del self._bodies[base]
+            self._describe()
             release()
             raise
 
@@ -134,6 +158,21 @@ def stored_bytes(folder: str) -> int:
     except (OSError, SafetensorError):
         return 0
     return weights * BYTES_PER_WEIGHT
+
+
+def _resident(
+    source: WeightSource, models: ModelPair, run: Callable[[], AbstractContextManager[CausalLM]]
+) -> Resident:
+    with run() as model:
+        return Resident(
+            source=ModelSource(**source._asdict()),
+            state="loaded",
+            dtype=models.weights_dtype,
+            vocab_size=model.vocab_size,
+            max_context=model.context,
+            tokenizer_sha256=models.tokenizer_sha256,
+            bytes=stored_bytes(source.path) or None,
+        )
 
 
 def _base(source: WeightSource) -> str:

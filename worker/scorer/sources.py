@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from jobs.errors import ScoringRefused
+from jobs.real_paths import has_way_out, is_below, real_path
 from jobs.scoring_wire import HUB_ID, ModelSource
 from jobs.settings import Registry, Settings
 from rlhf_core.models import WeightSource
@@ -38,8 +39,10 @@ class AllowedSources:
             return False
         if self._allow_hub_models and HUB_ID.fullmatch(path) and not os.path.lexists(path):
             return True  # a folder of this name beside us would be loaded in its place
-        resolved = Path(path).resolve()
-        return any(resolved.is_relative_to(root) for root in self._roots)
+        resolved = real_path(path)
+        if resolved is None or not is_below(resolved, self._roots):
+            return False
+        return not (resolved.is_dir() and has_way_out(resolved, self._roots))
 
 
 def default_pair(registry: Registry) -> tuple[ModelSource, ModelSource] | None:

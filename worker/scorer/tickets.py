@@ -24,15 +24,6 @@ class BatchKey(NamedTuple):
     numerics: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimedReply(ScoreReply):
-    """A reply, and where its request's time went."""
-
-    queue_s: float
-    tokenize_s: float
-    compute_s: float
-
-
 @dataclass(eq=False)
 class Ticket:
     """One request, from its admission to its answer. Changed by the batcher's threads alone."""
@@ -42,7 +33,7 @@ class Ticket:
     tokens: int  # estimated until it is tokenised, then of the texts that are still open
     submitted: float
     deadline: float
-    future: Future[TimedReply] = field(default_factory=Future)
+    future: Future[ScoreReply] = field(default_factory=Future)
     tokenized: bool = False
     open: dict[Fingerprint, TokenizedText] = field(
         default_factory=dict
@@ -53,6 +44,14 @@ class Ticket:
     answers: dict[int, ItemScores | ItemError] = field(default_factory=dict)
     tokenize_s: float = 0.0
     compute_s: float = 0.0
+    computing_since: float | None = None  # while a batch runs that has texts of it
+
+    def spent(self, now: float) -> dict[str, float]:
+        """The seconds since its submission, by what they went to."""
+        running = 0.0 if self.computing_since is None else now - self.computing_since
+        compute = self.compute_s + running
+        queue = max(0.0, now - self.submitted - self.tokenize_s - compute)
+        return {"queue": queue, "tokenize": self.tokenize_s, "compute": compute}
 
     @property
     def client(self) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from api.errors import FileNotFound, PathNotAllowed, UnknownModel
 from api.services.models import ModelResolver
@@ -13,6 +14,8 @@ from jobs.scoring_wire import ModelSource
 from jobs.settings import Registry, Settings
 from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
+from rlhf_core.errors import UnsafeModel
+from tests.rlhf_core.hostile_folders import UNSAFE
 
 JOB = "job_" + "a" * 32
 
@@ -246,3 +249,25 @@ def test_an_adapter_may_stand_on_a_hub_id_where_a_request_could_name_it(
     assert hub_resolver.resolve("./adapter", "me").base == "org/unregistered"
     with pytest.raises(UnknownModel, match="takes no hub ids"):
         resolver.resolve("./adapter", "me")
+
+
+CONFIGS = [name for name in UNSAFE if not name.startswith(("only ", "endless "))]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_folder_that_asks_for_code_is_no_model(resolver: ModelResolver, roots: Path, name: str) -> None:
+    """What the weights hold is seen where they are loaded: tests/rlhf_core/test_model_folder.py."""
+    UNSAFE[name](roots / "plain")
+    for asked in ("./plain", "./adapter"):  # whose base it is
+        if name == "module to import" and asked == "./plain":
+            continue
+        with pytest.raises(UnsafeModel):
+            resolver.resolve(asked, "me")
+
+
+def test_over_http_it_is_a_422_that_says_why(client: TestClient, roots: Path) -> None:
+    UNSAFE["auto_map in config.json"](roots / "plain")
+    answer = client.post("/v1/scores", json={"input": "a", "policy": "./plain", "reference": "./plain"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "unsafe_model")
+    assert "auto_map" in answer.json()["detail"]
+    assert str(roots) not in answer.text

@@ -15,8 +15,10 @@ from pathlib import Path
 from jobs.faults import names
 from tests.faults.chaos.rounds import undisturbed
 from tests.faults.cluster import Postgres
+from tests.faults.points.keys import KEYS, kill_keys
 from tests.faults.points.lone import FILES, MIGRATE, kill_files, kill_migrate, points_of
 from tests.faults.points.stack import run
+from tests.faults.points.uploads import UPLOADS, kill_uploads
 from tests.faults.work import registry
 
 # At a later passing there is more to lose; the others strike at the first.
@@ -27,7 +29,7 @@ LATER = {
     "rename": 2,
     "fsync": 4,
 }
-# Hours pass before the last two: tests/jobs/test_deleted_folders.py and tests/contracts have them.
+# Hours pass before these two: tests/jobs/test_deleted_folders.py and tests/contracts have them.
 LATE = ["commit.forget_deleted", "commit.forget_expired_keys"]
 # The stack's run has no webhook: tests/api/test_webhooks.py kills the sender at each of its points.
 WEBHOOKS = [
@@ -35,7 +37,12 @@ WEBHOOKS = [
     *("commit.redeliver", "commit.test_webhook", "commit.claim_delivery", "commit.end_delivery"),
 ]
 NOT_IN_THE_STACK = {
-    *points_of([*MIGRATE, "rename.replaced", *LATE, *WEBHOOKS]),
+    *points_of(MIGRATE),
+    *points_of(KEYS),
+    *points_of(UPLOADS),
+    *points_of(["rename.replaced"]),
+    *points_of(LATE),
+    *points_of(WEBHOOKS),
     "webhook.sent",
 }
 
@@ -58,6 +65,8 @@ def main() -> int:
     folder, began = Path(tempfile.mkdtemp(prefix="kleash-points-")), time.monotonic()
     problems = list(kill_files(folder / "files", [n for n in armed if n in points_of(FILES)]))
     problems += kill_migrate(folder / "migrate", [n for n in armed if n in points_of(MIGRATE)])
+    problems += kill_keys(folder / "keys", [n for n in armed if n in points_of(KEYS)])
+    problems += kill_uploads(folder / "uploads", [n for n in armed if n in points_of(UPLOADS)])
     in_stack = {name: n for name, n in armed.items() if name not in NOT_IN_THE_STACK}
     if in_stack:
         problems += in_the_stack(folder, in_stack, options.database)

@@ -41,14 +41,16 @@ def kill_files(root: Path, names: Sequence[str]) -> Iterator[str]:
     for name in names:
         for n in range(1, MOST_PASSINGS):
             folder = root / f"{name}-{n}"
-            code = _run([sys.executable, "-c", PUBLISH_TWICE, str(folder)], {"KLEASH_KILL_AT": f"{name}:{n}"})
+            code = run_command(
+                [sys.executable, "-c", PUBLISH_TWICE, str(folder)], {"KLEASH_KILL_AT": f"{name}:{n}"}
+            )
             label = f"{name}:{n}"
             if code == 0:
                 if n == 1:
                     yield f"{label}: not reached"
                 break
             yield from (f"{label}: {problem}" for problem in _not_whole(folder))
-            code = _run([sys.executable, "-c", PUBLISH_TWICE, str(folder)], {})
+            code = run_command([sys.executable, "-c", PUBLISH_TWICE, str(folder)], {})
             left = sorted(path.name for path in folder.iterdir())
             if code != 0 or left != ["final"] or (folder / "final" / "a").read_text() != "2":
                 yield f"{label}: the next run ended with {code} and left {left}"
@@ -73,10 +75,10 @@ def kill_migrate(root: Path, names: Sequence[str]) -> Iterator[str]:
         url, key_file = f"sqlite:///{folder}/kleash.db", folder / "key"
         command = [sys.executable, "-m", "jobs.migrate", "--first-key", str(key_file)]
         env = {"KLEASH_DATABASE_URL": url}
-        code = _run(command, env | {"KLEASH_KILL_AT": f"{name}:1"})
+        code = run_command(command, env | {"KLEASH_KILL_AT": f"{name}:1"})
         if code != -signal.SIGKILL:
             yield f"{name}: ended with {code} instead of dying"
-        code = _run(command, env)
+        code = run_command(command, env)
         key = parse(key_file.read_text().strip()) if key_file.exists() else None
         if code != 0 or key is None:
             yield f"{name}: the next run ended with {code}, the key is {'bad' if key is None else 'good'}"
@@ -84,7 +86,8 @@ def kill_migrate(root: Path, names: Sequence[str]) -> Iterator[str]:
             yield f"{name}: a transaction is open"
 
 
-def _run(command: list[str], env: dict[str, str]) -> int:
+def run_command(command: list[str], env: dict[str, str]) -> int:
+    """The exit status of a command that prints nothing here; `env` are all its settings of ours."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith("KLEASH_")}
     done = subprocess.run(
         command,

@@ -62,6 +62,8 @@ class Scenario:
             self._kill_an_owner()
             time.sleep(0.1)
         if not self._light:
+            save = self.caller.ask("GET", f"/v1/jobs/{plain}/checkpoints")["data"][-1]
+            self.caller.ask("PATCH", f"/v1/checkpoints/{save['id']}", body={"pinned": True})
             self._delete(doomed)
         return [
             f"{job_id} {seen[job_id]['status']}, not {status}: {seen[job_id]['error']}"

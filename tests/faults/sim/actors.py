@@ -8,7 +8,9 @@ from typing import Any
 
 from api.errors import UnknownModel
 from api.services.analysis import RunAnalysis
+from api.services.files import FileService
 from api.services.job_data import JobData
+from api.services.job_files import JobFiles
 from api.services.jobs import JobService
 from api.services.models import ModelResolver
 from jobs.dispatcher import Dispatcher
@@ -18,6 +20,7 @@ from jobs.settings import Settings
 from jobs.spec import Job, PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Action
+from jobs.upload_folder import UploadFolder
 from tests.faults.sim.child import SimChild
 from tests.faults.sim.kernel import Process, SimEvent, Task, World
 from tests.faults.sim.ports import Gate, Queue, SimBroker, SimClock, SimFiles, SimRng, SimStore, Spy
@@ -72,7 +75,9 @@ class Api:
         world.current.process = home
         reaper, stop = Reaper(store, site.settings), SimEvent(world)
         models, analysis = ModelResolver(site.settings, store), RunAnalysis(store)
-        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, analysis)
+        uploads = FileService(store, UploadFolder(site.settings.uploads), owner_may_have=0)  # nobody uploads
+        files = JobFiles(models, uploads)
+        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, analysis, files)
         self.data = JobData(store, analysis, site.settings.artifacts)
         for loop in (dispatcher, reaper):
             Task(world, self.process, lambda loop=loop: loop.run(stop), delay_s)  # type: ignore[misc]

@@ -83,7 +83,7 @@ MUTANTS = {
         "last.event_seq - len(events) + 1, events)",
     ),
     "files are not synced": Mutant(
-        "jobs/files.py", "                _sync(Path(where, name))\n", "                pass\n"
+        "jobs/files.py", "                sync(Path(where, name))\n", "                pass\n"
     ),
     "the rename is not synced": Mutant("jobs/files.py", "final.parents[:LEVELS]", "final.parents[:0]"),
     "only the rename is synced": Mutant("jobs/files.py", "final.parents[:LEVELS]", "final.parents[:1]"),

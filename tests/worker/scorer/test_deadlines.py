@@ -1,5 +1,7 @@
 """No work for requests that nobody waits for."""
 
+import pytest
+
 from jobs.errors import DeadlineExceeded
 from tests.worker.scorer.bench import drain, request
 from worker.scorer.batcher import Batcher
@@ -34,10 +36,13 @@ def test_texts_that_are_left_when_the_time_is_up_are_not_scored(tiny, pair_key, 
     batcher.step()
     scored = batcher.stats().items
     assert 0 < scored < 9
-    clock.now = 5.0
+    clock.now = 5.0 + batcher.stats().compute_s
     in_time = batcher.submit(request(tiny, "hi!"), pair_key, timeout_s=5.0)
     drain(batcher)
     assert isinstance(late.exception(0), DeadlineExceeded)
+    spent = late.exception(0).spent
+    assert spent["compute"] > 0  # of its first batch
+    assert sum(spent.values()) == pytest.approx(clock.now)  # it came at 0
     assert in_time.result(0).items
     assert batcher.stats().items == scored + 1
 

@@ -1,0 +1,35 @@
+"""The part of the port to the rows that reads what hangs on a job, and what a client may change of it."""
+
+from typing import Protocol
+
+from jobs.metric_series import RunMark, SeriesAnswer, SeriesQuery
+from jobs.spec import Checkpoint
+
+
+class DataStore(Protocol):
+    """Of jobs.store.Store."""
+
+    def run_mark(self, job_id: str, owner: str | None = None) -> RunMark:
+        """How far the job is, without its spec. Raises JobNotFound, as get_job."""
+        ...
+
+    def metric_keys(self, job_id: str) -> list[str]:
+        """Every key that some step of the job has had a number for, ascending."""
+        ...
+
+    def metric_series(self, job_id: str, query: SeriesQuery) -> SeriesAnswer:
+        """The points that the query chooses. Raises JobNotFound."""
+        ...
+
+    def find_checkpoint(self, checkpoint_id: str, owner: str | None = None) -> Checkpoint:
+        """By its id. Raises CheckpointNotFound, also when `owner` is given and its job is not theirs."""
+        ...
+
+    def pin_checkpoint(self, checkpoint_id: str, owner: str, *, pinned: bool) -> Checkpoint:
+        """Have retention leave it alone, or not.
+
+        Raises:
+            CheckpointNotFound: no such checkpoint of this owner.
+            CheckpointInUse: it is to be unpinned, and a job needs it.
+        """
+        ...
