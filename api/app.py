@@ -29,6 +29,7 @@ from api.routes import (
     models,
     scores,
     tokens,
+    webhooks,
     workers,
 )
 from api.scorer import HttpScorer
@@ -62,6 +63,7 @@ ROUTERS = (
     checkpoints.changing,
     files.router,
     workers.router,
+    webhooks.router,
     api_keys.router,
     api_keys.anybodys,
 )

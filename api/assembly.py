@@ -22,13 +22,16 @@ from api.services.logs import LogService
 from api.services.metrics import MetricService
 from api.services.models import ModelResolver
 from api.services.residence import Residence
+from api.services.webhooks import WebhookService
 from jobs.dispatcher import Dispatcher
+from jobs.outbound import Outbound
 from jobs.ports import Broker, Scorer
 from jobs.reaper import Reaper
 from jobs.settings import Settings
 from jobs.store import Store
 from jobs.system import SystemRng
 from jobs.upload_folder import UploadFolder, UploadSweep
+from jobs.webhook_sender import WebhookSender
 
 
 class Loop(Protocol):
@@ -51,6 +54,8 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
     """Connects to nothing: parts do that when they are first used."""
     dispatcher, rng = Dispatcher(store, broker, settings), SystemRng()
     models, analysis, keyring = ModelResolver(settings, store), RunAnalysis(store), Keyring(store)
+    outbound = Outbound(settings.outbound_allow)
+    sender = WebhookSender(store, outbound, every_s=settings.webhook_every_s)
     uploads = UploadFolder(settings.uploads.resolve())  # no link on the way for the workers
     files = FileService(store, uploads, owner_may_have=settings.file_bytes_per_owner)
     live = Live(store, event_frame)
@@ -63,6 +68,7 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         JobFiles(models, files),
         live,
         queued_limit=settings.queued_jobs_per_owner,
+        outbound=outbound,
     )
     documents = JobDocuments(jobs)
     store.listen(documents.changed)
@@ -85,6 +91,13 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         api_keys=ApiKeys(store, rng, keyring),
         files=files,
         residence=Residence(models, scorer),
+        webhooks=WebhookService(store, outbound),
     )
-    loops: list[Loop] = [dispatcher, Reaper(store, settings), keyring, UploadSweep(uploads, store)]
+    loops: list[Loop] = [
+        dispatcher,
+        Reaper(store, settings),
+        keyring,
+        UploadSweep(uploads, store),
+        sender,
+    ]
     return Assembly(parts, loops, dispatcher.wake)

@@ -19,6 +19,7 @@ from api.services.logs import LogService
 from api.services.metrics import MetricService
 from api.services.models import ModelResolver
 from api.services.residence import Residence
+from api.services.webhooks import WebhookService
 from jobs.ports import Broker, Scorer
 from jobs.settings import Settings
 from jobs.store import Store
@@ -35,6 +36,7 @@ class Parts:
     models: ModelResolver
     jobs: JobService
     job_data: JobData
+    webhooks: WebhookService
     metrics: MetricService
     logs: LogService
     checkpoints: CheckpointService
@@ -69,6 +71,10 @@ async def _job_data(found: PartsDep) -> JobData:
     return found.job_data
 
 
+async def _webhooks(found: PartsDep) -> WebhookService:
+    return found.webhooks
+
+
 async def _files(found: PartsDep) -> FileService:
     return found.files
 
@@ -96,6 +102,7 @@ async def _checkpoints(found: PartsDep) -> CheckpointService:
 ModelsDep = Annotated[ModelResolver, Depends(_models)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 JobDataDep = Annotated[JobData, Depends(_job_data)]
+WebhooksDep = Annotated[WebhookService, Depends(_webhooks)]
 FilesDep = Annotated[FileService, Depends(_files)]
 ResidenceDep = Annotated[Residence, Depends(_residence)]
 MetricsDep = Annotated[MetricService, Depends(_metrics)]

@@ -100,3 +100,18 @@ JOB_PATCHES: dict[str, Any] = {
 CHECKPOINT_CHANGES: dict[str, Any] = {
     "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
 }
+WEBHOOKS: dict[str, Any] = {
+    "ends": {
+        "summary": "How jobs end",
+        "value": {
+            "url": "https://hooks.example/kleash",
+            "event_types": ["job.succeeded", "job.failed"],
+            "description": "Tell the dashboard.",
+        },
+    },
+    "all": {"summary": "All that happens to jobs", "value": {"url": "https://hooks.example/kleash"}},
+}
+WEBHOOK_PATCHES: dict[str, Any] = {
+    "off": {"summary": "Messages wait", "value": {"enabled": False}},
+    "more": {"summary": "Other events", "value": {"event_types": ["job.*"]}},
+}

@@ -49,9 +49,12 @@ from jobs.errors import (
     ScorerUnavailable,
     ScoringRefused,
     StoreUnavailable,
+    TooManyWebhooks,
     TooMuchMetadata,
     VersionConflict,
+    WebhookNotFound,
 )
+from jobs.outbound_urls import OutboundError
 from rlhf_core.errors import UnsafeModel
 
 
@@ -109,6 +112,9 @@ ANSWERS: dict[type[Exception], Answer] = {
     FileQuotaExceeded: Answer(429, "quota_exceeded", "You have used all that you may have"),
     StorageFull: Answer(507, "storage_full", "There is no room for the file"),
     JobNotFound: Answer(404, "not_found", "There is nothing here", "no such job"),
+    WebhookNotFound: Answer(404, "not_found", "There is nothing here", "no such webhook or delivery"),
+    TooManyWebhooks: Answer(409, "too_many_webhooks", "There are too many webhooks"),
+    OutboundError: Answer(422, "url_not_allowed", "The URL must not be asked"),
     KeyNotFound: Answer(404, "not_found", "There is nothing here", "no such key"),
     NoResults: Answer(404, "no_results", "This type of job has no results"),
     ArtifactGone: Answer(404, "artifact_gone", "The file is not there any more"),

@@ -19,6 +19,8 @@ JobError
 ├── CheckpointNotFound       no such checkpoint (or not this caller's)
 ├── CheckpointInUse          a job needs it
 ├── IdempotencyKeyReused     the key was used with another request
+├── WebhookNotFound          no such webhook or delivery (or not this caller's)
+├── TooManyWebhooks          the owner has as many as one may have
 ├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
 ├── BrokerUnavailable        the message could not be sent; the row stays and is sent again
@@ -161,6 +163,14 @@ class CheckpointInUse(JobError):
 
 class IdempotencyKeyReused(JobError):
     """The Idempotency-Key was used before with another request."""
+
+
+class WebhookNotFound(JobError):
+    """No such webhook, or no such delivery of it."""
+
+
+class TooManyWebhooks(JobError):
+    """The owner has as many webhooks as one may have."""
 
 
 class IdempotencyInProgress(JobError):

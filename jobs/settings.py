@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     unsafe_no_auth: bool = False
     cors_origins: list[str] = Field(default_factory=list)  # exact: of pages elsewhere that may read answers
 
+    # JSON list of host or host:port: URLs of users may name these by http, on any port, in private networks
+    outbound_allow: list[str] = Field(default_factory=list)
+    reward_secret: SecretStr | None = None  # `whsec_…`: requests to reward endpoints are signed with it
+
+    webhook_every_s: float = 1.0
     lease_s: float = 30.0
     heartbeat_s: float = 5.0
     dispatch_every_s: float = 2.0
@@ -121,7 +126,7 @@ class Settings(BaseSettings):
     @classmethod
     def _secrets_from_files(cls, values: Any) -> Any:
         """`KLEASH_DATABASE_URL_FILE` names a file that holds `KLEASH_DATABASE_URL`."""
-        for name in ("database_url", "broker_url"):
+        for name in ("database_url", "broker_url", "reward_secret"):
             path = os.environ.get(f"KLEASH_{name.upper()}_FILE")
             if path and name not in values:
                 values[name] = Path(path).read_text().strip()

@@ -25,6 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from jobs.errors import JobNotFound, LeaseLost, StoreUnavailable
 from jobs.faults import point
+from jobs.outbox import enqueue_events
 from jobs.schema import EpochNow, job_events, jobs
 from jobs.spec import NewEvent
 from jobs.states import Status
@@ -212,7 +213,7 @@ class SqlBase:
     def write_events(
         self, connection: Connection, job_id: str, attempt: int, after: int, events: Sequence[NewEvent]
     ) -> None:
-        """Insert events numbered from `after` + 1; the caller holds the job's row."""
+        """Insert events numbered from `after` + 1, and their deliveries; the caller holds the job's row."""
         connection.execute(
             insert(job_events).values(created_at=self.now()),
             [
@@ -228,6 +229,7 @@ class SqlBase:
                 for offset, item in enumerate(events, start=1)
             ],
         )
+        enqueue_events(connection, self.now(), job_id, [item.type for item in events])
 
 
 def one_row(

@@ -19,6 +19,7 @@ from jobs.sql_live import LiveRows
 from jobs.sql_pins import PinRows
 from jobs.sql_rows import job_of
 from jobs.sql_runs import RunRows
+from jobs.sql_webhooks import WebhookRows
 from jobs.sql_workers import WorkerRows
 from jobs.states import Status
 from jobs.store import Reaped, Store
@@ -38,6 +39,7 @@ class SqlStore(
     AuditRows,
     FileRows,
     WorkerRows,
+    WebhookRows,
 ):
     """The rows."""
 

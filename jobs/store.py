@@ -23,6 +23,7 @@ from jobs.store_files import FileStore
 from jobs.store_jobs import JobsStore
 from jobs.store_keys import KeyStore
 from jobs.store_live import LiveStore
+from jobs.store_webhooks import WebhookStore
 from jobs.store_workers import WorkerStore
 
 
@@ -43,7 +44,17 @@ class Reaped:
     status: Status
 
 
-class Store(JobsStore, DataStore, KeyStore, LiveStore, AuditStore, FileStore, WorkerStore, Protocol):
+class Store(
+    JobsStore,
+    DataStore,
+    KeyStore,
+    LiveStore,
+    AuditStore,
+    FileStore,
+    WorkerStore,
+    WebhookStore,
+    Protocol,
+):
     """The rows: the truth about jobs. Each method is one transaction; times are the database's.
 
     Writes of a run name their `attempt` and raise LeaseLost if it is no longer the owner of a running job.

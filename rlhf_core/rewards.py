@@ -10,6 +10,7 @@ from textblob.en.sentiments import PatternAnalyzer
 from rlhf_core.classifier import Classifiers
 from rlhf_core.config.rewards import (
     ClassifierReward,
+    HttpReward,
     KeywordReward,
     LengthReward,
     RegexReward,
@@ -21,6 +22,8 @@ from rlhf_core.errors import RewardError
 
 # (prompts, completions, tokens per completion) -> one score per completion
 RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[int]], list[float]]
+# what asks an endpoint: the caller brings it, for the core knows no web
+Endpoints = Callable[[HttpReward], RewardFunction]
 
 
 class WeightedSum:
@@ -54,19 +57,29 @@ class WeightedSum:
         return [sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in columns]
 
 
-def make_reward(config: RewardConfig, classifiers: Classifiers | None = None) -> RewardFunction:
+def make_reward(
+    config: RewardConfig, classifiers: Classifiers | None = None, endpoints: Endpoints | None = None
+) -> RewardFunction:
     """The reward function that a config names; rewards that share `classifiers` load each once.
 
     Raises:
         ModelLoadError: a classifier cannot be loaded or has no such label.
+        RewardError: it is an `http` reward, and there are no `endpoints`.
     """
     classifiers = classifiers or Classifiers()
     if isinstance(config, WeightedReward):
         return WeightedSum(
-            {part.name: (part.weight, make_reward(part.reward, classifiers)) for part in config.parts}
+            {
+                part.name: (part.weight, make_reward(part.reward, classifiers, endpoints))
+                for part in config.parts
+            }
         )
     if isinstance(config, ClassifierReward):
         return _classifier(config, classifiers)
+    if isinstance(config, HttpReward):
+        if endpoints is None:
+            raise RewardError("an http reward is asked by the worker only")
+        return endpoints(config)
     return _REWARDS[type(config)](config)
 
 

@@ -56,7 +56,8 @@ HINTS = {
     "unusable_stop": "rollout.stop holds texts that the model can write; rollout.stop_token_ids names tokens.",
     "dataset_error": "Prompts: a JSON string a line, or an object with a text field `prompt`; in "
     "data.ptx_texts_file it is `text`. A score job's items_file must have a line. No file may change meanwhile.",
-    "reward_error": "The reward must return one finite number for each completion.",
+    "reward_error": "The reward must return one finite number for each completion; an endpoint must be reachable "
+    "and must answer in time.",
     "checkpoint_failed": "Resume from another checkpoint of that job.",
 }
 NO_GPU_MEMORY = re.compile(

@@ -19,7 +19,7 @@ from rlhf_core.evaluation import Evaluation, paired_difference, summarise
 from rlhf_core.held_out import lacks_baseline
 from rlhf_core.policies import Policy, new_policy
 from rlhf_core.ppo import StepResult, train
-from rlhf_core.rewards import make_reward
+from rlhf_core.rewards import Endpoints, make_reward
 from rlhf_core.update import TrainState, fresh_state
 from worker.failures import EXIT_STOPPED
 from worker.saves import FINAL, Restored, Saves
@@ -54,8 +54,10 @@ class Stop:
 class TrainingRun:
     """One attempt at one job."""
 
-    def __init__(self, store: Store, job: Job, folder: Path, device: str) -> None:
-        self.store, self.job, self.device = store, job, device
+    def __init__(
+        self, store: Store, job: Job, folder: Path, device: str, endpoints: Endpoints | None = None
+    ) -> None:
+        self.store, self.job, self.device, self.endpoints = store, job, device, endpoints
         self.config = job.ppo
         self.saves = Saves(store, job, folder, device)
         self.step: int | None = None  # the last one completed
@@ -99,8 +101,8 @@ class TrainingRun:
             self.config,
             prompts=prompts,
             eval_prompts=eval_prompts,
-            reward=make_reward(self.config.reward, classifiers),
-            gold=None if gold is None else make_reward(gold, classifiers),
+            reward=make_reward(self.config.reward, classifiers, self.endpoints),
+            gold=None if gold is None else make_reward(gold, classifiers, self.endpoints),
             ptx_texts=ptx_texts,
             micro_batch=self._micro_batch(),
         )

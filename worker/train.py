@@ -30,6 +30,7 @@ from jobs.system import SystemClock  # noqa: E402
 from rlhf_core.errors import NonFiniteLoss  # noqa: E402
 from worker.failures import EXIT_STOPPED, EXIT_UNREACHABLE, failure_of  # noqa: E402
 from worker.patience import patient  # noqa: E402
+from worker.reward_endpoints import endpoints_of  # noqa: E402
 from worker.run import Stop, Stopped, TrainingRun, fixed_device  # noqa: E402
 from worker.score_batch import ScoreRun  # noqa: E402
 from worker.scorer.sources import AllowedSources  # noqa: E402
@@ -92,7 +93,7 @@ def run_of(store: Store, job: Job, folder: Path, settings: Settings) -> Training
             sources=AllowedSources(settings),
             max_batch_tokens=settings.max_batch_tokens,
         )
-    return TrainingRun(store, job, folder, fixed_device())
+    return TrainingRun(store, job, folder, fixed_device(), endpoints_of(settings))
 
 
 def worth_another_try(run: TrainingRun, error: Exception, code: str) -> bool:

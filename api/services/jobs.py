@@ -13,6 +13,7 @@ from api.services.job_files import JobFiles
 from api.services.job_ids import JOB_ID, known_shape
 from api.services.live import Live
 from api.services.models import ModelResolver, is_checkpoint
+from jobs.outbound import Outbound
 from jobs.ports import Rng
 from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, JobSpec, PPOSpec, ScoreSpec
@@ -20,6 +21,7 @@ from jobs.states import Action, Status
 from jobs.store import Created, Store
 from jobs.store_jobs import JobChange, JobFilter, QueuePlace
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
+from rlhf_core.config.rewards import urls_of
 from rlhf_core.diagnosis import Finding
 
 DATA_FILES = ("prompts_file", "eval_prompts_file", "ptx_texts_file")
@@ -49,9 +51,11 @@ class JobService:
         live: Live,
         *,
         queued_limit: int = 0,
+        outbound: Outbound | None = None,
     ) -> None:
         self._store, self._models, self._rng, self._wake = store, models, rng, wake
         self._analysis, self._files, self._live, self._queued_limit = analysis, files, live, queued_limit
+        self._outbound = outbound or Outbound()
 
     def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
         """One row, or the job that this owner's key made before.
@@ -59,6 +63,7 @@ class JobService:
         Raises:
             UnknownModel, AdapterNotTrainable, UnusableClassifier, PathNotAllowed, FileNotFound: what it names is
                 of no use.
+            OutboundError: the URL of a reward must not be asked.
             CheckpointMismatch: it cannot go on from the checkpoint in `resume_from`.
             IdempotencyKeyReused: the key belongs to another request.
             QuotaExceeded: the owner has too many jobs that wait.
@@ -154,6 +159,7 @@ class JobService:
         model = self._models.resolve(spec.config.model.name, owner)
         if model.base is not None:
             raise AdapterNotTrainable("config.model.name must be a full model; this one is an adapter")
+        self._check_urls(spec.config)
         data = spec.config.data
         return {
             "model": model.model_dump(),
@@ -162,6 +168,12 @@ class JobService:
             "resume_from": spec.resume_from and self._start(spec, spec.resume_from, model, owner),
             **self._files.resolved({name: getattr(data, name) for name in DATA_FILES}, owner),
         }
+
+    def _check_urls(self, config: PPOConfig) -> None:
+        """Raises OutboundError for an endpoint that the worker would not ask."""
+        for reward in (config.reward, config.evaluation.gold_reward):
+            for url in () if reward is None else urls_of(reward):
+                self._outbound.check(url)
 
     def _start(self, spec: PPOSpec, checkpoint: str, model: ModelSource, owner: str) -> dict[str, object]:
         """Where the checkpoint is that the job goes on from, which must fit it."""

@@ -58,7 +58,24 @@ class ClassifierReward(Config):
     batch_size: int = Field(16, ge=1, le=1024, description="Texts that are read at a time.")
 
 
-SingleReward = SentimentReward | LengthReward | KeywordReward | RegexReward | ClassifierReward
+class HttpReward(Config):
+    """What an endpoint answers to `{"prompts": […], "completions": […]}`: `{"rewards": […]}`, a number each.
+
+    It must answer the same completions with the same numbers: otherwise a resumed run is not the run it continues.
+    """
+
+    kind: Literal["http"] = "http"
+    url: str = Field(
+        min_length=1,
+        max_length=2000,
+        description="https, on port 443, of a public host; the operator may allow others.",
+    )
+    timeout_s: float = Field(30.0, gt=0, le=600, description="For one request, all in all.")
+    batch_size: int = Field(64, ge=1, le=1024, description="Completions in one request.")
+    retries: int = Field(3, ge=0, le=10, description="After 429, 5xx, a timeout or no connection.")
+
+
+SingleReward = SentimentReward | LengthReward | KeywordReward | RegexReward | ClassifierReward | HttpReward
 
 
 class RewardPart(Config):
@@ -97,5 +114,13 @@ RewardConfig = Annotated[SingleReward | WeightedReward, Field(discriminator="kin
 
 def classifiers_of(reward: RewardConfig) -> tuple[ClassifierReward, ...]:
     """The classifiers that a reward asks."""
-    rewards = [part.reward for part in reward.parts] if isinstance(reward, WeightedReward) else [reward]
-    return tuple(single for single in rewards if isinstance(single, ClassifierReward))
+    return tuple(single for single in _singles(reward) if isinstance(single, ClassifierReward))
+
+
+def urls_of(reward: RewardConfig) -> tuple[str, ...]:
+    """The endpoints that a reward asks."""
+    return tuple(single.url for single in _singles(reward) if isinstance(single, HttpReward))
+
+
+def _singles(reward: RewardConfig) -> list[SingleReward]:
+    return [part.reward for part in reward.parts] if isinstance(reward, WeightedReward) else [reward]

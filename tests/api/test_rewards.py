@@ -116,3 +116,19 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
     status, problem = answer(client, spec, **config)
     assert (status, problem["code"]) == (422, "validation_error")
     assert any(reason in error["detail"] for error in problem["errors"]), problem
+
+
+@pytest.mark.parametrize("place", ["reward", "part", "gold"])
+def test_the_endpoint_of_a_reward_is_checked(client: TestClient, spec: dict[str, Any], place: str) -> None:
+    for url, status in (
+        ("https://127.0.0.1/", 422),
+        ("http://hooks.example/", 422),
+        ("https://hooks.example/", 201),
+    ):
+        reward: dict[str, Any] = {"kind": "http", "url": url}
+        if place == "part":
+            reward = {"kind": "weighted", "parts": [{"name": "asked", "weight": 1.0, "reward": reward}]}
+        where = {"evaluation": {"gold_reward": reward}} if place == "gold" else {"reward": reward}
+        answer = client.post("/v1/jobs", json=spec | {"config": spec["config"] | where})
+        assert answer.status_code == status, answer.text
+        assert status == 201 or answer.json()["code"] == "url_not_allowed"

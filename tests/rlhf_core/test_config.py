@@ -1,8 +1,10 @@
 """The run's configuration: small sections, refusals that say why, and no choice that training does not know."""
 
 import ast
+import json
 import math
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +13,17 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 import rlhf_core.config.base
+from jobs.outbound import Outbound
 from rlhf_core.classifier import Classifiers
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.policies import new_policy
 from rlhf_core.ppo import train
-from rlhf_core.rewards import make_reward
+from rlhf_core.rewards import Endpoints, make_reward
 from rlhf_core.update import fresh_state
+from tests.contracts.webhook_receiver import Receiver
 from tests.rlhf_core.config_branches import Branch, Values, branches_of, sections_of, with_values
 from tests.tiny_classifiers import save_decoder, save_encoder
+from worker.reward_endpoints import RewardEndpoints
 
 PROMPTS = ("The cat", "A lovely", "The quick brown")
 SMALLEST: dict[str, Any] = {
@@ -41,6 +46,7 @@ def judged_by(path: str) -> dict[str, Values]:
         f"{path}=classifier": {f"{path}.model": "one output"},
         f"{path}.label=str": {f"{path}.label": "good", f"{path}.model": "three labels"},
         f"{path}.label=int": {f"{path}.label": 2, f"{path}.model": "three labels"},
+        f"{path}=http": {f"{path}.url": "http://endpoint.test/"},
         f"{path}=weighted": {f"{path}.parts": PARTS},
     }
 
@@ -95,17 +101,30 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Classifiers:
     return Classifiers({name: str(path) for name, path in paths.items()})
 
 
+@pytest.fixture(scope="module")
+def endpoints() -> Iterator[Endpoints]:
+    """Asks a real server instead of the one that COMPANIONS names: how many characters have the completions?"""
+    with Receiver() as receiver:
+        receiver.body = lambda body: json.dumps(
+            {"rewards": [len(text) for text in json.loads(body)["completions"]]}
+        ).encode()
+        ask = RewardEndpoints(Outbound([receiver.host]))
+        yield lambda config: ask(config.model_copy(update={"url": receiver.url}))
+
+
 @pytest.mark.parametrize("branch", BRANCHES, ids=lambda branch: branch.name)
 def test_trap_17_every_choice_is_run_by_steps_of_training(
-    tiny_model: Path, classifiers: Classifiers, branch: Branch
+    tiny_model: Path, classifiers: Classifiers, endpoints: Endpoints, branch: Branch
 ) -> None:
     """engines.md §2.10.17: an option that nobody has ever run."""
     config = config_of(branch)
     policy = new_policy(str(tiny_model), config.model, seed=0)
     state = fresh_state(policy, config)
     before = {name: p.detach().clone() for name, p in policy.trainable_parameters().items()}
-    configured = make_reward(config.reward, classifiers)
-    gold = config.evaluation.gold_reward and make_reward(config.evaluation.gold_reward, classifiers)
+    configured = make_reward(config.reward, classifiers, endpoints)
+    gold = config.evaluation.gold_reward and make_reward(
+        config.evaluation.gold_reward, classifiers, endpoints
+    )
 
     def reward(*asked: Any) -> list[float]:
         return [score + row for row, score in enumerate(configured(*asked))]  # never all alike

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0040"
+revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
