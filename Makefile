@@ -69,6 +69,10 @@ format: $(VENV)/.dev ## Rewrite the sources in the house's format
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
+.PHONY: openapi
+openapi: $(VENV)/.worker ## docs/openapi.json again, from the routes
+	@$(PY) -m api.openapi > docs/openapi.json
+
 .PHONY: models
 models: $(VENV)/.worker ## ./models with the default pair and its registry, for docker compose
 	@$(PY) examples/prepare_model.py --folder models

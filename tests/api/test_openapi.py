@@ -119,3 +119,8 @@ def test_the_lines_of_a_stream_are_described(app: FastAPI) -> None:
     kinds = app.openapi()["components"]["schemas"]["StreamLine"]["anyOf"]
     names = [kind["$ref"].rpartition("/")[2] for kind in kinds]
     assert names == ["Score", "FailedScore", "ScoreSummary"]
+
+
+def test_the_committed_document_is_the_one_that_is_served(app: FastAPI) -> None:
+    committed = json.loads((ROOT / "docs" / "openapi.json").read_text())
+    assert committed == json.loads(json.dumps(app.openapi())), "make openapi writes it again"
