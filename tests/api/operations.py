@@ -13,9 +13,11 @@ from starlette.testclient import TestClient
 
 from api.services.files import FileService
 from jobs.keys import Grant, new_key
+from jobs.signatures import new_secret
 from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Action
+from jobs.store_webhooks import NewWebhook
 from jobs.system import SystemRng
 from tests.api.acting import saved
 
@@ -123,6 +125,18 @@ def _trained_model(world: World, owner: str) -> str:
     return saved(world.store, job_id, 1)
 
 
+def _webhook(world: World, owner: str) -> str:
+    new = NewWebhook(
+        url="https://hooks.example/", event_types=["*"], description="", enabled=True, secret=new_secret()
+    )
+    return world.store.create_webhook(f"wh_{uuid4().hex}", owner, new).webhook.id
+
+
+def _delivery(world: World, owner: str) -> str:
+    webhook_id = world.values.get("webhook_id") or _webhook(world, owner)
+    return world.store.test_webhook(webhook_id, owner).id
+
+
 # parameter of a path → the thing it names. A new parameter needs a line here.
 RESOURCES: dict[str, Resource] = {
     "job_id": Resource(_job, "job_" + "0" * 32),
@@ -130,6 +144,8 @@ RESOURCES: dict[str, Resource] = {
     "model_id": Resource(_trained_model, f"job_{'0' * 32}@step-1"),
     "checkpoint_id": Resource(_checkpoint, "ckpt_" + "0" * 32),
     "name": Resource(lambda *_: "manifest.json", "manifest.json", shared=True),  # of a checkpoint's file
+    "webhook_id": Resource(_webhook, "wh_" + "0" * 32),
+    "delivery_id": Resource(_delivery, "msg_" + "0" * 32),
     "key_id": Resource(_key, "0" * 8, shared=True),
 }
 # operation → its body, where the schema has no example, or one that names what is not there
