@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -68,11 +69,26 @@ def places(error: BaseException) -> list[str]:
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
 
 
+class Stderr:
+    """A log that is full or gone costs the line, and not the answer."""
+
+    def write(self, line: bytes) -> int:
+        """The bytes that were kept."""
+        with suppress(OSError):
+            return sys.stderr.buffer.write(line)
+        return 0
+
+    def flush(self) -> None:
+        """As far as there is room."""
+        with suppress(OSError):
+            sys.stderr.buffer.flush()
+
+
 class NamedLines(structlog.BytesLogger):
     """Whole lines on stderr; `add_logger_name` asks for the name."""
 
     def __init__(self, name: str = "") -> None:
-        super().__init__(sys.stderr.buffer)
+        super().__init__(Stderr())  # type: ignore[arg-type]  # all that it needs of a file
         self.name = name
 
 

@@ -1,6 +1,6 @@
 """Who lives in the world: API replicas with their loops, workers, and clients who change their minds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,12 @@ class Site:
         return self.world.rng.uniform(*RESTART_S)
 
 
+class Unfollowed:
+    """Live's part in the service: nobody polls or follows here."""
+
+    def saw(self, jobs: Sequence[Job]) -> None: ...
+
+
 class Api:
     """One replica: a process with a dispatcher, a reaper and the service that requests reach."""
 
@@ -77,7 +83,9 @@ class Api:
         models, analysis = ModelResolver(site.settings, store), RunAnalysis(store)
         uploads = FileService(store, UploadFolder(site.settings.uploads), owner_may_have=0)  # nobody uploads
         files = JobFiles(models, uploads)
-        self.service = JobService(store, models, SimRng(site.gate), dispatcher.wake, analysis, files)
+        self.service = JobService(
+            store, models, SimRng(site.gate), dispatcher.wake, analysis, files, Unfollowed()
+        )
         self.data = JobData(store, analysis, site.settings.artifacts)
         for loop in (dispatcher, reaper):
             Task(world, self.process, lambda loop=loop: loop.run(stop), delay_s)  # type: ignore[misc]
