@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -57,8 +58,6 @@ class Body:
         Raises:
             ModelLoadError: it acts on the head, on whole modules or on the prompt, which our split would miss.
         """
-        from peft import PeftModel  # two seconds that only adapters need
-
         _require_safetensors_adapter(Path(path))
         name = _adapter_name(path)
         if self.peft is None:
@@ -71,8 +70,6 @@ class Body:
 
     def load_trainable_adapter(self, folder: Path) -> None:
         """Put the adapter of a folder on the weights as `default`, to be trained on. Raises as `load_adapter`."""
-        from peft import PeftModel
-
         _require_safetensors_adapter(folder)
         self.peft = PeftModel.from_pretrained(self.model, str(folder), is_trainable=True)
         self._refuse_beyond_trunk("default", str(folder))

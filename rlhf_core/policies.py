@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -222,17 +224,13 @@ def _load_base(path: str, options: ModelConfig, device: str) -> Body:
 
 def _add_adapter(body: Body, lora: LoraConfig, seed: int) -> None:
     """A fresh adapter with B = 0 on every linear layer but the head."""
-    from peft import get_peft_model  # two seconds that only adapters need
-
     config = _peft_config(body, lora, "all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body.peft = get_peft_model(body.model, config)
 
 
-def _peft_config(body: Body, lora: LoraConfig, targets: str | set[str]) -> Any:
-    from peft import LoraConfig as PeftLoraConfig
-
+def _peft_config(body: Body, lora: LoraConfig, targets: str | set[str]) -> PeftLoraConfig:
     return PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

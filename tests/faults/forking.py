@@ -22,7 +22,6 @@ from worker.child import Child
 def warm() -> None:
     """Import what a training child imports, before any tensor is computed: a fork inherits no thread pools."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    import peft  # noqa: F401
 
     import worker.train  # noqa: F401
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -96,8 +97,9 @@ def test_a_name_stands_for_a_folder_and_each_is_loaded_once(
     assert opened == [str(encoder)]
 
 
-def test_loading_draws_no_random_number(encoder: Path) -> None:
+def test_loading_draws_no_random_number(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a resumed run, which loads after its generators are restored, would differ."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # beartype draws which item it looks at
 
     def states() -> tuple[Any, ...]:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore
@@ -145,9 +147,9 @@ def adapter(folder: Path) -> None:
     ("make", "reason"),
     [
         (without_padding, "no padding token, so batch_size must be 1"),
-        (pickled, "cannot load"),
+        (pickled, "as pickles only"),
         (headless, r"its weights lack score\.weight"),
-        (with_code, "custom code"),
+        (with_code, "code of its own"),
         (adapter, "an adapter, where a full model is needed"),
     ],
 )
