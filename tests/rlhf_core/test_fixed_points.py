@@ -6,11 +6,11 @@ A loop with a wrong sign, position, mask, whitening or KL gradient lands elsewhe
 """
 
 import math
+import random
 
+import jaxtyping
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from examples.recipes.tabular import TabularPolicy, config, run, total_variation
@@ -18,6 +18,12 @@ from rlhf_core import objective, targets
 
 K1, HYBRID, EXACT = ({"penalty": penalty} for penalty in ("k1", "hybrid", "exact"))
 K2, K3, RATIO_K1 = ({"penalty": "none", "loss": loss} for loss in ("k2", "k3", "ratio_k1"))
+
+
+@pytest.fixture(autouse=True)
+def _types_are_checked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of small steps: the checks would take most of their time."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def bound(kl: dict[str, str]) -> float:
@@ -37,23 +43,21 @@ def test_t13_the_loop_lands_on_the_closed_form_optimum(kl: dict[str, str]) -> No
     assert total_variation(policy.probabilities(), OPTIMUM) < bound(kl)
 
 
-@settings(max_examples=2)
-@given(
-    data=st.data(),
-    kl=st.sampled_from([K1, EXACT, K3]),
-    beta=st.sampled_from([0.1, 0.2, 0.5, 1.0, 2.0]),
-    vocab=st.integers(3, 8),
-)
-def test_t13_holds_for_random_references_and_scores(
-    data: st.DataObject, kl: dict[str, str], beta: float, vocab: int
-) -> None:
-    draw = st.lists(st.floats(0.05, 1.0), min_size=vocab, max_size=vocab)
-    weights, scores = data.draw(draw), data.draw(draw)
+def test_t13_holds_for_a_random_reference_and_scores() -> None:
+    """Drawn by the seed that pytest-randomly prints. Fewer than 200 iterations do not reach a far optimum."""
+    kl, beta = random.choice([K1, EXACT, K3]), random.choice([0.1, 0.2, 0.5, 1.0, 2.0])
+    vocab = random.randint(3, 8)
+    weights, scores = ([random.uniform(0.05, 1.0) for _ in range(vocab)] for _ in range(2))
     reference = [w / sum(weights) for w in weights]
     optimum = torch.tensor([q * math.exp(r / beta) for q, r in zip(reference, scores, strict=True)])
     policy = TabularPolicy([reference])
-    run(policy, config(kl, beta=beta, tokens=1, steps=75), lambda ids: scores[ids[0]])
-    assert total_variation(policy.probabilities(), optimum / optimum.sum()) < 0.02
+    run(policy, config(kl, beta=beta, tokens=1, steps=200), lambda ids: scores[ids[0]])
+    assert total_variation(policy.probabilities(), optimum / optimum.sum()) < 0.02, (
+        kl,
+        beta,
+        weights,
+        scores,
+    )
 
 
 def test_t13_negative_control_exact_kl_in_the_reward_alone_runs_to_the_argmax(
