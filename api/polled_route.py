@@ -35,7 +35,7 @@ class PolledRoute(StrictRoute):
 
 
 async def at_once(request: Request) -> Response | None:
-    """A 304, or a document that is at hand. Raises Unauthenticated, InsufficientScope, JobNotFound, …"""
+    """A 304, if the version at hand is the caller's. Raises Unauthenticated, InsufficientScope, JobNotFound, …"""
     if_none_match = None
     for name, value in request.scope["headers"]:
         if name == b"if-none-match" and if_none_match is None:
@@ -47,16 +47,13 @@ async def at_once(request: Request) -> Response | None:
     seen = parts.live.at_hand(job_id)
     if seen is None or request.scope["query_string"]:
         return None
-    written = None
     if if_none_match is None or not matches(if_none_match, etag(seen.version)):
-        written = parts.documents.at_hand(job_id, seen.version)
-        if written is None:
-            return None
+        return None
     caller = await principal(request, parts, await bearer(request))
     permit(caller, "jobs:read")
     if caller.owner != seen.owner:
         raise JobNotFound(job_id)
-    return poll_answer(seen, written)
+    return poll_answer(seen, None)
 
 
 def poll_answer(seen: JobVersion, written: Written | None, headers: dict[str, str] | None = None) -> Response:

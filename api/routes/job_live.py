@@ -65,6 +65,9 @@ async def show(
         if not await held(live, job_id, unchanged, held_s, request.receive):
             return Response(status_code=GONE)
         seen = await live.seen(job_id, owner)
+    if not unchanged(seen.version) and not live.stopping:
+        # Another replica may have told this client of a later version, and nobody's job goes back in time.
+        seen = await live.seen(job_id, owner, afresh=True)
     if live.stopping:
         headers["Connection"] = "close"
     written = None if unchanged(seen.version) else await parts.documents.get(job_id, owner, seen.version)

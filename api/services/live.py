@@ -128,9 +128,12 @@ class Live:
         known.asked_at = asyncio.get_running_loop().time()
         return known.seen if known.asked_at - known.read_at <= GOOD_FOR_TICKS * self._tick_s else None
 
-    async def seen(self, job_id: str, owner: str) -> JobVersion:
-        """The job's version, at most two ticks old. Raises JobNotFound, StoreUnavailable."""
-        seen = self.at_hand(job_id)
+    async def seen(self, job_id: str, owner: str, *, afresh: bool = False) -> JobVersion:
+        """The job's version, at most two ticks old, or `afresh`, by a query that begins after this call.
+
+        Raises JobNotFound, StoreUnavailable.
+        """
+        seen = None if afresh else self.at_hand(job_id)
         if seen is None:
             read = self._want(known_shape(job_id))
             if self._loop is not None:
