@@ -25,7 +25,7 @@ up: $(VENV)/.worker $(MODELS) ## The whole stack in the foreground until Ctrl-C:
 
 .PHONY: test
 test: $(VENV)/.dev $(MODELS) ## All tests (at most 10 minutes on 2 cores)
-	@$(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	@$(PY) -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill -9 and SIGSTOP of every process under load: ROUNDS=12, SEED=, one JSON object at the end
@@ -44,6 +44,10 @@ bench-scoring: $(MODELS) $(PEERS)/.done ## Exact KL beside plain forwards, TRL's
 bench-ppo: $(MODELS) $(PEERS)/.done ## PPO beside TRL's last: time, memory, reward at equal KL: ROUNDS=, ONLY="tiny lora …"
 	@$(PY) -W ignore -m benchmarks.ppo --registry $(MODELS) --packages $(PEERS) \
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: bench-http
+bench-http: $(MODELS) ## Polls beside a bare FastAPI handler, and goodput at four times the load: ROUNDS=, ONLY="polls …"
+	@$(PY) -W ignore -m benchmarks.http --registry $(MODELS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: recipes
 recipes: $(VENV)/.worker $(MODELS) ## The runs of docs/recipes.md: a bandit, a β sweep, a proxy against gold: ONLY="bandit …"

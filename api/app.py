@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from api import browser, openapi, problems, request_log
 from api.assembly import Loop, assemble
 from api.audit import AuditTrail
+from api.compression import Compression
 from api.limits import BodyLimit
 from api.routes import (
     api_keys,
@@ -21,6 +22,7 @@ from api.routes import (
     docs,
     files,
     health,
+    info,
     job_data,
     job_live,
     jobs,
@@ -28,6 +30,7 @@ from api.routes import (
     metrics,
     models,
     scores,
+    service_metrics,
     tokens,
     webhooks,
     workers,
@@ -48,6 +51,8 @@ ROUTERS = (
     job_live.polled,
     job_live.router,
     health.router,
+    service_metrics.router,
+    info.router,
     docs.router,
     scores.router,
     tokens.router,
@@ -100,13 +105,16 @@ def create_app(
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
         lifespan=_running(parts.live, *loops, wake=wake, own=own),
+        openapi_tags=openapi.TAGS,
         separate_input_output_schemas=False,
     )
     app.state.parts = parts
     larger = {("POST", "/v1/files"): settings.max_file_bytes}
+    if settings.gzip:
+        app.add_middleware(Compression)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
-    app.add_middleware(request_log.RequestLog)
+    app.add_middleware(request_log.RequestLog, counts=parts.requests)
     browser.install(app, settings)  # added last: outermost
     problems.install(app)
     for router in ROUTERS:

@@ -8,6 +8,7 @@ from api.deps import Parts
 from api.event_stream import event_frame
 from api.keyring import Keyring
 from api.rates import RequestRates
+from api.request_counts import RequestCounts
 from api.services.analysis import RunAnalysis
 from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
@@ -88,6 +89,7 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         artifacts=ArtifactService(store, settings.artifacts),
         keyring=keyring,
         rates=RequestRates(settings.requests_per_minute),
+        requests=RequestCounts(),
         api_keys=ApiKeys(store, rng, keyring),
         files=files,
         residence=Residence(models, scorer),

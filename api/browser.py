@@ -22,9 +22,11 @@ REQUEST_HEADERS = [
     "Last-Event-ID",
     "Prefer",
     "Range",
+    "Traceparent",
     "X-Request-Id",
 ]
 ANSWER_HEADERS = [
+    "API-Version",
     "Content-Range",
     "ETag",
     "Link",

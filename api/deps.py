@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from api.keyring import Keyring
 from api.rates import RequestRates
+from api.request_counts import RequestCounts
 from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
@@ -45,6 +46,7 @@ class Parts:
     documents: JobDocuments
     keyring: Keyring
     rates: RequestRates
+    requests: RequestCounts
     api_keys: ApiKeys
     files: FileService
     residence: Residence

@@ -6,7 +6,7 @@ frame is built once for all who follow the job (api/services/tails.py), and a st
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -28,11 +28,13 @@ PING_S = 15.0
 RETRY_MS = 3000
 PATIENCE_S = 15.0  # for a client to read what it was sent
 LAST_PATIENCE_S = 0.5  # the same once the process is to end
-LONGEST_S = 3600.0  # of one stream: a key that was revoked does not follow a job for ever
+LONGEST_S = 3600.0  # of one stream
+KEY_CHECK_S = 2.0  # a key that was revoked or has expired does not follow a job for longer
 PAGE = 100  # events
 CHUNK_BYTES = 1 << 15
 
 Backfill = Callable[[int, int], list[Event]]  # events of the job after a seq, at most so many
+Allowed = Callable[[], Awaitable[bool]]  # whether the caller may still follow
 
 
 def event_frame(job_id: str, event: Event) -> bytes:
@@ -70,11 +72,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, live: Live, job_id: str, *, snapshot: bytes, after: int, backfill: Backfill) -> None:
+    def __init__(
+        self, live: Live, job_id: str, *, snapshot: bytes, after: int, backfill: Backfill, allowed: Allowed
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._live, self._job_id, self._snapshot = live, job_id, snapshot
-        self._sent, self._backfill = after, backfill
+        self._sent, self._backfill, self._allowed = after, backfill, allowed
         self._limit: asyncio.Timeout | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,23 +120,26 @@ class EventStream(Response):
 
     async def _frames(self, watch: Watch, tail: Tail, leaving: "asyncio.Task[Any]") -> AsyncIterator[bytes]:
         yield self._snapshot
-        end = asyncio.get_running_loop().time() + LONGEST_S
-        while not leaving.done() and not self._live.stopping and asyncio.get_running_loop().time() < end:
+        now = asyncio.get_running_loop().time
+        end, ping = now() + LONGEST_S, now() + PING_S
+        while not leaving.done() and not self._live.stopping and now() < end and await self._allowed():
             seen = watch.seen
             if seen is None:  # deleted
                 return
             if frames := await self._new(tail):
                 for chunk in chunks(frames):
                     yield chunk
+                ping = now() + PING_S
             elif seen.done and self._sent >= seen.event_seq:
                 yield done_frame(self._job_id, seen.status)
                 return
             else:
-                try:
-                    async with asyncio.timeout(PING_S):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(KEY_CHECK_S, ping - now())):
                         await watch.news()
-                except TimeoutError:
+                if now() >= ping:
                     yield KEEPALIVE_COMMENT
+                    ping = now() + PING_S
 
     async def _new(self, tail: Tail) -> list[bytes]:
         """Frames that follow what was sent: those at hand, or else a page from the database."""

@@ -97,6 +97,7 @@ JOB_PATCHES: dict[str, Any] = {
     },
     "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
 }
+JOB_STOPS: dict[str, Any] = {"why": {"summary": "With a reason", "value": {"reason": "The reward is wrong."}}}
 CHECKPOINT_CHANGES: dict[str, Any] = {
     "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
 }

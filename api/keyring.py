@@ -4,6 +4,7 @@ What is kept of a key is what the database has: the hash of its secret, never th
 process holds at once, one by another process or by `python -m jobs.keys` within FRESH_S.
 """
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict
@@ -45,6 +46,8 @@ class Keyring:
     def __init__(self, store: KeyStore, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._store, self._monotonic = store, monotonic
         self._lock = threading.Lock()
+        self._asking = asyncio.Lock()  # so that a thousand streams of a key look it up once
+        self._away_until = float("-inf")  # of the store: until then no stream asks it
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._forgotten = 0
         self._used: dict[str, float] = {}  # key id → when
@@ -55,14 +58,31 @@ class Keyring:
         if key is None:
             return None
         now = self._monotonic()
-        held = self._held.get(key.id)
-        if held is None or now >= held.until:
+        held = self._fresh(key.id)
+        if held is None:
             held = await run_sync(self._look_up, key.id)
         if not authentic(key, held.key):
             return None
         with self._lock:
             self._used[key.id] = now
         return held.caller
+
+    async def holds(self, key_id: str) -> bool:
+        """Whether a key that was in force still is, for answers that last. Not known counts as yes: then no
+        event can be read either.
+        """
+        async with self._asking:
+            held = self._fresh(key_id)
+            if held is None and self._monotonic() >= self._away_until:
+                try:
+                    held = await run_sync(self._look_up, key_id)
+                except StoreUnavailable:
+                    self._away_until = self._monotonic() + FRESH_S
+        return held is None or held.key is not None
+
+    def _fresh(self, key_id: str) -> _Held | None:
+        held = self._held.get(key_id)
+        return held if held is not None and self._monotonic() < held.until else None
 
     def forget(self, key_id: str) -> None:
         """Look the key up at its next request: called after a commit that revoked it."""

@@ -9,6 +9,18 @@ from fastapi import FastAPI
 
 from api.schemas import FieldError, Problem
 
+TAGS = [  # in the order in which a newcomer needs them
+    {"name": "scores", "description": "How far the policy is from its reference, token by token."},
+    {"name": "divergences", "description": "The same for numbers that you have."},
+    {"name": "models", "description": "The names that policy and reference may have."},
+    {"name": "jobs", "description": "PPO runs and bulk scores: made, followed, stopped; what they produce."},
+    {"name": "checkpoints", "description": "The saves of jobs; each is a model."},
+    {"name": "files", "description": "Prompts, texts and items that are too many for a request."},
+    {"name": "webhooks", "description": "Messages about jobs to a URL of yours."},
+    {"name": "workers", "description": "What waits, and for whom."},
+    {"name": "api-keys", "description": "Who may do what."},
+    {"name": "probes", "description": "For those who keep the service running."},
+]
 INT64 = {"minimum": -(2**63), "maximum": 2**63 - 1}  # api/strict_json.py refuses what is beyond
 
 

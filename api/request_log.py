@@ -18,16 +18,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from api.problems import internal_error
+from api.request_counts import RequestCounts
+from api.version import API_VERSION
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# https://www.w3.org/TR/trace-context/: version, trace id, parent id, flags; a later version may have more.
+TRACEPARENT = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
 log = structlog.get_logger("kleash.api")
 
 
 class RequestLog:
     """ASGI middleware; the request id is in the scope's state, the response's headers and every log line."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, counts: RequestCounts) -> None:
+        self.app, self._counts = app, counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI
         if scope["type"] != "http":
@@ -36,6 +42,8 @@ class RequestLog:
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else f"req_{uuid7().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
+        given = [value for name, value in scope["headers"] if name == b"traceparent"]
+        trace_id = trace_id_of(given[0]) if len(given) == 1 else None
         status, started = 0, time.perf_counter()
 
         async def tagged(message: Message) -> None:
@@ -46,11 +54,14 @@ class RequestLog:
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-request-id", request_id.encode()),
+                    (b"api-version", API_VERSION.encode()),
                     *more,
                 ]
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)  # in the task that is this request
+        if trace_id is not None:
+            structlog.contextvars.bind_contextvars(trace_id=trace_id)
         try:
             await self.app(scope, receive, tagged)
         except Exception as error:
@@ -59,8 +70,17 @@ class RequestLog:
                 raise  # half an answer is out: the server must cut the connection
             await internal_error(scope)(scope, receive, tagged)
         route = getattr(scope.get("route"), "path", None)
-        ms = round(1000 * (time.perf_counter() - started), 1)
-        log.info("request", method=scope["method"], route=route, status=status, ms=ms)
+        seconds = time.perf_counter() - started
+        self._counts.add(scope["method"], route, status, seconds)
+        log.info("request", method=scope["method"], route=route, status=status, ms=round(1000 * seconds, 1))
+
+
+def trace_id_of(traceparent: bytes) -> str | None:
+    """The trace that the caller's request belongs to; None if the header is not as W3C Trace Context has it."""
+    found = TRACEPARENT.fullmatch(traceparent)
+    if found is None or (found[1] == b"00" and found[3] is not None):
+        return None
+    return found[2].decode()
 
 
 def places(error: BaseException) -> list[str]:

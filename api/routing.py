@@ -58,13 +58,13 @@ PARTS: Responses = {  # of downloads
 BODY_PROBLEMS = problems(400, 415)  # of routes that read a body
 
 
-def v1_router(tag: str, scope: Scope | None) -> APIRouter:
+def v1_router(tag: str, scope: Scope | None, *, prefix: str = "/v1") -> APIRouter:
     """A router below /v1 whose routes all need a key with the scope; None: any key."""
     responses = problems(*EVERYWHERE)
     if scope is not None:
         responses[403] |= {"description": f"The key lacks the scope `{scope}`; or: {DESCRIPTIONS[403]}"}
     return APIRouter(
-        prefix="/v1",
+        prefix=prefix,
         tags=[tag],
         route_class=StrictRoute,
         dependencies=[Depends(principal) if scope is None else needs(scope), Depends(only_known)],

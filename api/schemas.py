@@ -7,9 +7,11 @@ from pydantic import BaseModel, Field, PlainSerializer
 
 
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch as `2026-11-22T11:25:00.123Z`."""
-    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    """Seconds since the epoch as `2026-11-22T11:25:00.123Z`; never later, for `created_after` compares with it."""
+    ms = round(seconds * 1000)
+    ms -= ms / 1000 > seconds
+    text = datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
+    return text.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 Timestamp = Annotated[
@@ -77,3 +79,4 @@ class Version(Document):
 
     name: Literal["kleash"] = "kleash"
     version: str
+    api_version: str = Field(description="As in the header API-Version.")

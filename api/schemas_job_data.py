@@ -67,7 +67,6 @@ class CheckpointDocument(Document):
     name: str
     model: str
     step: int
-    path: str
     sha256: str
     bytes: int
     pinned: bool
@@ -110,7 +109,7 @@ class SampleDocument(Document):
 
 
 class SampleList(Page):
-    """Samples by (step, kind, index)."""
+    """Samples by (step, kind, index), or as `order_by` says."""
 
     data: list[SampleDocument]
 

@@ -10,7 +10,7 @@ from api.schemas import Document
 from api.schemas_jobs import PublicStatus
 from api.services.dry_run import DryRun
 from jobs.bulk import ScoreConfig
-from jobs.spec import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue, Name, Priority
+from jobs.spec import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue, Name, Priority, Reason
 from jobs.store_jobs import JobChange, JobFilter
 from rlhf_core.config.base import Config
 from rlhf_core.config.ppo import PPOConfig
@@ -60,6 +60,12 @@ class JobPatch(Config):
             priority=self.priority if "priority" in given else None,
             if_versions=if_versions,
         )
+
+
+class StopRequest(Config):
+    """What may be said with a pause or a cancel."""
+
+    reason: Reason | None = Field(None, description="For people: shown in the job and in its event.")
 
 
 class EstimateDocument(Document):

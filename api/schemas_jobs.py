@@ -1,7 +1,7 @@
 """The JSON documents of a job."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -11,12 +11,14 @@ from api.schemas_analysis import FindingDocument
 from api.services.jobs import JobPage
 from jobs import spec as jobs
 from jobs.bulk import ScoreConfig
+from jobs.failure_codes import retryable
 from jobs.states import Status
 from jobs.store_jobs import QueuePlace
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.diagnosis import Finding
 
 SENT_WITHIN_S = 15.0  # after being queued, while a broker is up
+STALLED_S = 600.0
 PublicStatus = Literal[
     "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"
 ]
@@ -37,6 +39,19 @@ class Worker(Document):
 
     id: str
     heartbeat_at: Timestamp | None
+    stalled: bool = Field(
+        description=f"Alive, but without progress for {STALLED_S:g} s at its last heartbeat. The worker ends an "
+        "attempt that goes on like this for KLEASH_STALL_AFTER_S."
+    )
+
+    @classmethod
+    def of(cls, job: jobs.Job) -> Self | None:
+        """The owner of a run."""
+        if job.worker is None:
+            return None
+        seen, progress = job.heartbeat_at, job.progress_at
+        stalled = seen is not None and progress is not None and seen - progress > STALLED_S
+        return cls(id=job.worker, heartbeat_at=seen, stalled=stalled)
 
 
 class JobError(Document):
@@ -46,6 +61,8 @@ class JobError(Document):
     detail: str
     hint: str | None
     step: int | None
+    attempt: int = Field(description="The one that ended so.")
+    retryable: bool = Field(description="True if a new job with the same request may succeed.")
     log_tail: list[str]
 
 
@@ -98,8 +115,12 @@ class JobFields(Document):
     updated_at: Timestamp
     progress: Progress
     worker: Worker | None
+    reason: str | None = Field(description="Of the last pause or cancel, if it gave one; a resume clears it.")
+    cancel_requested_at: Timestamp | None
     error: JobError | None
-    result: dict[str, Any] | None
+    result: dict[str, Any] | None = Field(
+        description="Of a PPO job its `model`, `checkpoint_id`, `checkpoint_url`, `archive_url` and `evaluation`."
+    )
     metadata: dict[str, str]
     priority: int = Field(description="0 to 9: of waiting jobs, the highest starts first.")
     resume_from: str | None = Field(description="The checkpoint it started from.")
@@ -124,9 +145,11 @@ class JobFields(Document):
             "finished_at": job.finished_at,
             "updated_at": job.updated_at,
             "progress": _progress(job),
-            "worker": Worker(id=job.worker, heartbeat_at=job.heartbeat_at) if job.worker else None,
-            "error": _error(job.error),
-            "result": job.result,
+            "worker": Worker.of(job),
+            "reason": job.reason,
+            "cancel_requested_at": job.cancel_requested_at,
+            "error": _error(job),
+            "result": _result(job.result),
             "metadata": job.metadata,
             "priority": job.priority,
             "resume_from": job.spec.resume_from if isinstance(job.spec, jobs.PPOSpec) else None,
@@ -180,6 +203,17 @@ def _progress(job: jobs.Job) -> Progress:
     return Progress(step=job.step, total_steps=total, percent=percent, eta_s=eta_s, latest=dict(job.latest))
 
 
+def _result(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """With URLs for what it names; older results also have the folder of the server, which is no client's."""
+    if result is None:
+        return None
+    shown = {name: value for name, value in result.items() if name != "path"}
+    if save := shown.get("checkpoint_id"):
+        here = f"/v1/checkpoints/{save}"
+        shown |= {"checkpoint_url": here, "archive_url": f"{here}/archive"}
+    return shown
+
+
 def _total_steps(job: jobs.Job) -> int | None:
     if isinstance(job.spec, jobs.PPOSpec):
         return job.spec.config.optimization.steps
@@ -188,7 +222,8 @@ def _total_steps(job: jobs.Job) -> int | None:
     return None if items is None else math.ceil(items / job.spec.config.checkpoint.every_items)
 
 
-def _error(error: jobs.JobFailure | None) -> JobError | None:
+def _error(job: jobs.Job) -> JobError | None:
+    error = job.error
     if error is None:
         return None
     return JobError(
@@ -196,6 +231,8 @@ def _error(error: jobs.JobFailure | None) -> JobError | None:
         detail=error.detail,
         hint=error.hint,
         step=error.step,
+        attempt=job.attempt,
+        retryable=retryable(error.code),
         log_tail=list(error.log_tail),
     )
 
@@ -207,8 +244,7 @@ class JobList(Page):
     total: int | None = Field(None, description="With `include=total`: how many fit the filters.")
 
     @classmethod
-    def of(cls, page: JobPage, total: int | None) -> Self:
+    def of(cls, page: JobPage[jobs.Job], total: int | None) -> Self:
         """The document of a page."""
-        cursor = page.jobs[-1].id if page.more else None
         data = [JobSummary.of(job) for job in page.jobs]
-        return cls(data=data, has_more=page.more, next_cursor=cursor, total=total)
+        return cls(data=data, has_more=page.more, next_cursor=page.cursor, total=total)

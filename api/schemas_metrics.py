@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from api.schemas import Document
+from api.schemas import Document, Timestamp, rfc3339
 from api.services.metrics import unit
 from jobs.metric_series import SeriesAnswer
 
@@ -16,6 +16,9 @@ class SeriesDocument(Document):
     unit: str | None = Field(examples=["nats/sequence"])
     step: list[int]
     value: list[float]
+    time: list[Timestamp] | None = Field(
+        description="With `include=time`: when the step was completed, by the database's clock."
+    )
     n_raw: int = Field(description="Points in the range, of which these were chosen.")
 
 
@@ -33,6 +36,7 @@ class MetricsDocument(Document):
 
 def metrics_document(job_id: str, answer: SeriesAnswer) -> dict[str, Any]:
     """A MetricsDocument of an answer, without a second look at each number."""
+    times = None if answer.times is None else {step: rfc3339(at) for step, at in answer.times.items()}
     return {
         "object": "metrics",
         "job_id": job_id,
@@ -46,6 +50,7 @@ def metrics_document(job_id: str, answer: SeriesAnswer) -> dict[str, Any]:
                 "unit": unit(one.key),
                 "step": list(one.points),
                 "value": list(one.points.values()),
+                "time": times and [times[step] for step in one.points],
                 "n_raw": one.n,
             }
             for one in answer.series

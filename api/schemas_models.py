@@ -30,6 +30,8 @@ class ModelDocument(Document):
     max_context: int | None = Field(description="In tokens.")
     tokenizer_sha256: str | None
     bytes: int | None = Field(description="Of the weights as loaded; of an adapter, its own.")
+    revision: str | None = Field(description="The hub's commit.")
+    weights_sha256: str | None = Field(description="As in scores.")
 
     @classmethod
     def of(cls, placed: Placed) -> Self:
@@ -49,6 +51,8 @@ class ModelDocument(Document):
             max_context=found and found.max_context,
             tokenizer_sha256=found and found.tokenizer_sha256,
             bytes=found and found.bytes,
+            revision=found and found.revision,
+            weights_sha256=found and found.weights_sha256,
         )
 
 

@@ -4,7 +4,16 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, RootModel
 
-from api.schemas_scores import FailedScore, ModelId, Numerics, Score, ScoreError, Summary, Tokenizer, Usage
+from api.schemas_scores import (
+    FailedScore,
+    Numerics,
+    Score,
+    ScoredModel,
+    ScoreError,
+    Summary,
+    Tokenizer,
+    Usage,
+)
 from api.schemas_tokens import Encoding
 
 
@@ -14,8 +23,8 @@ class ScoreSummary(BaseModel):
     object: Literal["score.summary"] = "score.summary"
     id: str
     created_at: str
-    policy: ModelId
-    reference: ModelId
+    policy: ScoredModel
+    reference: ScoredModel
     tokenizer: Tokenizer | None = Field(description="null if the scorer took no item.")
     numerics: Numerics | None
     encoding: Encoding | None = Field(description="null where numbers are JSON.")

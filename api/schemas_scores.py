@@ -101,6 +101,16 @@ class ModelId(BaseModel):
     id: str
 
 
+class ScoredModel(ModelId):
+    """A model by the name of the request, and which weights it stood for."""
+
+    revision: str | None = Field(description="The hub's commit; null for a folder that is none of the hub's.")
+    weights_sha256: str | None = Field(
+        description="What `sha256sum *.safetensors` prints, of several files the sha256 of all that it prints; "
+        "of an adapter, its own. null if no text was scored."
+    )
+
+
 class Tokenizer(BaseModel):
     """The tokenizer that both models share."""
 
@@ -177,8 +187,8 @@ class ScoreList(BaseModel):
     object: Literal["list"] = "list"
     id: str
     created_at: str
-    policy: ModelId
-    reference: ModelId
+    policy: ScoredModel
+    reference: ScoredModel
     tokenizer: Tokenizer
     numerics: Numerics
     encoding: Encoding | None = Field(description="null where numbers are JSON.")

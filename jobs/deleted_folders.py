@@ -1,7 +1,7 @@
-"""The folders of deleted jobs: removed by the workers, who alone can write there.
+"""The folders of deleted jobs and checkpoints: removed by the workers, who alone can write there.
 
-A note of each stands in the database from the transaction that deleted the job until nobody can write there any
-more, so that whoever dies on the way has a successor. A folder goes only if no job has its name.
+A note of each stands in the database from the transaction that deleted it until nobody can write there any
+more, so that whoever dies on the way has a successor. A folder goes only if no row has its path.
 """
 
 import logging
@@ -21,17 +21,17 @@ LATE_WRITES_S = 3600.0
 
 def remove_deleted(store: Store, files: Files, artifacts: Path) -> int:
     """Remove every such folder that is there; returns how many. Raises StoreUnavailable."""
-    noted, removed = store.deleted_jobs(), 0
+    noted, removed = store.deleted_folders(), 0
     gone = []
-    for job_id in noted:
-        folder = artifacts / job_id
+    for path in noted:
+        folder = artifacts / path
         try:
             if folder.exists():
                 files.remove_folder(folder)
                 removed += 1
-            gone.append(job_id)
+            gone.append(path)
         except OSError as error:
-            log.warning("%s: its folder stays: %s", job_id, error)
+            log.warning("%s stays: %s", path, error)
     if gone:
         store.forget_deleted(gone, older_than_s=LATE_WRITES_S)
     return removed
@@ -43,4 +43,4 @@ def run(store: Store, files: Files, artifacts: Path, stop: threading.Event) -> N
         try:
             remove_deleted(store, files, artifacts)
         except StoreUnavailable as error:
-            log.warning("folders of deleted jobs stay for now: %s", error)
+            log.warning("deleted folders stay for now: %s", error)

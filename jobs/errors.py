@@ -30,6 +30,7 @@ JobError
 └── ScoringRefused           the scorer understood the request and refuses it
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -59,11 +60,17 @@ class QuotaExceeded(JobError):
 
 
 class IllegalTransition(JobError):
-    """The job is not in a state that allows this."""
+    """The job is not in a state that allows this; `allowed_from` are those that do."""
 
-    def __init__(self, job_id: str, action: str, status: str) -> None:
-        super().__init__(job_id, action, status)
-        self.job_id, self.action, self.status = job_id, action, status
+    def __init__(self, job_id: str, action: str, status: str, allowed_from: Iterable[str]) -> None:
+        allowed_from = sorted(map(str, allowed_from))
+        super().__init__(job_id, action, status, allowed_from)
+        self.job_id, self.action, self.status, self.allowed_from = job_id, action, status, allowed_from
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """For the client."""
+        return {"status": self.status, "allowed_from": self.allowed_from}
 
     def __str__(self) -> str:
         return f"{self.action} is not possible: {self.job_id} is {self.status}"

@@ -40,7 +40,8 @@ class SeriesQuery:
     """`patterns` are keys, in which `*` stands for anything; none means all.
 
     Of a series longer than `most`, `choose` keeps each bucket's lowest and highest point (`minmax`) or its last
-    one (`last`), and the series' first and last; `none` keeps them all, and only `most` steps.
+    one (`last`), and the series' first and last; `none` keeps them all, and only `most` steps. `times` asks for
+    the time of each step that is kept.
     """
 
     patterns: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class SeriesQuery:
     most: int = 500
     choose: Choice = "minmax"
     after: Cursor | None = None
+    times: bool = False
 
     def wants(self, key: str) -> bool:
         """True if the key matches a pattern."""
@@ -69,7 +71,8 @@ class SeriesAnswer:
 
     `cursor` belongs to the last step that was looked at. `rewritten_from` is the first step that another attempt
     has written again, or that is not there any more, since the query's cursor: what a client has from there on
-    is void. `more` if steps follow that did not fit.
+    is void. `more` if steps follow that did not fit. `times` are those of the steps in `series`, in seconds since
+    the epoch; None unless the query asks for them.
     """
 
     last_step: int
@@ -77,3 +80,4 @@ class SeriesAnswer:
     rewritten_from: int | None
     more: bool
     series: list[PointSeries]
+    times: dict[int, float] | None

@@ -5,8 +5,9 @@ It may run in any number of processes: each row goes by one compare-and-set. It 
 
 import logging
 import threading
+from contextlib import suppress
 
-from jobs.errors import JobNotFound, StoreUnavailable
+from jobs.errors import JobInUse, JobNotFound, StoreUnavailable
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
 from jobs.ports import Files
@@ -16,16 +17,17 @@ from jobs.store import Reaped, Store
 
 log = logging.getLogger(__name__)
 
-
-FORGET_KEYS_EVERY_S = 60.0
+FORGET_EVERY_S, DAY_S = 60.0, 86_400.0
 
 
 class Reaper:
-    """One loop. It also removes idempotency keys that have had their time."""
+    """One loop. It also removes keys, webhook messages and (if a retention is set) jobs that had their time."""
 
     def __init__(self, store: Store, settings: Settings, files: Files | None = None) -> None:
         self._store, self._every_s = store, settings.reap_every_s
-        self._forget_keys_every = max(1, round(FORGET_KEYS_EVERY_S / max(self._every_s, 1e-3)))
+        self._forget_every = max(1, round(FORGET_EVERY_S / max(self._every_s, 1e-3)))
+        self._deliveries_kept_s = settings.webhook_deliveries_kept_s
+        self._retention_days = settings.retention_days
         self._files, self._artifacts = files or LocalFiles(), settings.artifacts
 
     def run_once(self) -> list[Reaped]:
@@ -36,6 +38,17 @@ class Reaper:
             folder = self._artifacts / item.job_id / str(item.attempt)
             remove_leftovers(self._store, self._files, item.job_id, folder)
         return reaped
+
+    def forget(self) -> None:
+        """Remove what has had its time, a bounded part of it. Raises StoreUnavailable."""
+        self._store.forget_expired_keys()
+        self._store.forget_deliveries(older_than_s=self._deliveries_kept_s)
+        if self._retention_days is None:
+            return
+        for job_id in self._store.expired_jobs(older_than_s=DAY_S * self._retention_days):
+            with suppress(JobNotFound, JobInUse):  # another was faster
+                self._store.delete_job(job_id, spare_pinned=True)
+                log.info("%s: deleted, over %g days after its end", job_id, self._retention_days)
 
     def sweep(self) -> None:
         """Clear every ended attempt: whoever should have done it may have died. Raises StoreUnavailable."""
@@ -56,8 +69,8 @@ class Reaper:
                     self.sweep()
                     swept = True
                 self.run_once()
-                if passes % self._forget_keys_every == 0:
-                    self._store.forget_expired_keys()
+                if passes % self._forget_every == 0:
+                    self.forget()
                 passes += 1
             except StoreUnavailable as error:
                 log.warning("nothing reaped: %s", error)

@@ -19,6 +19,8 @@ class Resident(Config):
     max_context: int | None = None
     tokenizer_sha256: str | None = None
     bytes: int | None = None
+    revision: str | None = None
+    weights_sha256: str | None = None
 
 
 class Residents(Config):

@@ -71,6 +71,8 @@ jobs = Table(
     Column("latest", Json, nullable=False),
     Column("result", Json),
     Column("error", Json),
+    Column("reason", Json),  # of the last pause or cancel, in the client's words
+    Column("cancel_requested_at", Double),
     Column("version", Integer, nullable=False),
     Column("event_seq", Integer, nullable=False),  # of the last event
     Column("created_at", Double, nullable=False),
@@ -120,6 +122,8 @@ job_samples = Table(
     Column("prompt", Json, nullable=False),
     Column("completion", Json, nullable=False),
     Column("data", Json, nullable=False),
+    Column("kl", Double),  # of the data, to sort by; null where it is no finite number
+    Column("reward", Double),
 )
 
 job_checkpoints = Table(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, String, Table
+from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, String, Table, Text
 
 from jobs.schema import metadata
 
@@ -25,10 +25,10 @@ job_uses = Table(
     Index("ix_job_uses_job_id", "job_id"),
 )
 
-deleted_jobs = Table(
-    "deleted_jobs",
+deleted_folders = Table(
+    "deleted_folders",
     metadata,
-    Column("job_id", String, primary_key=True),  # its folder is to go (jobs/deleted_folders.py)
+    Column("path", Text, primary_key=True),  # below the artifacts; it is to go (jobs/deleted_folders.py)
     Column("deleted_at", Double, nullable=False),
 )
 

@@ -4,16 +4,15 @@ The scorer sees folders (or hub ids), never a client's names; the API sees array
 model.
 """
 
-import json
 import re
-import struct
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from jobs.wire_frame import Frame, framed
 from rlhf_core.config.base import Config
 
 QUANTITIES = (
@@ -117,6 +116,14 @@ class ItemError:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Which weights a name stood for when a text was scored; null where nobody can say."""
+
+    revision: str | None = None  # the hub's commit
+    weights_sha256: str | None = None  # of the safetensors; of an adapter, its own
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreReply:
     """Answers in the order of the request's items, and what produced them."""
 
@@ -124,12 +131,13 @@ class ScoreReply:
     tokenizer_sha256: str
     vocab_size: int
     weights_dtype: str
+    models: tuple[Weights, Weights] = (Weights(), Weights())  # policy, reference
     pieces: dict[int, str] = field(default_factory=dict)  # what the ids in the items' `top` stand for
     spent: dict[str, float] = field(default_factory=dict)  # seconds: queue, tokenize, compute
 
 
 def encode_reply(reply: ScoreReply) -> bytes:
-    """`<u32 header length><header JSON><arrays>`, little-endian, in the header's order."""
+    """The answer's bytes (jobs/wire_frame.py), arrays in the header's order."""
     arrays: list[bytes] = []
     items: list[dict[str, Any]] = []
     for item in reply.items:
@@ -155,31 +163,22 @@ def encode_reply(reply: ScoreReply) -> bytes:
             arrays += [array.astype("<f4").tobytes() for array in terms]
         if item.text is not None:
             arrays.append(item.text)
-    header = json.dumps(
-        {
-            "items": items,
-            "tokenizer_sha256": reply.tokenizer_sha256,
-            "vocab_size": reply.vocab_size,
-            "weights_dtype": reply.weights_dtype,
-            "pieces": reply.pieces,
-            "spent": reply.spent,
-        }
-    ).encode()
-    return struct.pack("<I", len(header)) + header + b"".join(arrays)
+    header = {
+        "items": items,
+        "tokenizer_sha256": reply.tokenizer_sha256,
+        "vocab_size": reply.vocab_size,
+        "weights_dtype": reply.weights_dtype,
+        "models": [asdict(weights) for weights in reply.models],
+        "pieces": reply.pieces,
+        "spent": reply.spent,
+    }
+    return framed(header, arrays)
 
 
 def decode_reply(body: bytes) -> ScoreReply:
     """The inverse of `encode_reply`; arrays are views into `body`."""
-    (header_bytes,) = struct.unpack_from("<I", body)
-    header = json.loads(body[4 : 4 + header_bytes])
-    offset = 4 + header_bytes
-
-    def take(dtype: str, count: int) -> npt.NDArray[Any]:
-        nonlocal offset
-        array = np.frombuffer(body, dtype=dtype, count=count, offset=offset)
-        offset += array.nbytes
-        return array
-
+    frame = Frame(body)
+    header, take = frame.header, frame.take
     items: list[ItemScores | ItemError] = []
     for entry in header["items"]:
         if "error" in entry:
@@ -210,6 +209,7 @@ def decode_reply(body: bytes) -> ScoreReply:
         tokenizer_sha256=header["tokenizer_sha256"],
         vocab_size=header["vocab_size"],
         weights_dtype=header["weights_dtype"],
+        models=(Weights(**header["models"][0]), Weights(**header["models"][1])),
         pieces={int(token_id): piece for token_id, piece in header["pieces"].items()},
         spent=header["spent"],
     )

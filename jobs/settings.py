@@ -1,5 +1,6 @@
 """Settings of every process of the stack, from environment variables `KLEASH_*` (or `*_FILE` secrets)."""
 
+import math
 import os
 import re
 from functools import cached_property
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.scoring_wire import ModelSource
 
+CLIENT_SHARE = 0.5  # of the scorer's queue, in tokens: one client alone never shuts the others out
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -74,6 +76,7 @@ class Settings(BaseSettings):
     reward_secret: SecretStr | None = None  # `whsec_…`: requests to reward endpoints are signed with it
 
     webhook_every_s: float = 1.0
+    webhook_deliveries_kept_s: float = Field(2_592_000.0, ge=3600)  # after the last try
     lease_s: float = 30.0
     heartbeat_s: float = 5.0
     dispatch_every_s: float = 2.0
@@ -90,14 +93,17 @@ class Settings(BaseSettings):
     max_connections_per_client: int = Field(512, ge=1)  # of one address off loopback: a proxy needs more
     requests_per_minute: int = Field(6000, ge=0)  # of one key, in one API process; 0: any number
     queued_jobs_per_owner: int = Field(1000, ge=0)  # paused ones count; 0: any number
+    # ended jobs are deleted after so long; by default never
+    retention_days: float | None = Field(None, gt=0, allow_inf_nan=False)
     running_jobs_per_owner: int = Field(0, ge=0)  # 0: any number
 
+    gzip: bool = False  # scores, metrics and /openapi.json for clients that take it: pays below 0.5 Gbit/s
     max_body_bytes: int = 1_000_000
     max_file_bytes: int = Field(100_000_000, gt=0)  # of one upload, for which max_body_bytes does not hold
     file_bytes_per_owner: int = Field(1_000_000_000, ge=0)
     max_items: int = 256
     max_batch_tokens: int = 2048
-    max_queued_tokens: int = 65_536  # half of them for one client
+    max_queued_tokens: int = 65_536  # CLIENT_SHARE of them for one client
     max_queued_requests: int = 1024
     score_timeout_s: float = 60.0
     scorer_memory_share: float = Field(
@@ -113,6 +119,11 @@ class Settings(BaseSettings):
         if self.unsafe_no_auth and self.host not in LOOPBACK:
             raise ValueError(f"--unsafe-no-auth is refused off loopback (host is {self.host})")
         return self
+
+    @field_validator("retention_days", mode="before")
+    @classmethod
+    def _empty_keeps(cls, given: object) -> object:
+        return None if given == "" else given
 
     @field_validator("cors_origins")
     @classmethod
@@ -136,6 +147,11 @@ class Settings(BaseSettings):
     def scorer_urls(self) -> list[str]:
         """The scorers behind one API."""
         return [url.strip() for url in self.scorer_url.split(",") if url.strip()]
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Of one request for scores: more would never be admitted."""
+        return math.floor(CLIENT_SHARE * self.max_queued_tokens)
 
     @property
     def artifacts(self) -> Path:

@@ -26,6 +26,7 @@ class Limits(Config):
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Reason = Annotated[str, Field(min_length=1, max_length=200)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Priority = Annotated[
@@ -114,6 +115,8 @@ class Job:
     latest: dict[str, float]  # the last step's metrics
     result: dict[str, Any] | None
     error: JobFailure | None
+    reason: str | None  # of the last pause or cancel, in the client's words; a resume clears it
+    cancel_requested_at: float | None
     version: int
     created_at: float
     queued_at: float
@@ -210,6 +213,9 @@ class Checkpoint:
     pinned: bool  # another job was created to go on from it: retention leaves it alone
     attempt: int
     created_at: float
+
+
+SampleOrder = Literal["step", "kl", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, insert, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    delete,
+    exists,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+)
 
 from jobs.errors import IllegalTransition, JobInUse, TooMuchMetadata, VersionConflict
 from jobs.schema import idempotency_keys, job_checkpoints, jobs
-from jobs.schema_jobs import deleted_jobs, job_labels, job_uses, label_of
+from jobs.schema_jobs import deleted_folders, job_labels, job_uses, label_of
 from jobs.spec import MAX_METADATA, Job
 from jobs.sql_base import CHANGED, SqlBase, one_row
 from jobs.sql_rows import job_of
-from jobs.states import TERMINAL, Desired, Status, public_status
+from jobs.states import LIVE, TERMINAL, Desired, Status, public_status
 from jobs.store_jobs import KEY_LIFE_S, JobChange
 
 
@@ -26,7 +38,7 @@ class ChangeRows(SqlBase):
                 raise VersionConflict(seen.version)
             values = _changed(seen, change)
             if "priority" in values and Status(seen.status) in TERMINAL:
-                raise IllegalTransition(job_id, "another priority", _public(seen))
+                raise IllegalTransition(job_id, "another priority", _public(seen), LIVE)
             if "priority" in values and seen.status == Status.QUEUED:
                 values["epoch"] = jobs.c.epoch + 1
             if values:
@@ -36,41 +48,54 @@ class ChangeRows(SqlBase):
                 write_labels(connection, job_id, seen.owner, values["metadata"] or {})
             return job_of(one_row(connection, job_id))
 
-    def delete_job(self, job_id: str, owner: str | None = None) -> None:
+    def delete_job(self, job_id: str, owner: str | None = None, *, spare_pinned: bool = False) -> None:
         """See jobs.store_jobs.JobsStore. What hangs on the job goes with its row, by foreign keys."""
-        saves, columns = job_checkpoints.c, job_uses.c
+        saves = job_checkpoints.c
         with self.writing() as connection:
             seen = self.locked_for(connection, job_id, owner)
             if Status(seen.status) not in TERMINAL:
-                raise IllegalTransition(job_id, "deletion", _public(seen))
+                raise IllegalTransition(job_id, "deletion", _public(seen), TERMINAL)
             # A job that pins one of them at this moment has its row before we look for users.
-            connection.execute(select(saves.id).where(saves.job_id == job_id).with_for_update())
-            needing = or_(columns.for_good, jobs.c.status.not_in(sorted(TERMINAL)))
-            users = connection.execute(
-                select(jobs.c.id)
-                .join(job_uses, columns.job_id == jobs.c.id)
-                .where(columns.used_id == job_id, jobs.c.id != job_id, needing)
-                .order_by(jobs.c.id)
-            )
-            if found := list(users.scalars()):
-                raise JobInUse(job_id, found)
-            connection.execute(insert(deleted_jobs).values(job_id=job_id, deleted_at=self.now()))
+            pins = connection.execute(
+                select(saves.pinned).where(saves.job_id == job_id).with_for_update()
+            ).scalars()
+            kept = any(list(pins)) and spare_pinned
+            users = list(connection.execute(_users(literal(job_id))).scalars())
+            if users or kept:
+                raise JobInUse(job_id, users)
+            connection.execute(insert(deleted_folders).values(path=job_id, deleted_at=self.now()))
             connection.execute(delete(jobs).where(jobs.c.id == job_id))
             connection.info[CHANGED].add(job_id)
 
-    def deleted_jobs(self, *, limit: int = 10_000) -> list[str]:
-        """See jobs.store_jobs.JobsStore."""
-        there = exists().where(jobs.c.id == deleted_jobs.c.job_id)
-        query = select(deleted_jobs.c.job_id).where(~there).order_by(deleted_jobs.c.deleted_at).limit(limit)
+    def expired_jobs(self, *, older_than_s: float, limit: int = 100) -> list[str]:
+        """See jobs.store_jobs.JobsStore. No job ends before it was created: an index has `created_at`."""
+        columns, saves, before = jobs.c, job_checkpoints.c, self.now() - older_than_s
+        expired = and_(
+            columns.status.in_(sorted(TERMINAL)),
+            columns.created_at < before,
+            columns.finished_at < before,
+            ~exists().where(saves.job_id == columns.id, saves.pinned),
+            ~_users(columns.id).correlate(jobs).exists(),
+        )
+        query = select(columns.id).where(expired).order_by(columns.finished_at, columns.id).limit(limit)
         with self.reading() as connection:
             return list(connection.execute(query).scalars())
 
-    def forget_deleted(self, job_ids: Sequence[str], *, older_than_s: float) -> None:
+    def deleted_folders(self, *, limit: int = 10_000) -> list[str]:
         """See jobs.store_jobs.JobsStore."""
-        columns = deleted_jobs.c
+        columns = deleted_folders.c
+        of_job = exists().where(jobs.c.id == columns.path)
+        of_save = exists().where(job_checkpoints.c.path == columns.path)
+        query = select(columns.path).where(~of_job, ~of_save).order_by(columns.deleted_at).limit(limit)
+        with self.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def forget_deleted(self, paths: Sequence[str], *, older_than_s: float) -> None:
+        """See jobs.store_jobs.JobsStore."""
+        columns = deleted_folders.c
         old = columns.deleted_at < self.now() - older_than_s
         with self.writing() as connection:
-            connection.execute(delete(deleted_jobs).where(columns.job_id.in_(job_ids), old))
+            connection.execute(delete(deleted_folders).where(columns.path.in_(paths), old))
 
     def forget_expired_keys(self, *, limit: int = 1000) -> int:
         """See jobs.store_jobs.JobsStore."""
@@ -122,6 +147,14 @@ def _changed(seen: Any, change: JobChange) -> dict[str, Any]:
     if change.priority is not None and change.priority != seen.priority:
         values["priority"] = change.priority
     return values
+
+
+def _users(used_id: ColumnElement[str]) -> Select[str]:
+    """The other jobs that need checkpoints of this one."""
+    user, uses = jobs.alias("user"), job_uses.c
+    needing = or_(uses.for_good, user.c.status.not_in(sorted(TERMINAL)))
+    joined = select(user.c.id).join(job_uses, uses.job_id == user.c.id)
+    return joined.where(uses.used_id == used_id, user.c.id != used_id, needing).order_by(user.c.id)
 
 
 def _public(seen: Any) -> str:

@@ -101,18 +101,22 @@ class ClientRows(IdempotencyRows, QuotaRows):
             version: int = one_row(connection, job_id, owner, select(jobs.c.version)).version
             return version
 
-    def request(self, job_id: str, action: Action, owner: str | None = None) -> Job:
+    def request(
+        self, job_id: str, action: Action, owner: str | None = None, *, reason: str | None = None
+    ) -> Job:
         """See jobs.store.Store."""
         with self.writing() as connection:
             seen = self.locked_for(connection, job_id, owner)
             before = public_status(Status(seen.status), Desired(seen.desired))
             after = REQUESTS[action].get(before)
             if after is None:
-                raise IllegalTransition(job_id, action, before)
+                raise IllegalTransition(job_id, action, before, REQUESTS[action])
             if after != before:
                 unchanged = (jobs.c.status == seen.status) & (jobs.c.desired == seen.desired)
-                event = NewEvent(type=EVENTS.get((before, after), f"job.{after}"), message=f"Was {before}.")
-                self.change(connection, job_id, unchanged, self._asked(after), [event])
+                values = self._asked(after) | {"reason": reason}
+                if action is Action.CANCEL:
+                    values["cancel_requested_at"] = self.now()
+                self.change(connection, job_id, unchanged, values, [_asked_event(before, after, reason)])
             return job_of(one_row(connection, job_id))
 
     def _asked(self, after: str) -> dict[str, Any]:
@@ -125,6 +129,13 @@ class ClientRows(IdempotencyRows, QuotaRows):
         if after == Status.CANCELLED:
             values |= {"finished_at": self.now()}
         return values
+
+
+def _asked_event(before: str, after: str, reason: str | None) -> NewEvent:
+    kind = EVENTS.get((before, after), f"job.{after}")
+    if reason is None:
+        return NewEvent(type=kind, message=f"Was {before}.")
+    return NewEvent(type=kind, message=f"Was {before}. Reason: {reason}", data={"reason": reason})
 
 
 def _made(connection: Connection, job_id: str) -> Job:

@@ -1,12 +1,13 @@
 """What clients read of a job besides its row: events, metrics, samples, checkpoints, shards."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import literal, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, case, func, literal, select, tuple_, union_all
 
 from jobs.errors import CheckpointNotFound
 from jobs.schema import job_checkpoints, job_events, job_metrics, job_samples, job_shards, jobs
-from jobs.spec import Checkpoint, Event, MetricRow, Sample, Shard
+from jobs.spec import Checkpoint, Event, MetricRow, Sample, SampleOrder, Shard
 from jobs.sql_base import NUL
 from jobs.sql_metrics import MetricSeriesRows
 from jobs.sql_rows import checkpoint_of, event_of, metrics_of, sample_of, shard_of
@@ -66,20 +67,24 @@ class JobDataRows(MetricSeriesRows):
         limit: int = 100,
         after: tuple[int, str, int] | None = None,
         newest_first: bool = False,
+        order_by: SampleOrder = "step",
     ) -> list[Sample]:
         """See jobs.store.Store."""
         columns = job_samples.c
-        place = (columns.step, columns.kind, columns["index"])
+        names = (columns.step, columns.kind, columns["index"])
+        place = (*_number_first(order_by, newest_first), *names)
         query = select(job_samples).where(columns.job_id == job_id)
         if step is not None:
             query = query.where(columns.step == step)
         if kind is not None:
             query = query.where(columns.kind == kind)
-        if after is not None:
-            known = tuple_(*(literal(part) for part in after))
-            query = query.where(tuple_(*place) < known if newest_first else tuple_(*place) > known)
         query = query.order_by(*((part.desc() for part in place) if newest_first else place)).limit(limit)
         with self.reading() as connection:
+            if after is not None:
+                known = _known(connection, job_id, place, names, after)
+                if known is None:
+                    return []
+                query = query.where(tuple_(*place) < known if newest_first else tuple_(*place) > known)
             return [sample_of(row) for row in connection.execute(query)]
 
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:
@@ -130,3 +135,27 @@ class JobDataRows(MetricSeriesRows):
         ]
         with self.reading() as connection:
             return set(connection.execute(union_all(*named)).scalars())
+
+
+def _number_first(order_by: SampleOrder, newest_first: bool) -> tuple[ColumnElement[Any], ...]:
+    """What samples are sorted by before their place: whether they have the number, and the number."""
+    if order_by == "step":
+        return ()
+    number = job_samples.c[order_by]
+    missing, there = (0, 1) if newest_first else (1, 0)  # those without it are last
+    return (case((number.is_(None), missing), else_=there), func.coalesce(number, 0.0))
+
+
+def _known(
+    connection: Connection,
+    job_id: str,
+    place: tuple[ColumnElement[Any], ...],
+    names: tuple[ColumnElement[Any], ...],
+    after: tuple[int, str, int],
+) -> Any:
+    """The place of the sample that `after` names, or None; a number is the database's own, to the last bit."""
+    if len(place) == len(names):
+        return tuple_(*(literal(part) for part in after))
+    this = [name == part for name, part in zip(names, after, strict=True)]
+    row = connection.execute(select(*place).where(job_samples.c.job_id == job_id, *this)).one_or_none()
+    return None if row is None else tuple_(*(literal(part) for part in row))

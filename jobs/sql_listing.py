@@ -1,6 +1,7 @@
 """Lists of jobs: found in an index that has all one can filter by, and only then read."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
@@ -10,7 +11,7 @@ from jobs.spec import Job
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import job_of
 from jobs.states import Desired, Status
-from jobs.store_jobs import ALL, JobFilter, QueuePlace
+from jobs.store_jobs import ALL, JobAt, JobFilter, QueuePlace
 
 # the statuses a client can filter by that are stored as (running, desired)
 RUNNING_NAMES = {"running": Desired.RUN, "pausing": Desired.PAUSE, "cancelling": Desired.CANCEL}
@@ -29,14 +30,27 @@ class ListingRows(SqlBase):
         limit: int = 20,
     ) -> list[Job]:
         """See jobs.store_jobs.JobsStore. Raises ValueError for a status that does not exist."""
-        order = jobs.c.id.asc() if oldest_first else jobs.c.id.desc()
-        found = _matching(owner, where).order_by(order).limit(limit)
-        if after is not None:
-            found = found.where(jobs.c.id > after if oldest_first else jobs.c.id < after)
+        found = _page(_matching(owner, where), after, oldest_first).limit(limit)
         with self.reading() as connection:
             ids = list(connection.execute(found).scalars())
-            rows = connection.execute(select(jobs).where(jobs.c.id.in_(ids)).order_by(order))
+            rows = connection.execute(_page(select(jobs), None, oldest_first).where(jobs.c.id.in_(ids)))
             return [job_of(row) for row in rows]
+
+    def list_versions(
+        self,
+        *,
+        owner: str | None = None,
+        where: JobFilter = ALL,
+        after: str | None = None,
+        oldest_first: bool = False,
+        limit: int = 20,
+    ) -> list[JobAt]:
+        """See jobs.store_jobs.JobsStore."""
+        found = _page(_matching(owner, where), after, oldest_first).limit(limit)
+        with self.reading() as connection:
+            ids = list(connection.execute(found).scalars())
+            versions = _page(select(jobs.c.id, jobs.c.version), None, oldest_first).where(jobs.c.id.in_(ids))
+            return [JobAt(job_id, version) for job_id, version in connection.execute(versions)]
 
     def count_jobs(self, *, owner: str | None = None, where: JobFilter = ALL) -> int:
         """See jobs.store_jobs.JobsStore."""
@@ -61,6 +75,12 @@ class ListingRows(SqlBase):
         with self.reading() as connection:
             counted, now = connection.execute(query).one()
             return QueuePlace(1 + counted, now - job.queued_at, job.dispatched_epoch == job.epoch)
+
+
+def _page(query: Select[Any], after: str | None, oldest_first: bool) -> Select[Any]:
+    if after is not None:
+        query = query.where(jobs.c.id > after if oldest_first else jobs.c.id < after)
+    return query.order_by(jobs.c.id.asc() if oldest_first else jobs.c.id.desc())
 
 
 def _matching(owner: str | None, where: JobFilter) -> Select[tuple[str]]:

@@ -1,6 +1,7 @@
 """A job's metrics as series: the points that matter, chosen by the database."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
@@ -13,6 +14,7 @@ from jobs.sql_base import SqlBase
 from jobs.states import Status
 
 KEYS_AT_ONCE = 50  # PostgreSQL selects at most 1664 columns
+STEPS_AT_ONCE = 10_000  # SQLite takes at most 32,766 parameters
 
 
 class MetricSeriesRows(SqlBase):
@@ -51,12 +53,14 @@ class MetricSeriesRows(SqlBase):
                     connection, within, keys[place : place + KEYS_AT_ONCE], query, steps
                 )
             ]
+            series = [found for found in series if found.n]
             return SeriesAnswer(
                 last_step=last_step,
                 cursor=_cursor(connection, job_id, steps.last if steps.number else start - 1) or query.after,
                 rewritten_from=rewritten,
                 more=beyond is not None,
-                series=[found for found in series if found.n],
+                series=series,
+                times=_times(connection, job_id, series) if query.times else None,
             )
 
     def _series(
@@ -114,6 +118,17 @@ def _keys(connection: Connection, job_id: str) -> list[str]:
     return list(
         connection.execute(select(keys.key).where(keys.job_id == job_id).order_by(keys.key)).scalars()
     )
+
+
+def _times(connection: Connection, job_id: str, series: Sequence[PointSeries]) -> dict[int, float]:
+    """When each step of the series was written."""
+    steps = sorted(set(chain.from_iterable(one.points for one in series)))
+    found: dict[int, float] = {}
+    for place in range(0, len(steps), STEPS_AT_ONCE):
+        some = COLUMNS.step.in_(steps[place : place + STEPS_AT_ONCE])
+        query = select(COLUMNS.step, COLUMNS.created_at).where(COLUMNS.job_id == job_id, some)
+        found.update((step, at) for step, at in connection.execute(query))
+    return found
 
 
 def _cursor(connection: Connection, job_id: str, step: int) -> Cursor | None:

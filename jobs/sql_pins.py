@@ -1,37 +1,59 @@
-"""Checkpoints that retention leaves alone because a client said so."""
+"""Checkpoints that retention leaves alone because a client said so, and those that a client deletes."""
 
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
-from jobs.errors import CheckpointInUse, CheckpointNotFound
+from jobs.errors import CheckpointInUse, CheckpointNotFound, IllegalTransition
 from jobs.schema import job_checkpoints, jobs
-from jobs.schema_jobs import job_uses
+from jobs.schema_jobs import deleted_folders, job_uses
 from jobs.spec import Checkpoint
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import checkpoint_of
-from jobs.states import TERMINAL
+from jobs.states import TERMINAL, Desired, Status, public_status
 
 
 class PinRows(SqlBase):
     """The part of jobs.store_data.DataStore that clients write."""
 
     def pin_checkpoint(self, checkpoint_id: str, owner: str, *, pinned: bool) -> Checkpoint:
-        """See jobs.store_data.DataStore. A job is created only after it has locked the rows it pins."""
-        columns = job_checkpoints.c
-        chosen = (columns.id == checkpoint_id) & columns.job_id.in_(
-            select(jobs.c.id).where(jobs.c.owner == owner)
-        )
+        """See jobs.store_data.DataStore."""
+        this = job_checkpoints.c.id == checkpoint_id
         with self.writing() as connection:
-            row = connection.execute(select(job_checkpoints).where(chosen).with_for_update()).one_or_none()
-            if row is None:
-                raise CheckpointNotFound(checkpoint_id)
+            row = _locked(connection, checkpoint_id, owner)
             if not pinned and _needed(connection, row.job_id, row.name):
                 raise CheckpointInUse(checkpoint_id)
-            connection.execute(
-                update(job_checkpoints).where(columns.id == checkpoint_id).values(pinned=pinned)
-            )
+            connection.execute(update(job_checkpoints).where(this).values(pinned=pinned))
             return replace(checkpoint_of(row), pinned=pinned)
+
+    def delete_checkpoint(self, checkpoint_id: str, owner: str) -> None:
+        """See jobs.store_data.DataStore. A job that has ended stays so: its row needs no lock."""
+        with self.writing() as connection:
+            row = _locked(connection, checkpoint_id, owner)
+            job = connection.execute(
+                select(jobs.c.status, jobs.c.desired).where(jobs.c.id == row.job_id)
+            ).one()
+            if Status(job.status) not in TERMINAL:
+                status = public_status(Status(job.status), Desired(job.desired))
+                raise IllegalTransition(row.job_id, "deletion of a checkpoint", status, TERMINAL)
+            if _needed(connection, row.job_id, row.name):
+                raise CheckpointInUse(checkpoint_id)
+            connection.execute(delete(job_checkpoints).where(job_checkpoints.c.id == checkpoint_id))
+            connection.execute(insert(deleted_folders).values(path=row.path, deleted_at=self.now()))
+
+
+def _locked(connection: Connection, checkpoint_id: str, owner: str) -> Any:
+    """The row of a checkpoint of this owner. A job that needs it must have this lock, too.
+
+    Raises CheckpointNotFound.
+    """
+    theirs = job_checkpoints.c.job_id.in_(select(jobs.c.id).where(jobs.c.owner == owner))
+    chosen = select(job_checkpoints).where(job_checkpoints.c.id == checkpoint_id, theirs)
+    row = connection.execute(chosen.with_for_update()).one_or_none()
+    if row is None:
+        raise CheckpointNotFound(checkpoint_id)
+    return row
 
 
 def _needed(connection: Connection, job_id: str, name: str) -> bool:

@@ -74,7 +74,8 @@ def sample_of(row: Any) -> Sample:
 def stored_sample(job_id: str, sample: Sample) -> dict[str, Any]:
     """A sample as the values of a row."""
     data = {name: x for name, x in sample.data.items() if isinstance(x, list) or math.isfinite(x)}
-    return {"job_id": job_id, **vars(sample), "data": data}
+    numbers = {name: data.get(name) for name in ("kl", "reward")}
+    return {"job_id": job_id, **vars(sample), "data": data, **numbers}
 
 
 def checkpoint_of(row: Any) -> Checkpoint:

@@ -118,7 +118,9 @@ class RunRows(MetricKeyRows):
         if not samples:
             return
         statement = self.insert(job_samples)
-        replaced = {name: statement.excluded[name] for name in ("prompt", "completion", "data")}
+        replaced = {
+            name: statement.excluded[name] for name in ("prompt", "completion", "data", "kl", "reward")
+        }
         connection.execute(
             statement.on_conflict_do_update(
                 index_elements=["job_id", "step", "kind", "index"], set_=replaced

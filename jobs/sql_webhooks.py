@@ -194,6 +194,20 @@ class WebhookRows(IdempotencyRows):
                 )
             return done.rowcount > 0
 
+    def forget_deliveries(self, *, older_than_s: float, limit: int = 1000) -> int:
+        """See jobs.store_webhooks.WebhookStore. By next_at: it has an index, and stays once a message is over."""
+        past = and_(
+            messages.status.in_(["pending", "succeeded", "failed"]),
+            messages.next_at < self.now() - older_than_s,
+        )
+        with self.reading() as connection:
+            found = list(connection.execute(select(messages.id).where(past).limit(limit)).scalars())
+        if not found:
+            return 0
+        with self.writing() as connection:
+            gone = delete(webhook_deliveries).where(messages.id.in_(found), past)
+            return connection.execute(gone).rowcount
+
     def _set(self, connection: Connection, webhook_id: str, owner: str, values: dict[str, Any]) -> None:
         changed = update(webhooks).where(_is(webhook_id, owner)).values(**values, updated_at=self.now())
         if connection.execute(changed).rowcount == 0:

@@ -59,6 +59,7 @@ REQUESTS: dict[Action, dict[str, str]] = {
         "cancelled": "cancelled",
     },
 }
+LIVE = frozenset(REQUESTS[Action.CANCEL]) - TERMINAL  # public names of what has not ended
 
 
 def public_status(status: Status, desired: Desired) -> str:
@@ -68,6 +69,10 @@ def public_status(status: Status, desired: Desired) -> str:
     if status is Status.RUNNING and desired is Desired.PAUSE:
         return "pausing"
     return status.value
+
+
+# the public states of a job that has not ended
+LIVE = frozenset(public_status(status, desired) for status in set(Status) - TERMINAL for desired in Desired)
 
 
 def status_after_release(desired: Desired, crash_count: int, max_attempts: int) -> Status:

@@ -14,6 +14,7 @@ from jobs.spec import (
     NewEvent,
     NewShard,
     Sample,
+    SampleOrder,
     Shard,
 )
 from jobs.states import Action, Status
@@ -99,12 +100,15 @@ class Store(
         """The row's version alone: what an ETag is made of. Raises JobNotFound."""
         ...
 
-    def request(self, job_id: str, action: Action, owner: str | None = None) -> Job:
+    def request(
+        self, job_id: str, action: Action, owner: str | None = None, *, reason: str | None = None
+    ) -> Job:
         """What a client asks of a job, by the table `jobs.states.REQUESTS`; a repeat changes nothing.
 
         Pause: a queued job is paused at once, a running one when its owner has saved and stopped.
         Resume: a paused job is queued again with a new epoch, a pausing one runs on.
         Cancel: at once if nothing runs, else when its owner has stopped.
+        `reason` is kept in the row and in the event; the next request that changes something replaces it.
 
         Raises:
             JobNotFound: no such job.
@@ -143,8 +147,13 @@ class Store(
         limit: int = 100,
         after: tuple[int, str, int] | None = None,
         newest_first: bool = False,
+        order_by: SampleOrder = "step",
     ) -> list[Sample]:
-        """Samples by (step, kind, index), ascending or descending; `after` is the last one already known."""
+        """Samples by (step, kind, index), ascending or descending; `after` is the last one already known.
+
+        By `kl` or `reward` first, as the rows have them now: those without one come last either way. Behind a
+        sample that is not there follows nothing.
+        """
         ...
 
     def list_checkpoints(self, job_id: str) -> list[Checkpoint]:

@@ -33,3 +33,13 @@ class DataStore(Protocol):
             CheckpointInUse: it is to be unpinned, and a job needs it.
         """
         ...
+
+    def delete_checkpoint(self, checkpoint_id: str, owner: str) -> None:
+        """Remove the save of a job that has ended, and leave a note that its folder is to go.
+
+        Raises:
+            CheckpointNotFound: no such checkpoint of this owner.
+            IllegalTransition: its job has not ended, and may have to go on from there.
+            CheckpointInUse: another job needs it.
+        """
+        ...

@@ -34,6 +34,13 @@ class JobChange:
     if_versions: frozenset[int] | None = None  # one of these, or nothing changes; None: whatever it is
 
 
+class JobAt(NamedTuple):
+    """A job of a list by its version alone."""
+
+    id: str
+    version: int
+
+
 class QueuePlace(NamedTuple):
     """`position` is in the dispatcher's order, and 1 is the next; `sent`: a message has gone to the workers."""
 
@@ -55,6 +62,18 @@ class JobsStore(Protocol):
         limit: int = 20,
     ) -> list[Job]:
         """By id, which is by time; `after` is an id that this page begins behind, of a job that need not be."""
+        ...
+
+    def list_versions(
+        self,
+        *,
+        owner: str | None = None,
+        where: JobFilter = ALL,
+        after: str | None = None,
+        oldest_first: bool = False,
+        limit: int = 20,
+    ) -> list[JobAt]:
+        """What `list_jobs` would have, without reading the jobs."""
         ...
 
     def count_jobs(self, *, owner: str | None = None, where: JobFilter = ALL) -> int:
@@ -79,21 +98,25 @@ class JobsStore(Protocol):
         """
         ...
 
-    def delete_job(self, job_id: str, owner: str | None = None) -> None:
+    def delete_job(self, job_id: str, owner: str | None = None, *, spare_pinned: bool = False) -> None:
         """Remove a job that has ended, with all that hangs on it, and leave a note that its folder is to go.
 
         Raises:
             JobNotFound: no such job.
             IllegalTransition: it has not ended.
-            JobInUse: others need its checkpoints.
+            JobInUse: others need its checkpoints; or one is pinned, and those are to be spared.
         """
         ...
 
-    def deleted_jobs(self, *, limit: int = 10_000) -> list[str]:
-        """Ids of deleted jobs whose folders may still be there; none of them is a job's."""
+    def expired_jobs(self, *, older_than_s: float, limit: int = 100) -> list[str]:
+        """Ids of jobs that ended so long ago, the oldest first: none that others need or that has a pin."""
         ...
 
-    def forget_deleted(self, job_ids: Sequence[str], *, older_than_s: float) -> None:
+    def deleted_folders(self, *, limit: int = 10_000) -> list[str]:
+        """Paths of deleted jobs and checkpoints that may still be there; none of them is one's that is there."""
+        ...
+
+    def forget_deleted(self, paths: Sequence[str], *, older_than_s: float) -> None:
         """Their folders are gone; nobody can write there any more if they were deleted so long ago."""
         ...
 

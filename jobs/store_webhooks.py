@@ -136,3 +136,10 @@ class WebhookStore(Protocol):
     def end_delivery(self, delivery_id: str, attempt: int, tried: Tried) -> bool:
         """What came of a try; False if the lease ran out and somebody else has taken it."""
         ...
+
+    def forget_deliveries(self, *, older_than_s: float, limit: int = 1000) -> int:
+        """Remove messages that nobody has tried for so long, oldest outcomes and those of disabled webhooks alike.
+
+        Returns how many.
+        """
+        ...

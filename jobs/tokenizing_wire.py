@@ -1,15 +1,14 @@
 """What the API and a scorer say to each other about tokens alone: JSON in, a JSON header with raw arrays out."""
 
-import json
-import struct
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import model_validator
 
 from jobs.scoring_wire import ModelSource
+from jobs.wire_frame import Frame, framed
 from rlhf_core.config.base import Config
 
 COLUMNS = ("token_ids", "start", "end")
@@ -52,33 +51,23 @@ class TokenizeReply:
 
 
 def encode_tokens(reply: TokenizeReply) -> bytes:
-    """`<u32 header length><header JSON><arrays>`, little-endian."""
-    header = json.dumps(
-        {
-            "items": [[len(item.token_ids), len(item.text)] for item in reply.items],
-            "tokenizer_sha256": reply.tokenizer_sha256,
-            "vocab_size": reply.vocab_size,
-        }
-    ).encode()
+    """The answer's bytes (jobs/wire_frame.py)."""
+    header = {
+        "items": [[len(item.token_ids), len(item.text)] for item in reply.items],
+        "tokenizer_sha256": reply.tokenizer_sha256,
+        "vocab_size": reply.vocab_size,
+    }
     parts: list[bytes] = []
     for item in reply.items:
         parts += [getattr(item, name).astype("<i4").tobytes() for name in COLUMNS]
         parts += [item.special.astype("u1").tobytes(), item.text]
-    return struct.pack("<I", len(header)) + header + b"".join(parts)
+    return framed(header, parts)
 
 
 def decode_tokens(body: bytes) -> TokenizeReply:
     """The inverse of `encode_tokens`; arrays are views into `body`."""
-    (header_bytes,) = struct.unpack_from("<I", body)
-    header = json.loads(body[4 : 4 + header_bytes])
-    offset = 4 + header_bytes
-
-    def take(dtype: str, count: int) -> npt.NDArray[Any]:
-        nonlocal offset
-        array = np.frombuffer(body, dtype=dtype, count=count, offset=offset)
-        offset += array.nbytes
-        return array
-
+    frame = Frame(body)
+    header, take = frame.header, frame.take
     items = [
         Tokenized(
             **{name: take("<i4", tokens) for name in COLUMNS},

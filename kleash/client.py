@@ -7,48 +7,172 @@
     job = client.jobs.wait(client.jobs.create(spec)["id"])
 
 Answers are the JSON documents of the HTTP contract, as dictionaries. Everything that is not a 2xx is a
-KleashError.
+KleashError. `kleash.async_client` has the same methods to await.
 """
 
-import json
+import functools
 import os
 import time
-import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 import httpx2
 
-from kleash.score_options import Item, ScoreOptions
+from kleash import following, sequences
+from kleash.calls import Call
+from kleash.errors import KleashError
+from kleash.operations import api_keys, checkpoints, files, job_data, jobs, models, scores, service, webhooks
+from kleash.plans import Item, Pause, Plan, Read, Reply
+from kleash.plans import once as single
+from kleash.service_address import address
+from kleash.transport import UNSENT, answer_of, failure, request
 
-Document = dict[str, Any]  # one JSON object of the HTTP contract
-Query = Mapping[str, str | int | None]
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-MAX_TRIES = 4
-MAX_RETRY_AFTER_S = 30.0
-NEVER_SENT = frozenset({"invalid_url", "invalid_key", "invalid_request"})  # codes
+P = ParamSpec("P")
+T = TypeVar("T")
+TIMEOUT_S = 120.0
 
 
-class KleashError(Exception):
-    """A request that did not succeed.
+class Runner(Protocol):
+    """Who carries plans out: the client and its nouns."""
 
-    `status` is the HTTP status, 0 if no answer came; `code` is stable (`unknown_model`, `unreachable`, …);
-    `detail` is for people; `errors` names the offending fields of a request that was refused. The codes
-    `invalid_url`, `invalid_key` and `invalid_request` stand for what was never sent.
-    """
+    def run(self, plan: Plan[T]) -> Iterator[T]:
+        """Every item of a plan."""
 
-    def __init__(self, status: int, code: str, detail: str, errors: Sequence[Mapping[str, Any]] = ()) -> None:
-        super().__init__(status, code, detail, errors)
-        self.status, self.code, self.detail, self.errors = status, code, detail, tuple(errors)
 
-    def __str__(self) -> str:
-        fields = "".join(f"\n  {e.get('pointer', '')}: {e.get('detail', '')}" for e in self.errors)
-        return f"{self.detail} ({self.code}){fields}"
+Method = Callable[Concatenate[Runner, P], T]
+
+
+def once(describe: Callable[P, Call[T]]) -> Method[P, T]:
+    """The method that sends what `describe` describes and returns the parsed answer."""
+
+    @functools.wraps(describe)
+    def method(self: Runner, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return next(self.run(single(describe(*args, **kwargs))))
+
+    return method
+
+
+def many(plan: Callable[P, Plan[T]]) -> Method[P, Iterator[T]]:
+    """The method that iterates over the items of a plan."""
+
+    @functools.wraps(plan)
+    def method(self: Runner, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self.run(plan(*args, **kwargs))
+
+    return method
+
+
+def last(plan: Callable[P, Plan[T]]) -> Method[P, T]:
+    """The method that returns the last item of a plan."""
+
+    @functools.wraps(plan)
+    def method(self: Runner, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return deque(self.run(plan(*args, **kwargs)), maxlen=1)[0]
+
+    return method
+
+
+class Noun:
+    """A part of the client."""
+
+    def __init__(self, client: Runner) -> None:
+        self.run = client.run
+
+
+class Scores(Noun):
+    """/v1/scores."""
+
+    create = once(scores.create)
+    create_job = once(scores.create_job)
+    stream = many(sequences.stream_scores)
+
+
+class Jobs(Noun):
+    """/v1/jobs."""
+
+    create = once(jobs.create)
+    dry_run = once(jobs.dry_run)
+    list = once(jobs.list_)
+    iterate = many(sequences.iterate)
+    get = once(jobs.get)
+    update = once(jobs.update)
+    delete = once(jobs.delete)
+    pause = once(jobs.pause)
+    resume = once(jobs.resume)
+    cancel = once(jobs.cancel)
+    watch = many(following.watch)
+    wait = last(following.wait)
+    events = once(job_data.events)
+    iterate_events = many(sequences.iterate_events)
+    stream_events = many(following.stream_events)
+    metrics = once(job_data.metrics)
+    metric_rows = once(job_data.metric_rows)
+    frontier = once(job_data.frontier)
+    samples = once(job_data.samples)
+    iterate_samples = many(sequences.iterate_samples)
+    checkpoints = once(job_data.checkpoints)
+    artifacts = once(job_data.artifacts)
+    results = many(sequences.results)
+    logs = once(job_data.logs)
+    iterate_logs = many(sequences.iterate_logs)
+    log_text = once(job_data.log_text)
+
+
+class Checkpoints(Noun):
+    """/v1/checkpoints."""
+
+    get = once(checkpoints.get)
+    update = once(checkpoints.update)
+    delete = once(checkpoints.delete)
+    archive = many(sequences.checkpoint_archive)
+    file = many(sequences.checkpoint_file)
+
+
+class Files(Noun):
+    """/v1/files."""
+
+    create = once(files.create)
+    list = once(files.list_)
+    iterate = many(sequences.iterate_files)
+    get = once(files.get)
+    content = many(sequences.file_content)
+    delete = once(files.delete)
+
+
+class Models(Noun):
+    """/v1/models."""
+
+    list = once(models.list_)
+    get = once(models.get)
+    load = once(models.load)
+    unload = once(models.unload)
+
+
+class ApiKeys(Noun):
+    """/v1/api-keys."""
+
+    create = once(api_keys.create)
+    list = once(api_keys.list_)
+    iterate = many(sequences.iterate_keys)
+    get = once(api_keys.get)
+    revoke = once(api_keys.revoke)
+
+
+class Webhooks(Noun):
+    """/v1/webhooks."""
+
+    create = once(webhooks.create)
+    list = once(webhooks.list_)
+    iterate = many(sequences.iterate_webhooks)
+    get = once(webhooks.get)
+    update = once(webhooks.update)
+    delete = once(webhooks.delete)
+    test = once(webhooks.test)
+    rotate = once(webhooks.rotate)
+    deliveries = once(webhooks.deliveries)
+    redeliver = once(webhooks.redeliver)
 
 
 class Client:
@@ -64,26 +188,41 @@ class Client:
         key: str | None = None,
         *,
         data: str | os.PathLike[str] | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
-        try:
-            url = httpx2.URL(base_url or os.environ.get("KLEASH_URL") or DEFAULT_URL)
-        except (httpx2.InvalidURL, ValueError) as error:
-            raise KleashError(0, "invalid_url", f"the service's address is not a URL: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
-            raise KleashError(0, "invalid_url", "the service's address must begin with http:// or https://")
-        local = url.host in LOOPBACK
-        key = key or os.environ.get("KLEASH_KEY") or (_key_of_this_machine(data) if local else None)
-        if key is not None and not (key.isascii() and key.isprintable()):
-            raise KleashError(0, "invalid_key", "the API key holds a character that no key has")
+        where = address(base_url, key, data)
+        self._timeout_s = timeout_s
         self._http = httpx2.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            base_url=where.url,
+            headers=where.headers,
             timeout=timeout_s,
-            trust_env=not local,  # a proxy cannot reach this machine's loopback
+            verify=where.verify,
+            trust_env=not where.local,  # a proxy cannot reach this machine's loopback
         )
         self.scores = Scores(self)
         self.jobs = Jobs(self)
+        self.checkpoints = Checkpoints(self)
+        self.files = Files(self)
+        self.models = Models(self)
+        self.api_keys = ApiKeys(self)
+        self.webhooks = Webhooks(self)
+
+    whoami = once(api_keys.whoami)
+    tokenize = once(scores.tokenize)
+    detokenize = once(scores.detokenize)
+    divergences = once(scores.divergences)
+    info = once(service.info)
+    queue = once(service.queue)
+    workers = once(service.workers)
+    health = once(service.health)
+    ready = once(service.ready)
+    version = once(service.version)
+    service_metrics = once(service.service_metrics)
+
+    @property
+    def base_url(self) -> str:
+        """Whom it asks."""
+        return str(self._http.base_url)
 
     def __enter__(self) -> Self:
         return self
@@ -97,225 +236,48 @@ class Client:
         """Give the connections back."""
         self._http.close()
 
-    def divergences(self, request: Mapping[str, Any]) -> Document:
-        """POST /v1/divergences: KL and its kin of given distributions or log-probabilities."""
-        return self.send("POST", "/v1/divergences", body=request)
-
-    def models(self) -> Document:
-        """GET /v1/models: the names that `policy` and `reference` may have."""
-        return self.send("GET", "/v1/models")
-
-    def send(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Mapping[str, Any] | None = None,
-        query: Query | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Document:
-        """One request, tried again while the service says 429 or 503 with Retry-After. Raises KleashError."""
-        return _document(self.exchange(method, path, body=body, query=query, headers=headers))
-
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Mapping[str, Any] | None = None,
-        query: Query | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx2.Response:
-        """As `send`, with the whole response: 2xx or 304."""
-        params = {name: value for name, value in (query or {}).items() if value is not None}
-        for tries_left in reversed(range(MAX_TRIES)):
-            try:
-                response = self._http.request(method, path, json=body, params=params, headers=headers)
-            except httpx2.RequestError as error:
-                where = self._http.base_url
-                raise KleashError(0, "unreachable", f"no answer from {where}: {error}") from error
-            except (httpx2.InvalidURL, ValueError) as error:
-                raise KleashError(0, "invalid_request", f"the request cannot be sent: {error}") from error
-            if response.is_success or response.status_code == httpx2.codes.NOT_MODIFIED:
-                return response
-            pause_s = _pause_before_retry(response)
-            if not tries_left or pause_s is None:
-                break
-            time.sleep(pause_s)
-        raise _as_error(response)
-
-
-class Scores:
-    """POST /v1/scores."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def create(self, items: Item | Sequence[Item], **options: Unpack[ScoreOptions]) -> Document:
-        """Per-token KL(policy ‖ reference) in nats, of one item or several.
-
-        An item is a text, `{"prompt", "completion"}`, a list of token ids, `{"token_ids", "score_from"}`, or
-        `{"messages"}`, of which the last, the assistant's, is scored. Without `policy` and `reference` the
-        service's default pair answers; what is None is left to the service.
-        """
-        body = {"input": items, **options}
-        return self._client.send(
-            "POST", "/v1/scores", body={name: value for name, value in body.items() if value is not None}
-        )
-
-
-class Jobs:
-    """The collection /v1/jobs."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def create(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Document:
-        """Create a job. A key is made up when none is given, so a repeated attempt never makes two jobs."""
-        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        return self._client.send("POST", "/v1/jobs", body=spec, headers=headers)
-
-    def list(
-        self, *, status: str | None = None, limit: int | None = None, after: str | None = None
-    ) -> Document:
-        """One page, newest first; `after` is the `next_cursor` of the page before."""
-        return self._client.send("GET", "/v1/jobs", query={"status": status, "limit": limit, "after": after})
-
-    def get(self, job_id: str) -> Document:
-        """The job as it is now."""
-        return self._client.send("GET", _path(job_id))
-
-    def pause(self, job_id: str) -> Document:
-        """Ask it to stop for now; a running job is `pausing` until its process has saved and stopped."""
-        return self._client.send("POST", _path(job_id, "pause"))
-
-    def resume(self, job_id: str) -> Document:
-        """Let a paused job go on from its last checkpoint."""
-        return self._client.send("POST", _path(job_id, "resume"))
-
-    def cancel(self, job_id: str) -> Document:
-        """Ask for the end; a running job is `cancelling` until its process has stopped."""
-        return self._client.send("POST", _path(job_id, "cancel"))
-
-    def metrics(
-        self,
-        job_id: str,
-        *,
-        keys: Sequence[str] | None = None,
-        from_step: int | None = None,
-        max_points: int | None = None,
-        after: str | None = None,
-    ) -> Document:
-        """Series of the keys, down-sampled; with the `next_after` of before as `after`, what came since."""
-        query = {
-            "keys": ",".join(keys) if keys else None,
-            "from_step": from_step,
-            "max_points": max_points,
-            "after": after,
-        }
-        return self._client.send("GET", _path(job_id, "metrics"), query=query)
-
-    def metric_rows(self, job_id: str, *, from_step: int | None = None) -> Sequence[Document]:
-        """Metrics and timings of every step, ascending."""
-        query = {"from_step": from_step, "format": "jsonl"}
-        answer = self._client.exchange("GET", _path(job_id, "metrics"), query=query)
-        return [json.loads(line) for line in answer.text.splitlines()]
-
-    def frontier(self, job_id: str) -> Document:
-        """Rewards of a PPO job against √KL, with Gao's law and its peak where it can be fitted."""
-        return self._client.send("GET", _path(job_id, "frontier"))
-
-    def events(self, job_id: str, *, after: int | None = None, limit: int | None = None) -> Document:
-        """What happened, ascending by `seq`; `after` is the last seq already known."""
-        return self._client.send("GET", _path(job_id, "events"), query={"after": after, "limit": limit})
-
-    def samples(
-        self, job_id: str, *, step: int | None = None, kind: str | None = None, limit: int | None = None
-    ) -> Document:
-        """Completions: `kind` is `rollout` or `eval` (held-out prompts)."""
-        return self._client.send(
-            "GET", _path(job_id, "samples"), query={"step": step, "kind": kind, "limit": limit}
-        )
-
-    def checkpoints(self, job_id: str) -> Document:
-        """The job's saves; each can be scored as `job_…@<name>`."""
-        return self._client.send("GET", _path(job_id, "checkpoints"))
-
-    def watch(
-        self, job_id: str, *, every_s: float = 1.0, timeout_s: float | None = None
-    ) -> Iterator[Document]:
-        """Yield the job now, at each change, and last when it is done; an unchanged poll costs a 304.
-
-        Raises:
-            TimeoutError: it is not done after `timeout_s` seconds.
-        """
-        give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
-        etag = None
-        while True:
-            headers = {"If-None-Match": etag} if etag else None
-            response = self._client.exchange("GET", _path(job_id), headers=headers)
-            if response.status_code != httpx2.codes.NOT_MODIFIED:
-                etag = response.headers.get("ETag")
-                job = _document(response)
-                yield job
-                if job["done"]:
+    def run(self, plan: Plan[T]) -> Iterator[T]:
+        """Carry a plan out, step by step; its items. Raises KleashError."""
+        reply: Reply = None
+        failed: KleashError | None = None
+        body: httpx2.Response | None = None
+        chunks: Iterator[bytes] = iter(())
+        try:
+            while True:
+                try:
+                    step = plan.send(reply) if failed is None else plan.throw(failed)
+                except StopIteration:
                     return
-            if give_up_at is not None and time.monotonic() >= give_up_at:
-                raise TimeoutError(f"{job_id} is not done after {timeout_s} s")
-            time.sleep(every_s)
+                reply = failed = None
+                match step:
+                    case Item():
+                        yield step.value
+                    case Pause():
+                        time.sleep(step.seconds)
+                    case _:
+                        try:
+                            if isinstance(step, Read):
+                                reply = next(chunks, b"")
+                                continue
+                            body = self._sent(step, body)
+                            reply, chunks = answer_of(body), body.iter_bytes()
+                        except KleashError as error:
+                            failed = error
+                        except (httpx2.RequestError, *UNSENT) as error:
+                            failed = failure(error, self._http.base_url)
+        finally:
+            plan.close()
+            if body is not None:
+                body.close()
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None, every_s: float = 1.0) -> Document:
-        """The job once it is done, whatever its end. Raises TimeoutError."""
-        return deque(self.watch(job_id, every_s=every_s, timeout_s=timeout_s), maxlen=1)[0]
-
-
-def _path(job_id: str, part: str | None = None) -> str:
-    """The job's address; an id with anything but word characters would name another one."""
-    if not job_id.replace("_", "").isalnum():
-        raise KleashError(404, "not_found", "a job's id looks like job_0192f3c1…")
-    return f"/v1/jobs/{job_id}" if part is None else f"/v1/jobs/{job_id}/{part}"
-
-
-def _key_of_this_machine(data: str | os.PathLike[str] | None) -> str | None:
-    """The key that `kleash up` wrote, if it is there and ours to read."""
-    try:
-        return Path(data or os.environ.get("KLEASH_DATA") or ".kleash", "key").read_text().strip() or None
-    except OSError:
-        return None
-
-
-def _document(response: httpx2.Response) -> Document:
-    """The JSON object of an answer. Raises KleashError."""
-    try:
-        document = response.json()
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        where = response.request.url.host
-        raise KleashError(
-            response.status_code, "unexpected_answer", f"{where} answered something else than a JSON object"
-        )
-    return document
-
-
-def _pause_before_retry(response: httpx2.Response) -> float | None:
-    """Seconds the service asks for, or None when it does not ask to be tried again soon."""
-    if response.status_code not in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE):
-        return None
-    try:
-        pause_s = float(response.headers["Retry-After"])
-    except (KeyError, ValueError):
-        return None
-    return pause_s if 0 <= pause_s <= MAX_RETRY_AFTER_S else None
-
-
-def _as_error(response: httpx2.Response) -> KleashError:
-    """The problem document (RFC 9457) of a refusal, or what can be said of an answer that is none."""
-    try:
-        problem = response.json()
-        return KleashError(
-            response.status_code, problem["code"], problem["detail"], problem.get("errors") or ()
-        )
-    except (ValueError, KeyError, TypeError):
-        detail = f"{response.request.url.host} answered {response.status_code} without a problem document"
-        return KleashError(response.status_code, "unexpected_answer", detail)
+    def _sent(self, call: Call[Any], before: httpx2.Response | None) -> httpx2.Response:
+        """The response; of a streamed call that succeeded only its head has been read."""
+        if before is not None:
+            before.close()
+        response = self._http.send(request(self._http, call, self._timeout_s), stream=True)
+        if not (call.streamed and response.is_success):
+            try:
+                response.read()
+            finally:
+                response.close()
+        return response

@@ -20,7 +20,9 @@ from rich.rule import Rule
 from rich.text import Text
 
 from kleash import render
-from kleash.client import Client, Document, KleashError
+from kleash.client import Client
+from kleash.documents import Job, Sample
+from kleash.errors import KleashError
 from kleash.spawn import ROOT, spawn
 
 JOB = ROOT / "examples" / "demo_job.json"
@@ -100,11 +102,13 @@ def _score_sentences(client: Client, out: Console) -> None:
     out.print(render.legend())
 
 
-def _train(client: Client, out: Console) -> Document:
+def _train(client: Client, out: Console) -> Job:
     """Create the PPO job and follow it by polling. Raises DemoError unless it succeeds."""
     out.print(Rule("A PPO job on a leash", align="left"))
     job = client.jobs.create(json.loads(JOB.read_text()))
-    out.print(f"{render.visible(job['id'])} created; polling GET {render.visible(job['links']['self'])}")
+    out.print(
+        f"{render.visible(job['id'])} created; polling GET {render.visible(job['links']['self'] or '')}"
+    )
     follow = _follow_with_bar if out.is_terminal else _follow_with_lines
     job = follow(client, job["id"], out)
     if job["status"] != "succeeded":
@@ -113,8 +117,8 @@ def _train(client: Client, out: Console) -> Document:
     return job
 
 
-def _follow_with_bar(client: Client, job_id: str, out: Console) -> Document:
-    job: Document = {}
+def _follow_with_bar(client: Client, job_id: str, out: Console) -> Job:
+    job: Job | None = None
     columns = (BarColumn(bar_width=14), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=out) as bar:
         task = bar.add_task("")
@@ -122,20 +126,22 @@ def _follow_with_bar(client: Client, job_id: str, out: Console) -> Document:
             line = "  ".join([render.visible(job["phase"] or job["status"]), *render.job_numbers(job), speed])
             progress = job["progress"]
             bar.update(task, description=line, total=progress["total_steps"], completed=progress["step"])
+    assert job is not None
     return job
 
 
-def _follow_with_lines(client: Client, job_id: str, out: Console) -> Document:
-    job: Document = {}
+def _follow_with_lines(client: Client, job_id: str, out: Console) -> Job:
+    job: Job | None = None
     step = None
     for job, speed in _polls(client, job_id):
         if job["progress"]["step"] != step or job["done"]:
             step = job["progress"]["step"]
             out.print(f"{render.job_line(job)}  {speed}")
+    assert job is not None
     return job
 
 
-def _polls(client: Client, job_id: str) -> Iterator[tuple[Document, str]]:
+def _polls(client: Client, job_id: str) -> Iterator[tuple[Job, str]]:
     """The job at each change, with the tokens/s of its last step."""
     step, speed = 0, ""
     for job in client.jobs.watch(job_id, every_s=0.5):
@@ -147,18 +153,20 @@ def _polls(client: Client, job_id: str) -> Iterator[tuple[Document, str]]:
         yield job, speed
 
 
-def _report(client: Client, job: Document, out: Console) -> list[str]:
+def _report(client: Client, job: Job, out: Console) -> list[str]:
     """What came of it: reward, KL against its target, the checkpoint, and the policy's own words.
 
     Returns what it promised and did not reach.
     """
     out.print(Rule("What came of it", align="left"))
-    result = job["result"]
+    result, total_steps = job["result"], job["progress"]["total_steps"]
+    assert result is not None  # it has succeeded
+    assert total_steps is not None
     for line in outcome(result["evaluation"]):
         out.print(line)
-    held = leash(client.jobs.metric_rows(job["id"]), job["progress"]["total_steps"])
+    held = leash(client.jobs.metric_rows(job["id"]), total_steps)
     out.print(str(held))
-    out.print(f"checkpoint              {render.visible(result['path'])}  (score it as {result['model']})")
+    out.print(f"checkpoint              {result['checkpoint_id']}  (score it as {result['model']})")
 
     config, model = job["config"], result["model"]
     before, after = _typical_sample(client, job)
@@ -220,7 +228,7 @@ def leash(rows: Sequence[Mapping[str, Any]], total_steps: int) -> Leash:
     return Leash(kl, len(last_quarter), last_quarter[-1].get("kl/target"))
 
 
-def _typical_sample(client: Client, job: Document) -> tuple[Document, Document]:
+def _typical_sample(client: Client, job: Job) -> tuple[Sample, Sample]:
     """The untrained and the trained policy's completion of the prompt whose reward changed by the median."""
     first, last = (
         client.jobs.samples(job["id"], kind="eval", step=step, limit=100)["data"]

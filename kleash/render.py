@@ -3,9 +3,10 @@
 Model output is somebody else's text: nothing of it reaches the terminal before `visible`.
 """
 
+import json
 from bisect import bisect_right
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def visible(text: str) -> str:
     return "".join(NAMED.get(c, c if c.isprintable() else f"\\u{{{ord(c):x}}}") for c in text)
 
 
-def tokens_of(score: dict[str, Any], text: str) -> list[Token]:
+def tokens_of(score: Mapping[str, Any], text: str) -> list[Token]:
     """The tokens of one item of a scores answer; `text` is what was sent, prompt and completion in one."""
     columns, raw = score["tokens"], text.encode()
     pieces = [raw[start:end] for start, end in zip(columns["start"], columns["end"], strict=True)]
@@ -92,13 +93,13 @@ def token_table(tokens: list[Token]) -> Table:
     return table
 
 
-def sums(score: dict[str, Any]) -> str:
+def sums(score: Mapping[str, Any]) -> str:
     """Σ k1 and Σ exact KL over the scored tokens, in nats."""
     k1, kl = _number(score["sums"].get("k1"), "+.3f"), _number(score["sums"].get("kl"), ".4f")
     return f"{score['n_scored']} tokens scored   Σ k1 = {k1} nats   Σ exact KL = {kl} nats"
 
 
-def score_view(score: dict[str, Any], text: str) -> RenderableType:
+def score_view(score: Mapping[str, Any], text: str) -> RenderableType:
     """One item of a scores answer, or the reason why it has none; `text` as for `tokens_of`."""
     if score.get("error"):
         problem = score["error"]
@@ -115,7 +116,7 @@ def legend() -> Text:
     return line.append("  (±k1 beside a token that moved)", "dim")
 
 
-def job_table(jobs: list[dict[str, Any]]) -> Table:
+def job_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     """Jobs, one per row; ids are never cut."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("id", "status", "step", "reward", "KL/seq"):
@@ -135,23 +136,37 @@ def job_table(jobs: list[dict[str, Any]]) -> Table:
     return table
 
 
-def job_line(job: dict[str, Any]) -> str:
+def job_line(job: Mapping[str, Any]) -> str:
     """Where a job stands, in one line of plain text (and the end of its log if it failed)."""
     progress, status = job["progress"], visible(job["status"])
     if job["status"] == "running" and job["phase"]:
         status += f" ({visible(job['phase'])})"
     parts = [status, f"step {steps(progress)}", *job_numbers(job)]
+    if job.get("reason"):
+        parts.append(f"reason: {visible(job['reason'])}")
     if job["error"]:
         parts.append(failure(job["error"]))
     return "  ".join(parts)
 
 
-def job_view(job: dict[str, Any]) -> str:
+def dry_run(found: Mapping[str, Any]) -> Iterator[str]:
+    """What a job would be: its whole config, what it would take, and what to mind."""
+    yield visible_lines(json.dumps(found["resolved_config"], ensure_ascii=False, indent=2))
+    yield from fields(found["estimate"])
+    yield from (f"! {visible(warning)}" for warning in found["warnings"])
+
+
+def visible_lines(text: str) -> str:
+    """As `visible`, but lines stay lines."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def job_view(job: Mapping[str, Any]) -> str:
     """`job_line`, and below it what the job's metrics warn of."""
     return "\n".join([job_line(job), *(finding_line(finding) for finding in job.get("diagnosis") or ())])
 
 
-def finding_line(finding: dict[str, Any]) -> str:
+def finding_line(finding: Mapping[str, Any]) -> str:
     """One rule that fired: what it says, its number beside the threshold, over which steps, what to try."""
     evidence = finding["evidence"]
     where = f"steps {evidence['first_step']}–{evidence['last_step']}"
@@ -161,13 +176,13 @@ def finding_line(finding: dict[str, Any]) -> str:
     return visible(line)
 
 
-def steps(progress: dict[str, Any]) -> str:
+def steps(progress: Mapping[str, Any]) -> str:
     """Completed steps of all; a score job's file may not have been counted yet."""
     total = progress["total_steps"]
     return f"{progress['step']}/{'?' if total is None else total}"
 
 
-def job_numbers(job: dict[str, Any]) -> Iterator[str]:
+def job_numbers(job: Mapping[str, Any]) -> Iterator[str]:
     """The last step's reward, exact KL per sequence and β, or how many items were scored; what is known."""
     latest = job["progress"]["latest"]
     for name, form in (
@@ -182,7 +197,7 @@ def job_numbers(job: dict[str, Any]) -> Iterator[str]:
             yield form.format(latest[name])
 
 
-def failure(error: dict[str, Any]) -> str:
+def failure(error: Mapping[str, Any]) -> str:
     """Why a job failed, its log's last lines below."""
     text = f"{visible(error['code'])}: {visible(error['detail'])}"
     if error.get("hint"):
@@ -211,3 +226,43 @@ def _ranges() -> Iterator[str]:
     for low, high in pairwise(KL_BOUNDS):
         yield f"{low:g}–{high:g}"
     yield f"≥{KL_BOUNDS[-1]:g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    """The named fields of documents, one document a row."""
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    for place, name in enumerate(columns):
+        grid.add_column(name, no_wrap=place == 0, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(value_text(row.get(name))) for name in columns))
+    return grid
+
+
+def fields(document: Mapping[str, Any]) -> Iterator[str]:
+    """A document, a line for each field, and for each document in one."""
+    shown = {name: value for name, value in document.items() if name != "object"}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        match value:
+            case [{}, *_]:
+                yield visible(name)
+                yield from (f"    {value_text(part)}" for part in value)
+            case _:
+                yield f"{visible(name):{width}}  {value_text(value)}"
+
+
+def value_text(value: Any) -> str:
+    """A JSON value for people: nothing of it can steer a terminal."""
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return visible(value)
+        case list() if all(isinstance(part, str) for part in value):
+            return visible(" ".join(value))
+        case list() | dict():
+            return visible(json.dumps(value, ensure_ascii=False))
+        case _:
+            return visible(str(value))

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kleash.claims import UpError, free_port, locked, socket_folder, valkey_server
-from kleash.client import LOOPBACK
 from kleash.render import visible
+from kleash.service_address import LOOPBACK
 from kleash.spawn import spawn
 
 TICK_S = 0.5

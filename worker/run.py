@@ -186,7 +186,6 @@ class TrainingRun:
         result: dict[str, Any] = {
             "model": f"{self.job.id}@{FINAL}",
             "checkpoint_id": final.id,
-            "path": str(self.saves.folder(final.path).resolve()),
             "evaluation": None,
         }
         if before is not None and after is not None:

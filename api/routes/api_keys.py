@@ -7,7 +7,7 @@ from fastapi import Body, Depends, Query, Request, Response
 from api.auth import CallerDep
 from api.deps import PartsDep
 from api.examples import API_KEYS
-from api.pages import MAX_PAGE, Limit, clamp, link_next
+from api.pages import MAX_PAGE, Limit, clamp, cursor, link_next
 from api.routes.jobs import IdempotencyKey
 from api.routing import BODY_PROBLEMS, TEXT, Responses, problems, v1_router
 from api.schemas_api_keys import (
@@ -19,7 +19,7 @@ from api.schemas_api_keys import (
     OwnerName,
 )
 from api.services.api_keys import ApiKeys
-from jobs.keys import Grant
+from jobs.keys import KEY_ID, Grant
 
 router = v1_router("api-keys", "admin")
 anybodys = v1_router("api-keys", None)
@@ -80,7 +80,7 @@ def index(
     response: Response,
     owner: Annotated[OwnerName | None, Query(description="Of this owner only.")] = None,
     limit: Limit = 20,
-    after: Annotated[str | None, Query(description="The `next_cursor` of the page before.")] = None,
+    after: Annotated[str | None, cursor(KEY_ID)] = None,
 ) -> ApiKeyList:
     """Keys of all owners, also those that are expired or revoked."""
     page = ApiKeyList.of(keys.page(owner=owner, after=after, limit=clamp(limit, MAX_PAGE)))

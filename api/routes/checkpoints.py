@@ -27,7 +27,10 @@ changing = v1_router("checkpoints", "jobs:write")
 OCTETS = {"schema": {"type": "string", "format": "binary"}}
 TAGS = {"ETag": TEXT, "Content-Length": TEXT}
 FILE: Responses = PARTS | {
-    200: {"content": {"application/octet-stream": OCTETS}, "headers": TAGS | {"Repr-Digest": TEXT}}
+    200: {
+        "content": {"application/octet-stream": OCTETS, "application/json": {}},
+        "headers": TAGS | {"Repr-Digest": TEXT},
+    }
 }
 TAR: Responses = PARTS | {200: {"content": {"application/x-tar": OCTETS}, "headers": TAGS}}
 
@@ -68,6 +71,18 @@ def update(
 ) -> CheckpointDetail:
     """A pinned one stays when the job drops its older saves. One that another job needs cannot be unpinned."""
     return CheckpointDetail.of_content(checkpoints.pin(checkpoint_id, owner, pinned=change.pinned))
+
+
+@changing.delete(
+    "/checkpoints/{checkpoint_id}",
+    operation_id="checkpoints_delete",
+    summary="Delete a checkpoint",
+    status_code=204,
+    responses=problems(404, 409),
+)
+def delete(checkpoint_id: str, owner: Owner, checkpoints: CheckpointsDep) -> None:
+    """A save of a job that has ended, pinned or not. One that another job needs stays; its files go soon after."""
+    checkpoints.delete(checkpoint_id, owner)
 
 
 @router.head(

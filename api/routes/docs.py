@@ -1,8 +1,11 @@
-"""/docs: a page of ours that shows the OpenAPI document. Nothing on it comes from another host."""
+"""/docs: a page of ours that shows the OpenAPI document, with nothing of another host; / leads there."""
 
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from api.version import VERSION
 
 STATIC = Path(__file__).parents[1] / "static"
 FILES = {
@@ -29,3 +32,12 @@ def _serve(path: str, name: str, media_type: str) -> None:
 
 for _path, _file in FILES.items():
     _serve(_path, *_file)
+
+
+@router.get("/")
+async def front(request: Request) -> Response:
+    """Where to go on: a browser is taken to /docs."""
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("docs", 307, headers={"Vary": "Accept"})
+    links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health", "ready": "/ready"}
+    return JSONResponse({"name": "kleash", "version": VERSION, "links": links}, headers={"Vary": "Accept"})

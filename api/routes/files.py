@@ -14,7 +14,7 @@ from api.auth import Owner
 from api.deps import FilesDep
 from api.entity_tags import matches
 from api.errors import UnsupportedMediaType
-from api.pages import MAX_PAGE, Limit, clamp, link_next
+from api.pages import MAX_PAGE, Limit, clamp, cursor, link_next
 from api.routes.jobs import IdempotencyKey
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_files import FileDocument, FileList
@@ -63,7 +63,13 @@ async def create(
     response: Response,
     name: Annotated[
         str,
-        Query(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$", description="Any; for people."),
+        Query(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[^\x00-\x1f\x7f]+$",
+            description="Any; for people.",
+            examples=["prompts.jsonl"],
+        ),
     ],
     purpose: Annotated[Purpose, Query(description="What its lines are, and where its id may stand.")],
     idempotency_key: IdempotencyKey = None,
@@ -95,13 +101,7 @@ def index(
     owner: Owner,
     files: FilesDep,
     limit: Limit = 20,
-    after: Annotated[
-        str | None,
-        Query(
-            description="The `next_cursor` of the page before.",
-            json_schema_extra={"pattern": f"^{FILE_ID.pattern}$"},
-        ),
-    ] = None,
+    after: Annotated[str | None, cursor(FILE_ID)] = None,
     purpose: Purpose | None = None,
 ) -> FileList:
     """A page of the caller's files."""

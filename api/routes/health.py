@@ -1,21 +1,24 @@
-"""The probes: no key, no version prefix."""
+"""The probes: no key, no version prefix. Each answers under the names that Kubernetes' users try first, too."""
 
 from fastapi import APIRouter, Response
 
 from api.deps import PartsDep
 from api.schemas import Health, Readiness, Version
 from api.services.readiness import check
-from api.version import VERSION
+from api.version import API_VERSION, VERSION
 
 router = APIRouter(tags=["probes"])
 
 
+@router.get("/livez", include_in_schema=False)
+@router.get("/healthz", include_in_schema=False)
 @router.get("/health", operation_id="health", summary="Does the process live?")
 async def health() -> Health:
     """Always 200."""
     return Health()
 
 
+@router.get("/readyz", include_in_schema=False)
 @router.get(
     "/ready",
     operation_id="ready",
@@ -32,5 +35,5 @@ def ready(parts: PartsDep, response: Response) -> Readiness:
 
 @router.get("/version", operation_id="version", summary="Which software answers?")
 async def version() -> Version:
-    """The release, as in pyproject.toml."""
-    return Version(version=VERSION)
+    """The release, as in pyproject.toml, and the contract's."""
+    return Version(version=VERSION, api_version=API_VERSION)

@@ -9,11 +9,12 @@ from api.auth import Owner
 from api.deps import JobDataDep
 from api.downloads import answer
 from api.errors import InvalidCursor
-from api.pages import INT32, MAX_PAGE, MAX_ROWS, Limit, Rows, clamp, link_next
+from api.pages import INT32, MAX_PAGE, MAX_ROWS, Limit, Rows, clamp, cursor, link_next
 from api.routing import PARTS, TEXT, IfRange, KnownTag, Responses, WantedRange, problems, v1_router
 from api.schemas_analysis import FrontierDocument
 from api.schemas_job_data import CheckpointList, EventList, SampleList
 from api.services.job_data import EventFilter, SampleFilter
+from jobs.spec import SampleOrder
 
 router = v1_router("jobs", "jobs:read")
 
@@ -109,18 +110,16 @@ def samples(
     step: Annotated[int | None, Query(ge=0, le=INT32)] = None,
     kind: Annotated[Literal["rollout", "eval"] | None, Query()] = None,
     limit: Rows = 100,
-    after: Annotated[
-        str | None,
-        Query(
-            description="The `next_cursor` of the page before.",
-            json_schema_extra={"pattern": f"^{SAMPLE_CURSOR.pattern}$"},
-        ),
-    ] = None,
+    after: Annotated[str | None, cursor(SAMPLE_CURSOR)] = None,
     order: Order = "asc",
+    order_by: Annotated[
+        SampleOrder, Query(description="Samples without a `kl` or `reward` come last, whatever the `order`.")
+    ] = "step",
     tokens: Annotated[bool, Query(description="`false` leaves out what there is of each token.")] = True,
 ) -> SampleList:
     """What the policy wrote, with its rewards and KL. A score job has none, but results."""
-    wanted = SampleFilter(step, kind, None if after is None else sample_place(after), order == "desc")
+    known = None if after is None else sample_place(after)
+    wanted = SampleFilter(step, kind, known, order == "desc", order_by)
     found = jobs.samples(job_id, owner, wanted, limit=clamp(limit, MAX_ROWS), tokens=tokens)
     page = SampleList.of(found)
     link_next(request, response, page.next_cursor)

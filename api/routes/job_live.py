@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 
-from api.auth import Owner
+from api.auth import CallerDep, Owner
 from api.conditional import IfNoneMatch
 from api.deps import PartsDep
 from api.entity_tags import etag, matches
@@ -85,6 +85,7 @@ async def show(
 async def stream(
     job_id: str,
     owner: Owner,
+    caller: CallerDep,
     parts: PartsDep,
     after: Annotated[int, Query(ge=0, le=INT32, description="The last `seq` already known.")] = 0,
     last_event_id: Annotated[int | None, Header(ge=0, le=INT32, description="Goes before `after`.")] = None,
@@ -92,8 +93,12 @@ async def stream(
     """Server-sent events: a `snapshot` of the job, what happened to it and what happens, and `done` at its end.
 
     A stream that breaks, or that ends without `done`, goes on where it was when it is asked for again with
-    Last-Event-ID; browsers do so by themselves.
+    Last-Event-ID; browsers do so by themselves. A stream ends, too, when its key is revoked or expires.
     """
+
+    async def allowed() -> bool:
+        return caller.key_id is None or await parts.keyring.holds(caller.key_id)
+
     seen = await parts.live.seen(job_id, owner)
     snapshot = await parts.documents.get(job_id, owner, seen.version)
     return EventStream(
@@ -102,4 +107,5 @@ async def stream(
         snapshot=snapshot_frame(snapshot.body),
         after=after if last_event_id is None else last_event_id,
         backfill=lambda sent, limit: parts.store.list_events(job_id, after=sent, limit=limit),
+        allowed=allowed,
     )

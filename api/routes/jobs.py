@@ -5,16 +5,16 @@ from typing import Annotated, Literal
 from fastapi import Body, Header, Query, Request, Response
 
 from api.auth import Owner
-from api.conditional import IfNoneMatch, conditional
+from api.conditional import IfNoneMatch
 from api.deps import JobsDep
-from api.entity_tags import etag, versions_of
-from api.examples import JOB_PATCHES, JOBS
-from api.pages import MAX_PAGE, Limit, clamp, link_next
+from api.entity_tags import etag, matches, versions_of
+from api.examples import JOB_PATCHES, JOB_STOPS, JOBS
+from api.pages import MAX_PAGE, Limit, clamp, cursor, link_next, page_etag
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
-from api.schemas_job_requests import METADATA, DryRunDocument, FilterDep, JobPatch
+from api.schemas_job_requests import METADATA, DryRunDocument, FilterDep, JobPatch, StopRequest
 from api.schemas_jobs import JobDocument, JobList
 from api.services.job_ids import JOB_ID
-from api.services.jobs import JobService
+from api.services.jobs import JobQuery, JobService
 from jobs.spec import Job, JobSpec
 from jobs.states import Action
 
@@ -27,7 +27,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="For 24 hours the same key with the same body gives the same job; with another body, 422.",
+        description="For 24 hours the same key and body give what was made before; another body, 422.",
     ),
 ]
 REPLAYED = TEXT | {"description": "`true` if the key had made the job before."}
@@ -38,6 +38,7 @@ CREATED: Responses = {
 LINK = TEXT | {"description": 'rel="next", if there is more.'}
 LISTED: Responses = {200: {"headers": {"Link": LINK, "ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 CHANGED: Responses = {200: {"headers": {"ETag": TEXT}}}
+Stop = Annotated[StopRequest | None, Body(openapi_examples=JOB_STOPS)]
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
 
@@ -91,22 +92,23 @@ def index(
     if_none_match: IfNoneMatch = None,
     limit: Limit = 20,
     after: Annotated[
-        str | None,
-        Query(
-            description="The `next_cursor` of the page before: the id of its last job.",
-            json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"},  # an error of its own says so
-        ),
+        str | None, cursor(JOB_ID, "The `next_cursor` of the page before: the id of its last job.")
     ] = None,
     order: Annotated[Literal["desc", "asc"], Query(description="By time: `asc` is oldest first.")] = "desc",
     include: Annotated[Literal["total"] | None, Query(description="What costs more to know.")] = None,
 ) -> Response:
-    """A page of the caller's jobs, those that fit every filter."""
-    page = jobs.page(
-        owner, where=where, after=after, oldest_first=order == "asc", limit=clamp(limit, MAX_PAGE)
-    )
-    listed = JobList.of(page, jobs.count(owner, where) if include else None)
+    """A page of the caller's jobs, those that fit every filter; 304 while none of them has another version."""
+    asked = JobQuery(where=where, after=after, oldest_first=order == "asc", limit=clamp(limit, MAX_PAGE))
+    total = jobs.count(owner, where) if include else None
+    if if_none_match is not None:
+        tag = page_etag(request.url.query, jobs.page_versions(owner, asked), total)
+        if matches(if_none_match, tag):
+            return Response(status_code=304, headers={"ETag": tag})
+    page = jobs.page(owner, asked)
+    listed = JobList.of(page, total)
+    response.headers["ETag"] = page_etag(request.url.query, page, total)
     link_next(request, response, listed.next_cursor)
-    return conditional(listed, if_none_match, response)
+    return Response(listed.model_dump_json(), headers=response.headers, media_type="application/json")
 
 
 @changing.patch(
@@ -150,11 +152,11 @@ def delete(job_id: str, owner: Owner, jobs: JobsDep) -> None:
     "/jobs/{job_id}/pause",
     operation_id="jobs_pause",
     summary="Pause a job",
-    responses=STOPPING | problems(404, 409),
+    responses=STOPPING | BODY_PROBLEMS | problems(404, 409),
 )
-def pause(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
+def pause(job_id: str, owner: Owner, jobs: JobsDep, response: Response, stop: Stop = None) -> JobDocument:
     """Paused at once while queued; else 202 and `pausing` until its process has saved and stopped."""
-    return requested(jobs, Action.PAUSE, job_id, owner, response)
+    return requested(jobs, Action.PAUSE, job_id, owner, response, stop)
 
 
 @changing.post(
@@ -172,16 +174,23 @@ def resume(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobD
     "/jobs/{job_id}/cancel",
     operation_id="jobs_cancel",
     summary="Cancel a job",
-    responses=STOPPING | problems(404, 409),
+    responses=STOPPING | BODY_PROBLEMS | problems(404, 409),
 )
-def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobDocument:
+def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response, stop: Stop = None) -> JobDocument:
     """Cancelled at once if nothing runs; else 202 and `cancelling` until its process has stopped."""
-    return requested(jobs, Action.CANCEL, job_id, owner, response)
+    return requested(jobs, Action.CANCEL, job_id, owner, response, stop)
 
 
-def requested(jobs: JobService, action: Action, job_id: str, owner: str, response: Response) -> JobDocument:
+def requested(
+    jobs: JobService,
+    action: Action,
+    job_id: str,
+    owner: str,
+    response: Response,
+    stop: StopRequest | None = None,
+) -> JobDocument:
     """The answer to a request: 202 while the process of the job has yet to follow it."""
-    job = jobs.request(action, job_id, owner)
+    job = jobs.request(action, job_id, owner, None if stop is None else stop.reason)
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
     return document(jobs, job)

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from api.auth import Owner
 from api.deps import LogsDep
 from api.errors import InvalidCursor
-from api.pages import INT32, MAX_ROWS, Rows, clamp, link_next
+from api.pages import INT32, MAX_ROWS, Rows, clamp, cursor, link_next
 from api.routing import Responses, problems, v1_router
 from api.schemas_job_data import LogList
 from api.services.logs import CURSOR, LogCursor
@@ -32,13 +32,7 @@ def logs(
     request: Request,
     response: Response,
     attempt: Annotated[int | None, Query(ge=1, le=INT32, description="All, if not given.")] = None,
-    after: Annotated[
-        str | None,
-        Query(
-            description="The `next_cursor` of an earlier answer.",
-            json_schema_extra={"pattern": f"^{CURSOR.pattern}$"},
-        ),
-    ] = None,
+    after: Annotated[str | None, cursor(CURSOR, "The `next_cursor` of an earlier answer.")] = None,
     limit: Rows = 100,
     tail: Annotated[
         int | None,

@@ -15,7 +15,7 @@ from api.deps import MetricsDep
 from api.entity_tags import matches
 from api.errors import InvalidCursor
 from api.json_response import json_response
-from api.pages import INT32, INT64, clamp, link_next
+from api.pages import INT32, INT64, clamp, cursor, link_next
 from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas import rfc3339
 from api.schemas_metrics import MetricsDocument, metrics_document
@@ -66,17 +66,16 @@ def series_query(
             "(`minmax`) or the last one; with `none` all, page by page of `max_points` steps."
         ),
     ] = "minmax",
+    include: Annotated[
+        Literal["time"] | None, Query(description="`time` of each point, which doubles the answer.")
+    ] = None,
     after: Annotated[
-        str | None,
-        Query(
-            description="The `next_after` of an earlier answer: only what has changed since.",
-            json_schema_extra={"pattern": f"^{CURSOR.pattern}$"},
-        ),
+        str | None, cursor(CURSOR, "The `next_after` of an earlier answer: only what has changed since.")
     ] = None,
 ) -> SeriesQuery:
     """The query's parameters. Raises InvalidCursor."""
-    cursor = None if after is None else Cursor.parse(after)
-    if after is not None and cursor is None:
+    known = None if after is None else Cursor.parse(after)
+    if after is not None and known is None:
         raise InvalidCursor("not a cursor of metrics")
     return SeriesQuery(
         patterns=tuple(keys.split(",")) if keys else (),
@@ -84,7 +83,8 @@ def series_query(
         to_step=to_step,
         most=max(LEAST_POINTS, clamp(max_points, MOST_POINTS)),
         choose=downsample,
-        after=cursor,
+        after=known,
+        times=include == "time",
     )
 
 

@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import Body, Query, Request, Response
+from fastapi import Body, Request, Response
 
 from api.auth import Owner
 from api.deps import WebhooksDep
 from api.examples import WEBHOOK_PATCHES, WEBHOOKS
-from api.pages import MAX_PAGE, Limit, clamp, link_next
+from api.pages import MAX_PAGE, Limit, clamp, cursor, link_next
 from api.routes.jobs import IdempotencyKey
 from api.routing import BODY_PROBLEMS, TEXT, Responses, problems, v1_router
 from api.schemas_webhooks import (
@@ -19,10 +19,10 @@ from api.schemas_webhooks import (
     WebhookDocument,
     WebhookList,
 )
+from api.services.webhooks import DELIVERY_ID, WEBHOOK_ID
 
 router = v1_router("webhooks", "webhooks")
 
-After = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
 CREATED: Responses = {201: {"headers": {"Location": TEXT, "Idempotency-Replayed": TEXT}}}
 PAGE: Responses = {200: {"headers": {"Link": TEXT}}}
 
@@ -61,7 +61,7 @@ def index(
     owner: Owner,
     webhooks: WebhooksDep,
     limit: Limit = 20,
-    after: After = None,
+    after: Annotated[str | None, cursor(WEBHOOK_ID)] = None,
 ) -> WebhookList:
     """A page of the caller's webhooks, without their secrets."""
     page = WebhookList.of(webhooks.page(owner, after=after, limit=clamp(limit, MAX_PAGE)))
@@ -144,7 +144,7 @@ def deliveries(
     owner: Owner,
     webhooks: WebhooksDep,
     limit: Limit = 20,
-    after: After = None,
+    after: Annotated[str | None, cursor(DELIVERY_ID)] = None,
 ) -> DeliveryList:
     """A page of messages: what was sent, how often, and the status of the last answer."""
     found = webhooks.deliveries(webhook_id, owner, after=after, limit=clamp(limit, MAX_PAGE))

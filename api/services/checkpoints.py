@@ -52,6 +52,10 @@ class CheckpointService:
         known = _known_shape(checkpoint_id)
         return self._content(self._store.pin_checkpoint(known, owner, pinned=pinned))
 
+    def delete(self, checkpoint_id: str, owner: str) -> None:
+        """Forget it; its files go later. Raises IllegalTransition, CheckpointInUse."""
+        self._store.delete_checkpoint(_known_shape(checkpoint_id), owner)
+
     def file(self, checkpoint_id: str, owner: str, name: str) -> Download:
         """One file. Raises ArtifactGone: it has none of this name, or not any more."""
         checkpoint = self._find(checkpoint_id, owner)

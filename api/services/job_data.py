@@ -12,7 +12,7 @@ from api.errors import NoResults
 from api.services.analysis import Frontier, RunAnalysis
 from api.services.job_ids import known_shape
 from jobs.bulk import RESULTS
-from jobs.spec import Checkpoint, Event, Job, Sample
+from jobs.spec import Checkpoint, Event, Job, Sample, SampleOrder
 from jobs.states import Status
 from jobs.store import Store
 
@@ -33,6 +33,7 @@ class SampleFilter(NamedTuple):
     kind: str | None
     after: tuple[int, str, int] | None
     newest_first: bool
+    order_by: SampleOrder = "step"
 
 
 class EventPage(NamedTuple):
@@ -79,7 +80,7 @@ class JobData:
     def samples(
         self, job_id: str, owner: str, wanted: SampleFilter, *, limit: int, tokens: bool = True
     ) -> SamplePage:
-        """Completions by (step, kind, index); without `tokens`, without what they have of each token."""
+        """Completions as the filter sorts them; without `tokens`, without what they have of each token."""
         self._check(job_id, owner)
         samples = self._store.list_samples(job_id, limit=limit + 1, **wanted._asdict())
         more = len(samples) > limit

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from api.errors import AdapterNotTrainable, CheckpointMismatch, InvalidCursor
 from api.services.analysis import RunAnalysis
@@ -19,7 +20,7 @@ from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, JobSpec, PPOSpec, ScoreSpec
 from jobs.states import Action, Status
 from jobs.store import Created, Store
-from jobs.store_jobs import JobChange, JobFilter, QueuePlace
+from jobs.store_jobs import JobAt, JobChange, JobFilter, QueuePlace
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.config.rewards import urls_of
 from rlhf_core.diagnosis import Finding
@@ -27,11 +28,29 @@ from rlhf_core.diagnosis import Finding
 DATA_FILES = ("prompts_file", "eval_prompts_file", "ptx_texts_file")
 
 
-class JobPage(NamedTuple):
+AnyJob = TypeVar("AnyJob", Job, JobAt)
+
+
+class JobPage(NamedTuple, Generic[AnyJob]):
     """One page; `more` when others follow."""
 
-    jobs: list[Job]
+    jobs: list[AnyJob]
     more: bool
+
+    @property
+    def cursor(self) -> str | None:
+        """What the next page comes after."""
+        return self.jobs[-1].id if self.more else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobQuery:
+    """Which page: by time, those that fit `where`, behind the job `after`."""
+
+    where: JobFilter
+    after: str | None
+    oldest_first: bool
+    limit: int
 
 
 class JobService:
@@ -96,17 +115,17 @@ class JobService:
         self._live.saw([job])
         return job
 
-    def page(
-        self, owner: str, *, where: JobFilter, after: str | None, oldest_first: bool, limit: int
-    ) -> JobPage:
-        """By time, behind the job `after`. Raises InvalidCursor."""
-        if after is not None and not JOB_ID.fullmatch(after):
-            raise InvalidCursor
-        jobs = self._store.list_jobs(
-            owner=owner, where=where, after=after, oldest_first=oldest_first, limit=limit + 1
-        )
+    def page(self, owner: str, asked: JobQuery) -> JobPage[Job]:
+        """The jobs. Raises InvalidCursor."""
+        jobs = self._store.list_jobs(owner=owner, **_one_more(asked))
         self._live.saw(jobs)
-        return JobPage(jobs[:limit], len(jobs) > limit)
+        return JobPage(jobs[: asked.limit], len(jobs) > asked.limit)
+
+    def page_versions(self, owner: str, asked: JobQuery) -> JobPage[JobAt]:
+        """The same page without reading the jobs: what its ETag is made of. Raises InvalidCursor."""
+        jobs = self._store.list_versions(owner=owner, **_one_more(asked))
+        self._live.saw(jobs)
+        return JobPage(jobs[: asked.limit], len(jobs) > asked.limit)
 
     def count(self, owner: str, where: JobFilter) -> int:
         """How many there are in all."""
@@ -126,9 +145,9 @@ class JobService:
         """A job that has ended, with all it has. Raises IllegalTransition, JobInUse."""
         self._store.delete_job(known_shape(job_id), owner)
 
-    def request(self, action: Action, job_id: str, owner: str) -> Job:
+    def request(self, action: Action, job_id: str, owner: str, reason: str | None = None) -> Job:
         """Pause, resume or cancel (jobs.states.REQUESTS). Raises IllegalTransition."""
-        job = self._store.request(known_shape(job_id), action, owner)
+        job = self._store.request(known_shape(job_id), action, owner, reason=reason)
         self._wake()
         return job
 
@@ -203,6 +222,13 @@ class JobService:
             "same_evaluation": _evaluated_with(theirs) == _evaluated_with(ours)
             and source.resolved.get("classifiers") == classifier_paths(ours, self._models, owner),
         }
+
+
+def _one_more(asked: JobQuery) -> dict[str, Any]:
+    """The store's arguments, with one job more to know whether there is another page. Raises InvalidCursor."""
+    if asked.after is not None and not JOB_ID.fullmatch(asked.after):
+        raise InvalidCursor
+    return {**vars(asked), "limit": asked.limit + 1}
 
 
 def _evaluated_with(config: PPOConfig) -> tuple[object, ...]:

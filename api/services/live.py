@@ -29,6 +29,7 @@ from api.services.job_ids import known_shape
 from api.services.tails import HELD, Frame, Tail
 from jobs.errors import JobNotFound, StoreUnavailable
 from jobs.spec import Job
+from jobs.store_jobs import JobAt
 from jobs.store_live import JobVersion, LiveStore
 
 TICK_S = 0.2
@@ -174,7 +175,7 @@ class Live:
             if not tail.readers:
                 del self._tails[job_id]
 
-    def saw(self, jobs: Iterable[Job]) -> None:
+    def saw(self, jobs: Iterable[Job] | Iterable[JobAt]) -> None:
         """These rows are about to be answered. It may be called from any thread."""
         self._tell([(job.id, job.version) for job in jobs])
 

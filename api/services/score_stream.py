@@ -26,7 +26,7 @@ from api.services.score_documents import (
 from api.services.scores import Asked
 from jobs.errors import JobError, ScorerOverloaded, ScoringRefused
 from jobs.ports import Scorer
-from jobs.scoring_wire import ItemError, ItemScores, ScoreReply
+from jobs.scoring_wire import ItemError, ItemScores, ScoreReply, Weights
 
 GROUP, IN_FLIGHT = 8, 4  # items of a request to the scorer; such requests at once
 
@@ -40,7 +40,7 @@ class ScoreStream:
         self._items: list[Scored] = []
         self._failed = 0
         self._begun = False
-        self._shared = unknown_document(asked.request)
+        self._shared, self._models = unknown_document(asked.request), (Weights(), Weights())
 
     async def lines(self) -> AsyncGenerator[bytes, None]:
         """Items in the order in which they are done, each once, and the summary.
@@ -103,7 +103,7 @@ class ScoreStream:
         answers: Sequence[ItemScores | ItemError] = [reply] if isinstance(reply, ItemError) else reply.items
         pieces = {} if isinstance(reply, ItemError) else reply.pieces
         if isinstance(reply, ScoreReply):
-            self._shared = shared_document(self._asked.request, reply)
+            self._shared, self._models = shared_document(self._asked.request, reply), reply.models
         for index, answer in zip(group, answers, strict=True):
             document, item = item_document(self._asked.request, index, answer, pieces)
             if item is None:
@@ -118,7 +118,7 @@ class ScoreStream:
         return _line(
             {
                 "object": "score.summary",
-                **self._asked.head(),
+                **self._asked.head(self._models),
                 **self._shared,
                 "complete": failure is None,
                 "error": None if failure is None else _error(failure),

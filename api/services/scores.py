@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import uuid_utils
@@ -25,7 +25,7 @@ from api.services.score_documents import (
 )
 from jobs.errors import ScoringRefused
 from jobs.ports import Scorer
-from jobs.scoring_wire import ChatMessage, ItemError, ScoreItem, ScoreReply, ScoreRequest
+from jobs.scoring_wire import ChatMessage, ItemError, ScoreItem, ScoreReply, ScoreRequest, Weights
 from jobs.settings import Settings
 
 OTHER_WAYS = (
@@ -42,13 +42,14 @@ class Asked:
     reference: str
     wire: ScoreRequest
 
-    def head(self) -> Document:
-        """How every answer begins, but for its `object`."""
+    def head(self, models: tuple[Weights, Weights]) -> Document:
+        """How every answer begins, but for its `object`; `models` as in ScoreReply."""
+        policy, reference = models
         return {
             "id": f"score_{uuid_utils.uuid7().hex}",
             "created_at": rfc3339(time.time()),
-            "policy": {"id": self.policy},
-            "reference": {"id": self.reference},
+            "policy": {"id": self.policy, **asdict(policy)},
+            "reference": {"id": self.reference, **asdict(reference)},
         }
 
 
@@ -67,7 +68,7 @@ class Answered:
         items = [item for _, item in told if item is not None]
         return {
             "object": "list",
-            **self.asked.head(),
+            **self.asked.head(reply.models),
             **shared_document(request, reply),
             "partial": len(items) < len(told),
             "data": [document for document, _ in told],

@@ -42,9 +42,17 @@ function typeName(reference) {
 function limits(schema) {
   const shown = [];
   const bounds = [["minimum", "≥"], ["exclusiveMinimum", ">"], ["maximum", "≤"], ["exclusiveMaximum", "<"]];
-  for (const [key, sign] of bounds) if (schema[key] !== undefined) shown.push(`${sign} ${schema[key]}`);
+  for (const [key, sign] of bounds) {
+    if (Math.abs(schema[key]) <= Number.MAX_SAFE_INTEGER) shown.push(`${sign} ${schema[key]}`); // others bound nobody
+  }
   if (schema.maxLength !== undefined) shown.push(`≤ ${schema.maxLength} characters`);
   return shown.length ? ` ${shown.join(", ")}` : "";
+}
+
+/** What stands for a value that is not given. */
+function fallback(schema) {
+  const given = schema.default !== undefined && schema.default !== null && schema.const === undefined;
+  return given ? `, default ${JSON.stringify(schema.default)}` : "";
 }
 
 /** Every schema with fields that a value may be: through unions, lists and maps. */
@@ -60,9 +68,7 @@ function fields(reference) {
   const { schema } = resolved(reference);
   const items = Object.entries(schema.properties || {}).map(([name, property]) => {
     const needed = (schema.required || []).includes(name) && property.default === undefined;
-    const given = property.default !== undefined && property.default !== null && property.const === undefined;
-    const fallback = given ? `, default ${JSON.stringify(property.default)}` : "";
-    const line = [make("code", {}, name), " ", make("span", "type", typeName(property) + fallback), " ",
+    const line = [make("code", {}, name), " ", make("span", "type", typeName(property) + fallback(property)), " ",
       needed ? make("span", "needed", "required") : null];
     const inner = withFields(property);
     const item = make("li", {}, ...(inner.length ? [opening(line, () => inner.map(named))] : line));
@@ -117,8 +123,10 @@ function curl(method, path, operation) {
   const base = document.baseURI.replace(/\/docs\/?([?#].*)?$/, "");
   const words = ["curl"];
   if (method !== "get") words.push("-X", method.toUpperCase());
-  if ((operation.security || []).length) words.push("-H", '"Authorization: Bearer $KLEASH_API_KEY"');
-  words.push(quoted(base + path.replace(/[{}]/g, (brace) => (brace === "{" ? "<" : ">"))));
+  if ((operation.security || []).length) words.push("-H", '"Authorization: Bearer $KLEASH_KEY"');
+  const needed = (operation.parameters || []).filter((parameter) => parameter.in === "query" && parameter.required);
+  const query = needed.map(({ name, schema }) => `${name}=${encodeURIComponent(example(schema))}`).join("&");
+  words.push(quoted(base + path.replace(/[{}]/g, (brace) => (brace === "{" ? "<" : ">")) + (query && `?${query}`)));
   if (operation.requestBody) {
     const { type, value } = bodyExample(operation.requestBody);
     if (type === "application/json") words.push("--json", quoted(JSON.stringify(value)));
@@ -141,7 +149,7 @@ function parameters(operation) {
   const rows = (operation.parameters || []).map((parameter) => make("tr", {},
     make("th", { scope: "row" }, make("code", {}, parameter.name)),
     make("td", {}, parameter.in, parameter.required ? make("span", "needed", " required") : null),
-    make("td", {}, make("span", "type", typeName(parameter.schema)),
+    make("td", {}, make("span", "type", typeName(parameter.schema) + fallback(parameter.schema)),
       parameter.description || parameter.schema.description ? prose(parameter.description || parameter.schema.description) : null)));
   return rows.length ? [make("h4", {}, "Parameters"), make("table", {}, make("tbody", {}, ...rows))] : [];
 }
@@ -150,7 +158,7 @@ function responses(operation) {
   const rows = Object.entries(operation.responses).sort().map(([status, response]) => {
     const media = Object.entries(response.content || {});
     const inner = media.flatMap(([, content]) => withFields(content.schema));
-    const line = [media.map(([type, content]) => (type === "application/json" ? typeName(content.schema) : type)).join(", ")];
+    const line = [media.map(([type, content]) => (type.endsWith("json") ? typeName(content.schema) : type)).join(", ")];
     return make("tr", {}, make("th", { scope: "row" }, status), make("td", {}, prose(response.description)),
       make("td", {}, inner.length ? opening(line, () => inner.map(named)) : line[0]));
   });
@@ -178,8 +186,13 @@ function show() {
   const main = document.getElementById("operations"), index = document.getElementById("index");
   document.getElementById("summary").textContent = `${api.info.summary || ""} Version ${api.info.version}.`;
   document.getElementById("status").remove();
-  for (const tag of new Set(operations.map((one) => one.tag))) {
-    const list = make("ul", {}), section = make("section", {}, make("h2", {}, tag));
+  const resource = (one) => one.path.split("/").slice(0, 3).join("/");
+  const order = [...new Set(operations.map(resource))];
+  operations.sort((one, other) => order.indexOf(resource(one)) - order.indexOf(resource(other))
+    || (one.path < other.path ? -1 : Number(one.path > other.path)));
+  const described = new Map((api.tags || []).map((one) => [one.name, one.description]));
+  for (const tag of new Set([...described.keys(), ...operations.map((one) => one.tag)])) {
+    const list = make("ul", {}), section = make("section", {}, make("h2", {}, tag), prose(described.get(tag)));
     main.append(section);
     index.append(make("div", {}, make("h2", {}, tag), list));
     for (const { method, path, operation } of operations.filter((one) => one.tag === tag)) {

@@ -7,9 +7,6 @@ While the servers answer, the threads of this process sleep, and the other way r
 import contextlib
 import http.client
 import json
-import os
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -22,10 +19,7 @@ import numpy as np
 from benchmarks.scoring.contenders import Answers
 from benchmarks.scoring.models import Models, write_registry
 from benchmarks.scoring.workloads import Text
-from kleash.spawn import spawn
-
-PATIENCE_S = 180.0
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+from benchmarks.service import PATIENCE_S, cpu_s, marked, running
 
 
 class Stack:
@@ -33,7 +27,7 @@ class Stack:
 
     def __init__(self, url: str, data: Path) -> None:
         self.address = urlsplit(url).netloc
-        self._processes = list(_marked(f"KLEASH_DATA={data}".encode()))
+        self._processes = list(marked(f"KLEASH_DATA={data}"))
         self._rested: tuple[float, float] | None = None  # when, and what it had used of the CPU by then
         self._busiest_rest = 0.0  # cores used while others had their turn
         self._turned_away = 0  # 503s with a Retry-After, which clients obey
@@ -74,8 +68,7 @@ class Stack:
             self._busiest_rest = max(self._busiest_rest, used / rest)
 
     def _cpu_seconds(self) -> float:
-        fields = [(p / "stat").read_text().rpartition(")")[2].split() for p in self._processes]
-        return sum(int(each[11]) + int(each[12]) for each in fields) / TICKS_PER_S
+        return sum(map(cpu_s, self._processes))
 
     def _client(self, todo: Iterator[tuple[int, str]], found: dict[int, bytes]) -> None:
         connection = http.client.HTTPConnection(self.address, timeout=PATIENCE_S)
@@ -100,33 +93,8 @@ class Stack:
 @contextlib.contextmanager
 def stack(models: Models) -> Iterator[Stack]:
     """Start it, wait until the pair is loaded, end it."""
-    with tempfile.TemporaryDirectory(prefix="kleash-bench-") as folder:
-        data, log = Path(folder, "data"), Path(folder, "log")
-        command = [sys.executable, "-W", "ignore", "-m", "kleash", "up", "--json", "--port", "0"]
-        command += [
-            "--unsafe-no-auth",
-            "--data",
-            str(data),
-            "--models",
-            str(write_registry(models, Path(folder))),
-        ]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("KLEASH_")}
-        with log.open("w") as errors:
-            process = spawn(command, stderr=errors, env=clean)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError(log.read_text())
-            yield Stack(json.loads(line)["url"], data)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE_S)
-
-
-def _marked(mark: bytes) -> Iterator[Path]:
-    """Processes with this in their environment."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (process / "environ").read_bytes().split(b"\0"):
-                yield process
+    with (
+        tempfile.TemporaryDirectory(prefix="kleash-bench-") as folder,
+        running(write_registry(models, Path(folder)), "--unsafe-no-auth") as (url, data),
+    ):
+        yield Stack(url, data)

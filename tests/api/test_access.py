@@ -102,7 +102,7 @@ def test_every_operation_needs_the_one_scope_that_it_names(
             assert (problem["code"], problem["context"]) == ("insufficient_scope", {"scope": scope})
         passed = send(operation, world, url, only[scope])  # type: ignore[index]
         assert opened(passed), (operation.name, passed.text)
-    assert [o.name for o in guarded if o.scope is None] == ["whoami"]
+    assert [o.name for o in guarded if o.scope is None] == ["info", "whoami"]
 
 
 def test_what_is_anothers_is_answered_like_what_is_not_there(

@@ -12,9 +12,11 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from api.problems import MAX_BYTES, MEDIA_TYPE, problem
+from api.request_log import trace_id_of
 from api.schemas import Problem
 from jobs.sql_store import SqlStore
 
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CANARY = "canary-7f3a"
 JSON = {"Content-Type": "application/json"}
 POSTS = ("/v1/jobs", "/v1/divergences", "/v1/scores")
@@ -239,6 +241,26 @@ def test_a_request_id_is_taken_over_only_if_it_is_harmless(client: TestClient) -
     for hostile in ("a b", "x" * 129, '"><script>'):
         given_back = client.get("/health", headers={"X-Request-Id": hostile}).headers["x-request-id"]
         assert given_back.startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("header", "belongs"),
+    [
+        (f"00-{TRACE}-{PARENT}-01", True),
+        (f"01-{TRACE}-{PARENT}-01-of a later version", True),
+        (f"00-{TRACE}-{PARENT}-01-more", False),
+        (f"ff-{TRACE}-{PARENT}-01", False),
+        (f"00-{'0' * 32}-{PARENT}-01", False),
+        (f"00-{TRACE}-{'0' * 16}-01", False),
+        (f"00-{TRACE.upper()}-{PARENT}-01", False),
+        (f"00-{TRACE}-{PARENT}-01\n", False),
+        (f"00-{TRACE}-{PARENT}", False),
+        ("", False),
+    ],
+)
+def test_a_trace_id_is_taken_over_only_as_w3c_has_it(header: str, *, belongs: bool) -> None:
+    """The cases of Trace Context's section 3.2: versions, all-zero ids, lower case."""
+    assert trace_id_of(header.encode()) == (TRACE if belongs else None)
 
 
 def test_a_database_that_is_gone_is_a_503_and_a_bug_is_a_500_without_its_story(

@@ -97,6 +97,13 @@ def test_the_documentation_needs_no_other_host_and_no_inline_code(client: TestCl
     assert not re.search(r"<script>|<style|\son\w+=|\sstyle=", page.text)
 
 
+def test_the_front_door_leads_to_the_documentation(client: TestClient) -> None:
+    in_browser = client.get("/", headers={"Accept": "text/html,*/*;q=0.8"}, follow_redirects=False)
+    assert (in_browser.status_code, in_browser.headers["location"]) == (307, "docs")
+    links = client.get("/", headers={"Accept": "*/*"}).json()["links"]
+    assert {client.get(path).status_code for path in links.values()} == {200}
+
+
 def test_text_of_the_document_can_become_no_markup() -> None:
     script = (STATIC / "docs.js").read_text()
     for way in (

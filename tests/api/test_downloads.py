@@ -21,6 +21,7 @@ from api.downloads import Part, bytes_part, content, requested
 from jobs.settings import Settings
 from jobs.spec import Checkpoint
 from jobs.sql_store import SqlStore
+from jobs.states import Status
 from tests.api.acting import claimed, create
 
 DATA = bytes(range(256)) * 9
@@ -251,3 +252,26 @@ def test_a_pinned_checkpoint(
     for body in ({}, {"pinned": "true"}, {"pinned": True, "x": 1}):
         assert client.patch(url, json=body).status_code == 422
     assert client.patch(f"/v1/checkpoints/ckpt_{'0' * 32}", json={"pinned": True}).status_code == 404
+
+
+def test_a_deleted_checkpoint(
+    client: TestClient, save: Callable[[dict[str, bytes]], Checkpoint], store: SqlStore, spec: dict[str, Any]
+) -> None:
+    checkpoint = save({"a": b"a"})
+    url, name = f"/v1/checkpoints/{checkpoint.id}", f"{checkpoint.job_id}@step-1"
+    refused = client.delete(url).json()
+    assert (refused["status"], refused["code"]) == (409, "invalid_state")
+    assert refused["context"]["status"] == "running"
+    store.finish(checkpoint.job_id, 1, Status.SUCCEEDED)
+    user = create(client, spec | {"resume_from": name})["id"]
+    refused = client.delete(url).json()
+    assert (refused["status"], refused["code"]) == (409, "checkpoint_in_use")
+    client.post(f"/v1/jobs/{user}/cancel")
+    gone = client.delete(url)
+    assert (gone.status_code, gone.content) == (204, b"")
+    for again in (client.delete(url), client.get(url), client.get(f"{url}/files/a")):
+        assert (again.status_code, again.json()["code"]) == (404, "not_found")
+    assert client.get(f"/v1/jobs/{checkpoint.job_id}/checkpoints").json()["data"] == []
+    assert client.post("/v1/jobs", json=spec | {"resume_from": name}).json()["code"] == "unknown_model"
+    last = store.list_audit()[-2].entry
+    assert (last.operation, last.resource_id, last.status) == ("checkpoints_delete", checkpoint.id, 404)

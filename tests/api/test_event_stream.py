@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from api import event_stream
+from api import event_stream, keyring
 from api.services import tails
 from api.services.live import TICK_S
 from jobs.settings import Settings
@@ -21,6 +21,7 @@ from jobs.spec import Job, NewEvent
 from jobs.sql_store import SqlStore
 from jobs.states import Status
 from tests.api.acting import claimed, queued
+from tests.api.conftest import NewKey
 from tests.api.live_client import Connection, counted, listening
 
 FOLLOWERS = 100
@@ -166,6 +167,39 @@ def test_many_streams_cost_one_query_a_tick_and_one_more_for_what_is_new(
             connection.writer.transport.abort()
 
     with listening(served) as port:
+        asyncio.run(follow(port))
+
+
+def test_a_key_that_is_revoked_or_expires_ends_its_streams(
+    new_app: Callable[[Settings], FastAPI],
+    settings: Settings,
+    store: SqlStore,
+    job: Job,
+    new_key: NewKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within KEY_CHECK_S and the keyring's second."""
+    monkeypatch.setattr(event_stream, "KEY_CHECK_S", 0.1)
+    monkeypatch.setattr(keyring, "FRESH_S", 0.2)
+    kept, revoked, expiring = new_key("local"), new_key("local"), new_key("local", expires_in_s=1.0)
+
+    async def follow(port: int) -> None:
+        connections = [await Connection.to(port) for _ in range(30)]
+        for connection, key in zip(connections, [kept, revoked, expiring] * 10, strict=True):
+            connection.ask(f"/v1/jobs/{job.id}/events/stream?after=2", **key)
+            assert (await connection.head())[0] == 200
+        streams = [connection.frames() for connection in connections]
+        assert {(await anext(stream))["event"] for stream in streams} == {"snapshot"}
+        store.revoke_key(revoked["Authorization"].split("_")[1])  # as another process would
+        async with asyncio.timeout(5):
+            for stream in streams[1::3] + streams[2::3]:
+                assert [frame async for frame in stream] == []
+        note(store, job)
+        assert [(await anext(stream))["event"] for stream in streams[::3]] == ["note"] * 10
+        for connection in connections:
+            connection.writer.transport.abort()
+
+    with listening(new_app(settings.model_copy(update={"unsafe_no_auth": False}))) as port:
         asyncio.run(follow(port))
 
 

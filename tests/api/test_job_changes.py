@@ -75,7 +75,15 @@ def test_of_a_job_that_has_ended_name_and_metadata_change(
     job = create(client, spec)
     store.finish(job["id"], claimed(store, job["id"]).attempt, Status.SUCCEEDED)
     url = job["links"]["self"]
-    assert code_of(client.patch(url, json={"priority": 9, "name": "x"})) == (409, "invalid_state")
+    refused = client.patch(url, json={"priority": 9, "name": "x"})
+    assert code_of(refused) == (409, "invalid_state")
+    assert refused.json()["context"]["allowed_from"] == [
+        "cancelling",
+        "paused",
+        "pausing",
+        "queued",
+        "running",
+    ]
     changed = client.patch(url, json={"name": "x", "metadata": {"kept": "yes"}}).json()
     assert (changed["name"], changed["metadata"], changed["status"]) == ("x", {"kept": "yes"}, "succeeded")
     many = {f"k{n}": "v" for n in range(16)}
@@ -110,6 +118,8 @@ def test_a_job_that_has_ended_can_be_deleted_once(client: TestClient, spec: dict
     refused = client.delete(url)
     assert code_of(refused) == (409, "invalid_state")
     assert "is queued" in refused.json()["detail"]
+    ended = ["cancelled", "failed", "succeeded"]
+    assert refused.json()["context"] == {"status": "queued", "allowed_from": ended}
     client.post(f"{url}/cancel")
     gone = client.delete(url)
     assert (gone.status_code, gone.content) == (204, b"")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from jobs.spec import JobFailure, NewEvent, Sample
@@ -58,16 +59,36 @@ def test_a_run_is_reported_with_metrics_samples_events_and_checkpoints(
     assert found["data"][0]["data"]["ended"] is True  # which equals 1.0 in Python only
     assert client.get(job["links"]["samples"], params={"limit": 1}).json()["has_more"] is True
 
+    result = {
+        "model": save["model"],
+        "checkpoint_id": save["id"],
+        "path": "/a/step-2",
+    }  # as it was once written
+    store.finish(job_id, attempt, Status.SUCCEEDED, result=result)
+    shown = client.get(f"/v1/jobs/{job_id}").json()["result"]
+    here = f"/v1/checkpoints/{save['id']}"
+    assert shown == {
+        "model": save["model"],
+        "checkpoint_id": save["id"],
+        "checkpoint_url": here,
+        "archive_url": f"{here}/archive",
+    }
+    for url in (job["links"]["self"], job["links"]["checkpoints"], here, "/v1/jobs"):
+        assert "/a/step-2" not in client.get(url).text, "a folder of the server is no client's"
 
-def test_a_failed_job_says_why(client: TestClient, store: SqlStore, spec: dict[str, Any]) -> None:
+
+@pytest.mark.parametrize(("code", "retryable"), [("nan_loss", False), ("disk_full", True)])
+def test_a_failed_job_says_why(
+    client: TestClient, store: SqlStore, spec: dict[str, Any], code: str, retryable: bool
+) -> None:
     job_id = create(client, spec)["id"]
-    failure = JobFailure(code="nan_loss", detail="the loss was NaN", hint="lower the rate", step=3)
+    failure = JobFailure(code=code, detail="the loss was NaN", hint="lower the rate", step=3)
     store.finish(job_id, claimed(store, job_id).attempt, Status.FAILED, error=failure)
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert (job["status"], job["done"]) == ("failed", True)
     assert job["finished_at"] is not None
-    expected = {"code": "nan_loss", "detail": "the loss was NaN", "hint": "lower the rate"}
-    assert job["error"] == expected | {"step": 3, "log_tail": []}
+    expected = {"code": code, "detail": "the loss was NaN", "hint": "lower the rate"}
+    assert job["error"] == expected | {"step": 3, "attempt": 1, "retryable": retryable, "log_tail": []}
 
 
 def linked(client: TestClient, url: str, **params: Any) -> list[dict[str, Any]]:
@@ -117,5 +138,29 @@ def test_events_and_samples_page_by_page(client: TestClient, store: SqlStore, sp
     assert found(limit=5, order="desc") == places[::-1]
     assert found(limit=1, kind="eval", step=2) == [(2, "eval", 0), (2, "eval", 1)]
     assert client.get(url, params={"tokens": "false"}).json()["data"][0]["data"] == {"reward": 1.0}
+
+    # Numbers that repeat, that no decimal of a cursor would hold, and none: sorted in Python, page by page.
+    numbers = [0.1 + 0.2, None, 5e-324, 0.3, -1.5, 0.3, float("nan"), 1e300, 2, None, 0.1, 0.3]
+    texts = {"token_texts": ["\x00", '"kl":9']}
+    samples = [
+        Sample(
+            step=s,
+            kind=k,
+            index=i,
+            prompt="p",
+            completion="c",
+            data=texts | ({} if number is None else {"kl": number}),
+        )
+        for (s, k, i), number in zip(places, numbers, strict=True)
+    ]
+    store.record_samples(job_id, attempt, samples)
+    kl = {place: n for place, n in zip(places, numbers, strict=True) if n is not None and n == n}
+    rising = sorted(kl, key=lambda place: (kl[place], place))
+    without = [place for place in places if place not in kl]
+    for limit in (1, 5):
+        assert found(limit=limit, order_by="kl") == rising + without
+        assert found(limit=limit, order_by="kl", order="desc") == rising[::-1] + without[::-1]
+    assert found(order_by="kl", after="10.eval.9") == [], "behind what is not there"
+    assert client.get(url, params={"order_by": "length"}).status_code == 422
     for bad_cursor in ("1", "1.x.0", "99999999999.eval.0", "1.eval.4294967296"):
         assert client.get(url, params={"after": bad_cursor}).json()["code"] == "invalid_cursor"

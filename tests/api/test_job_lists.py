@@ -1,11 +1,15 @@
 """GET /v1/jobs: filters, order, pages, and what a query string may hold."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from api.schemas import rfc3339
 from jobs.sql_store import SqlStore
 from tests.api.acting import claimed, create
 
@@ -37,6 +41,16 @@ def test_filters_must_all_fit(client: TestClient, store: SqlStore, spec: dict[st
         total = client.get("/v1/jobs", params=[*params, ("include", "total"), ("limit", "1")]).json()["total"]
         assert total == len(expected)
     assert client.get("/v1/jobs").json()["total"] is None
+
+
+@given(st.floats(0, 4e9), st.integers(0, 4 * 10**12))
+def test_a_time_that_is_shown_is_the_last_millisecond_that_is_not_later(seconds: float, ms: int) -> None:
+    def shown(time: float) -> float:
+        return datetime.fromisoformat(rfc3339(time)).timestamp()
+
+    assert shown(seconds) <= seconds < shown(seconds) + 0.001 + 1e-6  # a double near 4e9 s is 5e-7 s wide
+    assert shown(ms / 1000) == ms / 1000
+    assert shown(math.nextafter((ms + 1) / 1000, 0)) <= ms / 1000
 
 
 def test_windows_of_time_meet_without_a_gap(client: TestClient, spec: dict[str, Any]) -> None:

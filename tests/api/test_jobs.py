@@ -204,6 +204,8 @@ def test_pause_and_resume(client: TestClient, store: SqlStore, broker: Any, spec
     refused = client.post(f"/v1/jobs/{job_id}/pause")
     assert (refused.status_code, refused.json()["code"]) == (409, "invalid_state")
     assert "is cancelling" in refused.json()["detail"]
+    allowed = ["paused", "pausing", "queued", "running"]
+    assert refused.json()["context"] == {"status": "cancelling", "allowed_from": allowed}
     assert client.post(f"/v1/jobs/{job_id}/resume").status_code == 409
 
 

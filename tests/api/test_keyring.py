@@ -175,3 +175,30 @@ def test_an_outage_is_not_a_refusal(keyring: Keyring, stored: CountingKeys) -> N
         asked(keyring, MINE)
     stored.up = True
     assert asked(keyring, MINE)
+
+
+def test_streams_of_a_key_look_it_up_once_even_while_the_store_is_away(
+    keyring: Keyring, stored: CountingKeys
+) -> None:
+    async def expected(holds: bool, lookups: int) -> None:
+        found = list[bool]()
+
+        async def one() -> None:
+            found.append(await keyring.holds(MINE.id))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(one)
+        assert found == [holds] * 50
+        assert len(stored.asked) == lookups
+
+    async def follow() -> None:
+        await expected(True, 1)
+        stored.time += FRESH_S
+        stored.up = False
+        await expected(True, 2)  # not known, which counts as yes
+        stored.up, stored.time = True, stored.time + FRESH_S
+        stored.revoke_key(MINE.id)
+        await expected(False, 3)
+
+    anyio.run(follow)

@@ -45,6 +45,13 @@ def test_series_keep_their_spikes(client: TestClient, store: SqlStore, job_id: s
     assert not whole["downsampled"]
     assert [one["key"] for one in whole["series"]] == ["kl/sequence", "reward/mean", "timings/rollout_s"]
     assert whole["series"][0]["step"] == list(range(1, 31))
+    assert whole["series"][0]["time"] is None
+    timed = client.get(url, params={"max_points": 8, "include": "time"}).json()
+    rows = [json.loads(line) for line in client.get(url, params={"format": "jsonl"}).text.splitlines()]
+    written_at = {row["step"]: row["created_at"] for row in rows}
+    assert [one["time"] for one in timed["series"]] == [
+        [written_at[step] for step in one["step"]] for one in timed["series"]
+    ]
     last = client.get(url, params={"keys": "kl/sequence", "max_points": 5, "downsample": "last"}).json()
     assert last["series"][0]["step"] == [1, 10, 20, 30]
 

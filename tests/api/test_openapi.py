@@ -17,7 +17,7 @@ from api.schemas_job_requests import JobPatch
 from api.schemas_jobs import PublicStatus
 from api.schemas_scores import ScoresRequest
 from api.schemas_tokenize import DetokenizeRequest, TokenizeRequest
-from api.version import VERSION
+from api.version import API_VERSION, VERSION
 from jobs.spec import JobSpec
 from jobs.states import Desired, Status, public_status
 
@@ -109,7 +109,9 @@ def test_clients_see_every_status_that_the_state_machine_has() -> None:
 
 def test_the_version_is_that_of_the_project(client: TestClient) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert client.get("/version").json() == {"name": "kleash", "version": project["version"]}
+    answer = client.get("/version")
+    assert answer.json() == {"name": "kleash", "version": project["version"], "api_version": API_VERSION}
+    assert answer.headers["API-Version"] == API_VERSION
     assert project["version"] == VERSION
 
 

@@ -92,6 +92,31 @@ def test_a_page_of_jobs_has_an_etag_too(client: TestClient, store: SqlStore, mad
     )
 
 
+def test_the_etag_of_a_page_is_of_its_owner_and_its_filter_and_sees_deletions(
+    client: TestClient, store: SqlStore, spec: dict[str, Any], made: str
+) -> None:
+    second = queued(store, spec)
+    store.request(second, Action.CANCEL)
+    asked: list[dict[str, Any]] = [{}, {"status": "cancelled"}, {"status": "queued"}, {"limit": 1}]
+
+    def tags(known: list[str | None]) -> list[str | None]:
+        """New tags; None where the known one still holds."""
+        answers = [
+            client.get("/v1/jobs", params=params, headers={"If-None-Match": tag or ""})
+            for params, tag in zip(asked, known, strict=True)
+        ]
+        return [None if answer.status_code == 304 else answer.headers["etag"] for answer in answers]
+
+    first = tags([None] * 4)
+    assert len(set(first)) == 4
+    store.create_job("job_of_another", "another", store.get_job(made).spec, {})
+    with counted(store, "jobs.spec") as jobs_read:
+        assert tags(first) == [None] * 4
+    assert jobs_read() == 0
+    client.delete(f"/v1/jobs/{second}")  # the newest: what is left has not changed
+    assert [tag is None for tag in tags(first)] == [False, False, True, False]
+
+
 def test_an_unchanged_poll_reads_nothing_and_others_the_version_alone(
     client: TestClient, store: SqlStore, made: str
 ) -> None:

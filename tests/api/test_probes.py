@@ -24,4 +24,6 @@ def test_readiness_needs_database_and_scorer(client: TestClient, scorer: Any, st
     with store.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE api_keys")
     assert client.get("/ready").json()["checks"]["database"] == "down"
-    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/readyz").status_code == 503
+    for path in ("/health", "/healthz", "/livez"):
+        assert client.get(path).json() == {"status": "ok"}

@@ -27,7 +27,10 @@ def test_one_text_with_the_default_pair(client, scorer):
     (request,) = scorer.requests
     assert request.reference == ModelSource(path="org/base")
     assert request.policy.base == "org/base"
-    assert (found["policy"], found["reference"]) == ({"id": "tuned"}, {"id": "base"})
+    assert (found["policy"], found["reference"]) == (
+        {"id": "tuned", "revision": None, "weights_sha256": None},
+        {"id": "base", "revision": None, "weights_sha256": None},
+    )
     (score,) = found["data"]
     assert (score["n_tokens"], score["n_scored"], score["sampled_from"]) == (3, 2, "unknown")
     assert score["tokens"]["ids"] == [97, 98, 99]

@@ -1,5 +1,6 @@
 """POST /v1/scores and the scorer behind it: a real one, one that keeps many waiting, and none."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -77,11 +78,15 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
                     assert tokens["kl"][t] > 0
         assert found["data"][1]["tokens"]["scored"].index(True) > 1
         assert found["numerics"]["weights_dtype"] == "float32"
+        weights = (tiny.base / "model.safetensors").read_bytes()
+        assert found["reference"]["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+        assert found["policy"]["weights_sha256"] != found["reference"]["weights_sha256"]
 
         *lines, last = stream(client, {"input": texts, "quantities": list(QUANTITIES), "numerics": "strict"})
         sums = [line["sums"]["kl"] for line in sorted(lines, key=lambda line: line["index"])]
         assert sums == pytest.approx([score["sums"]["kl"] for score in found["data"]], rel=1e-4)
         assert last["complete"] is True
+        assert (last["policy"], last["reference"]) == (found["policy"], found["reference"])
         timing = client.post("/v1/scores", json={"input": "the cat"}).headers["server-timing"]
         spent = dict(part.split(";dur=") for part in timing.split(", "))
         assert list(spent) == ["resolve", "queue", "tokenize", "compute", "transfer", "serialize"]
@@ -133,6 +138,8 @@ def check_models(client, found):
     assert seen["base"]["tokenizer_sha256"] == found["tokenizer"]["sha256"]
     assert (seen["base"]["vocab_size"], seen["base"]["dtype"]) == (377, "float32")
     assert seen["tuned"]["bytes"] < seen["base"]["bytes"]
+    for name, role in (("base", "reference"), ("tuned", "policy")):
+        assert seen[name]["weights_sha256"] == found[role]["weights_sha256"]
 
     def until(name, state):
         deadline = time.monotonic() + PATIENCE_S

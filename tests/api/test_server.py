@@ -44,6 +44,9 @@ def test_a_connection_that_was_accepted_is_answered_through_a_shutdown(
         process.wait()
 
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
 def test_over_sockets(server: tuple[str, Path], spec: dict[str, Any]) -> None:
     url, log = server
     canary = "canary-7f3a"
@@ -53,9 +56,10 @@ def test_over_sockets(server: tuple[str, Path], spec: dict[str, Any]) -> None:
         assert ready.json()["checks"] == {"database": "ok", "broker": "down", "scorer": "down"}
 
         # Without a broker jobs are taken; without a scorer scores are not, and both say so.
-        created = client.post("/v1/jobs", json=spec | {"name": canary}, headers={"Idempotency-Key": canary})
+        traced = {"Idempotency-Key": canary, "Traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+        created = client.post("/v1/jobs", json=spec | {"name": canary}, headers=traced)
         assert created.status_code == 201
-        score = client.post("/v1/scores", json={"input": canary})
+        score = client.post("/v1/scores", json={"input": canary}, headers={"Traceparent": canary})
         assert (score.status_code, score.json()["code"]) == (503, "scorer_unavailable")
         assert score.headers["retry-after"]
 
@@ -68,5 +72,7 @@ def test_over_sockets(server: tuple[str, Path], spec: dict[str, Any]) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()]  # every line is JSON
     posted = [line for line in lines if line.get("route") == "/v1/jobs" and line["method"] == "POST"]
     assert posted[0]["status"] == 201
+    assert [line["trace_id"] for line in lines if "trace_id" in line] == [TRACE]
+    assert posted[0]["trace_id"] == TRACE
     assert posted[0]["request_id"] == created.headers["x-request-id"]
     assert canary not in log.read_text()

@@ -24,6 +24,9 @@ OLD_ROW = """INSERT INTO jobs (id, owner, spec, resolved, max_attempts, priority
 OLD_EVENT = """INSERT INTO job_events (job_id, seq, type, level, message, data, attempt, created_at)
     VALUES (:id, 1, 'job.created', 'info', '"Queued."', '{}', 0, 5.0)"""
 
+OLD_SAMPLE = """INSERT INTO job_samples (job_id, step, kind, "index", prompt, completion, data)
+    VALUES (:id, 1, 'eval', :index, '""', '""', :data)"""
+
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_old_jobs_are_found_changed_and_protected(
@@ -48,6 +51,9 @@ def test_old_jobs_are_found_changed_and_protected(
             }
             connection.execute(text(OLD_ROW), row)
             connection.execute(text(OLD_EVENT), {"id": job_id})
+        for index, kl in enumerate([0.5, None, 0.1]):
+            data = json.dumps({"kl": kl, "token_texts": ["\x00"]} if kl else {})
+            connection.execute(text(OLD_SAMPLE), {"id": "job_1", "index": index, "data": data})
     engine.dispose()
     upgrade(url)
 
@@ -57,6 +63,7 @@ def test_old_jobs_are_found_changed_and_protected(
     old = store.get_job("job_1")
     assert (old.name, old.metadata, old.priority, old.spec) == ("n", {"team": "rl"}, 7, SPEC)
     assert len(store.list_events("job_1")) == 1
+    assert [sample.index for sample in store.list_samples("job_1", order_by="kl")] == [2, 0, 1]
     with pytest.raises(JobInUse):
         store.delete_job("job_1")
     store.request("job_2", Action.CANCEL)

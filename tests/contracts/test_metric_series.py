@@ -26,7 +26,7 @@ def write(store: SqlStore, series: Series, *, attempt: int = 1, job_id: str = "j
             "metrics": {key: points[step] for key, points in series.items() if step in points},
             "timings": {},
             "attempt": attempt,
-            "created_at": 1.0,
+            "created_at": 10.0 * step,
         }
         for step in steps
     ]
@@ -112,8 +112,10 @@ def hundred(store: SqlStore) -> SqlStore:
 def test_the_last_point_of_each_bucket(hundred: SqlStore) -> None:
     # 100 steps in 12 − 2 = 10 buckets end at 10, 20, …; the first point comes in addition.
     # b/x has 10 points: all stay.
-    found = by_key(hundred.metric_series("job_1", SeriesQuery(most=12, choose="last")))
+    answer = hundred.metric_series("job_1", SeriesQuery(most=12, choose="last", times=True))
+    found = by_key(answer)
     assert list(found["a"]) == [1, *range(10, 101, 10)]
+    assert answer.times == {step: 10.0 * step for step in found["a"]}
     assert list(found["b/x"]) == list(range(10, 101, 10))
 
 

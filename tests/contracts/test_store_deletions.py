@@ -1,25 +1,30 @@
 """jobs.store.Store, on SQLite and on PostgreSQL: jobs are deleted, and keys have had their time."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from jobs.errors import (
     CheckpointGone,
+    CheckpointInUse,
+    CheckpointNotFound,
     IdempotencyInProgress,
     IllegalTransition,
     JobDeleted,
     JobInUse,
     JobNotFound,
 )
-from jobs.schema import idempotency_keys, metadata
-from jobs.schema_jobs import deleted_jobs
+from jobs.reaper import DAY_S, Reaper
+from jobs.schema import idempotency_keys, job_checkpoints, metadata
+from jobs.schema_jobs import deleted_folders
+from jobs.settings import Settings
 from jobs.spec import JOB_SPEC, PPOSpec
 from jobs.sql_idempotency import KeyUse
 from jobs.sql_store import SqlStore
-from jobs.states import TERMINAL, Action
+from jobs.states import TERMINAL, Action, Status
 from jobs.store_jobs import KEY_LIFE_S
 from tests.contracts.store_jobs import CHECKPOINT, OWNER_WRITES, SPEC, STATES, claim, create, in_state
 
@@ -47,10 +52,37 @@ def test_only_a_job_that_has_ended_can_be_deleted(store: SqlStore, state: str) -
             store.delete_job("job_1")
         return
     store.delete_job("job_1", "me")
-    assert rows(store) == {"deleted_jobs": 1}
-    assert store.deleted_jobs() == ["job_1"]
+    assert rows(store) == {"deleted_folders": 1}
+    assert store.deleted_folders() == ["job_1"]
     with pytest.raises(JobNotFound):
         store.delete_job("job_1", "me")
+
+
+@pytest.mark.parametrize("state", ["running", "pausing", "paused", "succeeded", "failed"])
+def test_a_job_that_may_go_on_keeps_its_checkpoints(store: SqlStore, state: str) -> None:
+    in_state(store, "running")
+    save = store.record_checkpoint("job_1", 1, **CHECKPOINT)  # type: ignore[arg-type]
+    if state.startswith("paus"):
+        store.request("job_1", Action.PAUSE)
+    if state == "paused":
+        store.hand_back("job_1", 1, reason="r")
+    if state in TERMINAL:
+        store.finish("job_1", 1, Status(state))
+    before = store.get_job("job_1")
+    for stranger in ((save.id, "you"), ("ckpt_2", "me")):
+        with pytest.raises(CheckpointNotFound):
+            store.delete_checkpoint(*stranger)
+    if state not in TERMINAL:
+        with pytest.raises(IllegalTransition, match=f"is {state}"):
+            store.delete_checkpoint(save.id, "me")
+        assert store.list_checkpoints("job_1") == [save]
+        return
+    store.pin_checkpoint(save.id, "me", pinned=True)
+    store.delete_checkpoint(save.id, "me")
+    assert (store.list_checkpoints("job_1"), store.deleted_folders()) == ([], [save.path])
+    assert store.get_job("job_1") == before, "an ended job does not change"
+    with pytest.raises(CheckpointNotFound):
+        store.delete_checkpoint(save.id, "me")
 
 
 def test_all_that_hangs_on_a_job_goes_with_it(store: SqlStore) -> None:
@@ -67,7 +99,7 @@ def test_all_that_hangs_on_a_job_goes_with_it(store: SqlStore) -> None:
         "job_events": 1,
         "job_labels": 1,
         "idempotency_keys": 1,
-        "deleted_jobs": 1,
+        "deleted_folders": 1,
     }
     for write in OWNER_WRITES.values():
         with pytest.raises(Exception, match="job_1") as lost:
@@ -110,23 +142,28 @@ def test_a_job_whose_checkpoint_another_needs_stays(
         with pytest.raises(JobInUse) as refused:
             store.delete_job("job_1")
         assert refused.value.users == ["job_2"]
+        with pytest.raises(CheckpointInUse):
+            store.delete_checkpoint(store.list_checkpoints("job_1")[0].id, "me")
     if for_good:
         store.delete_job("job_2")
+    store.delete_checkpoint(store.list_checkpoints("job_1")[0].id, "me")
     store.delete_job("job_1")
 
 
-def test_of_a_deletion_and_a_job_that_needs_it_one_wins(store: SqlStore) -> None:
+@pytest.mark.parametrize("what", ["job", "checkpoint"])
+def test_of_a_deletion_and_a_job_that_needs_it_one_wins(store: SqlStore, what: str) -> None:
     """At the same time: the checkpoint is never gone while a job needs it."""
     for _ in range(6):
         continued(store, {})
+        save = store.list_checkpoints("job_1")[0].id
         barrier, ended = threading.Barrier(2), []
 
-        def delete(barrier: threading.Barrier = barrier, ended: list[str] = ended) -> None:
+        def delete(barrier: threading.Barrier = barrier, ended: list[str] = ended, save: str = save) -> None:
             barrier.wait()
             try:
-                store.delete_job("job_1")
+                store.delete_job("job_1") if what == "job" else store.delete_checkpoint(save, "me")
                 ended.append("deleted")
-            except JobInUse:
+            except (JobInUse, CheckpointInUse):
                 ended.append("kept")
 
         thread = threading.Thread(target=delete)
@@ -150,19 +187,67 @@ def test_a_note_of_a_deleted_job_is_kept_as_long_as_somebody_may_write_there(
     in_state(store, "cancelled")
     store.delete_job("job_1")
     store.forget_deleted(["job_1"], older_than_s=60)
-    assert store.deleted_jobs() == ["job_1"]
+    assert store.deleted_folders() == ["job_1"]
     clock.time += 61
     store.forget_deleted(["job_2"], older_than_s=60)
-    assert store.deleted_jobs() == ["job_1"]
+    assert store.deleted_folders() == ["job_1"]
     store.forget_deleted(["job_1"], older_than_s=60)
-    assert store.deleted_jobs() == []
+    assert store.deleted_folders() == []
 
 
 def test_a_note_never_names_a_job_that_is_there(store: SqlStore) -> None:
     create(store)
     with store.writing() as connection:
-        connection.execute(deleted_jobs.insert().values(job_id="job_1", deleted_at=0.0))
-    assert store.deleted_jobs() == []
+        connection.execute(deleted_folders.insert().values(path="job_1", deleted_at=0.0))
+    assert store.deleted_folders() == []
+
+
+# -- retention --------------------------------------------------------------------------------
+
+
+def test_retention_takes_what_ended_long_ago_and_nobody_needs(
+    store: SqlStore, clock: Any, tmp_path: Path
+) -> None:
+    """job_2 trained on a checkpoint of job_1; job_3 has a pinned one; job_4 runs; job_5 ended a second later."""
+    continued(store, {"checkpoints": [SAVED]})
+    store.request("job_2", Action.CANCEL)
+    create(store, "job_3")
+    store.record_checkpoint("job_3", claim(store, "job_3").attempt, **CHECKPOINT)  # type: ignore[arg-type]
+    store.request("job_3", Action.CANCEL)
+    store.finish("job_3", 1, Status.CANCELLED)
+    with store.writing() as connection:  # resuming pins as well, and that has an end
+        connection.execute(update(job_checkpoints).values(pinned=job_checkpoints.c.job_id == "job_3"))
+    create(store, "job_4")
+    claim(store, "job_4")
+    create(store, "job_5")
+    clock.time += 1
+    store.request("job_5", Action.CANCEL)
+    clock.time += 3 * DAY_S
+
+    Reaper(store, Settings(data=tmp_path)).forget()
+    assert len(ids(store)) == 5, "by default nothing goes"
+    reaper = Reaper(store, Settings(data=tmp_path, retention_days=3))
+    reaper.forget()
+    assert set(ids(store)) == {"job_1", "job_3", "job_4", "job_5"}, "what stood on it goes first"
+    reaper.forget()
+    assert set(ids(store)) == {"job_3", "job_4", "job_5"}
+    clock.time += 1
+    reaper.forget()
+    assert set(ids(store)) == {"job_3", "job_4"}
+    assert set(store.deleted_folders()) == {"job_1", "job_2", "job_5"}, "their folders go, too"
+
+    with pytest.raises(JobInUse):  # pinned since the reaper looked
+        store.delete_job("job_3", spare_pinned=True)
+    store.delete_job("job_3")
+
+
+def test_a_round_of_retention_is_bounded(store: SqlStore, clock: Any) -> None:
+    for name in ("job_1", "job_2", "job_3"):
+        create(store, name)
+        store.request(name, Action.CANCEL)
+        clock.time += 1
+    assert store.expired_jobs(older_than_s=1.5, limit=9) == ["job_1", "job_2"]
+    assert store.expired_jobs(older_than_s=0, limit=1) == ["job_1"]
 
 
 # -- idempotency keys -------------------------------------------------------------------------

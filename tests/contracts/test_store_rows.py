@@ -51,6 +51,13 @@ def test_everything_written_is_read_back_equal(store: SqlStore, clock: Any) -> N
     assert store.list_metrics("job_1", limit=1) == rows[:1]
     assert store.list_samples("job_1") == samples
     assert store.list_samples("job_1", step=1, kind="rollout", limit=2) == samples[:2]
+    high = replace(SAMPLE, index=3, data={"kl": 9, "reward": -0.5})
+    store.record_samples("job_1", attempt, [replace(high, data={"kl": 0.0}), high])
+    by_kl = [high, *samples[::-1]]
+    assert store.list_samples("job_1", order_by="kl", newest_first=True) == by_kl
+    after = (1, "rollout", 2)
+    assert store.list_samples("job_1", order_by="kl", newest_first=True, after=after) == by_kl[2:]
+    assert store.list_samples("job_1", order_by="reward", limit=2) == by_kl[:1] + samples[:1]
     assert store.list_samples("job_1", step=2) == store.list_samples("job_1", kind="eval") == []
     stored = store.list_events("job_1", after=2)
     assert [(e.seq, e.type, e.message, e.level, e.data) for e in stored] == [
@@ -182,6 +189,8 @@ def test_pages_newest_first(store: SqlStore) -> None:
     ids = [job.id for job in store.list_jobs(limit=3)]
     assert ids == ["job_4", "job_3", "job_2"]
     assert [job.id for job in store.list_jobs(after=ids[-1], limit=3)] == ["job_1", "job_0"]
+    for where in ({}, {"after": ids[-1]}, {"oldest_first": True, "limit": 2}):
+        assert store.list_versions(**where) == [(job.id, job.version) for job in store.list_jobs(**where)]
     by_status = {
         status: [job.id for job in store.list_jobs(owner="me", where=JobFilter(statuses=[status]))]
         for status in STATES

@@ -143,14 +143,16 @@ def test_requests_move_the_row_as_the_table_says_or_are_refused_whole(
         assert store.list_events("job_1") == events
         return
     state, event = AFTER_REQUEST[action][name]
-    after = store.request("job_1", action)
+    after = store.request("job_1", action, reason="why\x00")
     assert after == store.get_job("job_1")
     assert after.public_status == state
     assert [item.type for item in store.list_events("job_1")[len(events) :]] == [event] * (event is not None)
     if event is None:
         assert after == before
         return
-    moved = {"status", "desired", "version", "updated_at"}
+    assert (after.reason, store.list_events("job_1")[-1].data) == ("why\x00", {"reason": "why\x00"})
+    assert after.cancel_requested_at == (clock.time if action is Action.CANCEL else None)
+    moved = {"status", "desired", "version", "updated_at", "reason", "cancel_requested_at"}
     moved |= {"epoch", "queued_at"} if event == "job.resumed" else set()
     moved |= {"finished_at"} if after.done else set()
     assert {field: vars(after)[field] for field in vars(after) if field not in moved} == {

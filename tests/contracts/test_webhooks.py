@@ -76,6 +76,26 @@ def test_events_reach_the_webhooks_that_want_them(
         }
 
 
+def test_messages_are_forgotten_after_their_time_and_none_before(
+    store: SqlStore, receiver: Receiver, sender: WebhookSender, clock: ManualClock
+) -> None:
+    made = hook(store, receiver.url)
+    create(store, "job_1")
+    assert sender.run_once() == 1
+    store.change_webhook(made.webhook.id, OWNER, {"enabled": False})
+    store.test_webhook(made.webhook.id, OWNER)  # nobody will send it
+    clock.time += 3600
+    assert store.forget_deliveries(older_than_s=3600) == 0
+    clock.time += 1  # a message's last lease was to end LEASE_S after its try
+    assert store.forget_deliveries(older_than_s=3600) == 1
+    assert [d.type for d in store.list_deliveries(made.webhook.id, OWNER)] == ["job.created"]
+    clock.time += LEASE_S
+    store.redeliver(made.webhook.id, OWNER, store.list_deliveries(made.webhook.id, OWNER)[0].id)
+    assert store.forget_deliveries(older_than_s=3600) == 0
+    clock.time += 3601
+    assert store.forget_deliveries(older_than_s=3600) == 1
+
+
 def test_a_transaction_that_fails_leaves_no_message(store: SqlStore, receiver: Receiver) -> None:
     made = hook(store, receiver.url)
     create(store, "job_1")

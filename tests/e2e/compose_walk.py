@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from kleash import Client
 
 TEXT = "the cat sat on the mat"
@@ -54,11 +52,12 @@ def walk(key: str, urls: list[str]) -> None:
         assert client.scores.create([TEXT])["data"][0]["sums"]["kl"] > 0
     endless = first.jobs.create(LONG)["id"]
     _await_step(last, endless)
-    data = {"data": {"prompts_file": upload(key, urls[-1], JOB["config"]["data"]["prompts"])}}
-    spec = JOB | {"config": JOB["config"] | data}
+    prompts = "".join(f"{json.dumps(prompt)}\n" for prompt in JOB["config"]["data"]["prompts"])
+    file = last.files.create(prompts.encode(), purpose="prompts")
+    spec = JOB | {"config": JOB["config"] | {"data": {"prompts_file": file["id"]}}}
     job = last.jobs.wait(first.jobs.create(spec)["id"], timeout_s=PATIENCE_S, every_s=0.2)
     assert job["status"] == "succeeded", job
-    workers = first.send("GET", "/v1/workers")["data"]
+    workers = first.workers()["data"]
     assert endless in [worker["current_job"] for worker in workers], workers
     made = first.scores.create([TEXT], policy=job["result"]["model"], reference="base")
     assert made["data"][0]["sums"]["kl"] > 0  # the scorer reads what a worker wrote
@@ -67,19 +66,6 @@ def walk(key: str, urls: list[str]) -> None:
     assert other["status"] == "cancelled", other
     for client in clients:
         client.close()
-
-
-def upload(key: str, url: str, prompts: list[str]) -> str:
-    """The id of a file with these prompts."""
-    answer = httpx2.post(
-        f"{url}/v1/files",
-        params={"name": "prompts.jsonl", "purpose": "prompts"},
-        content="".join(f"{json.dumps(prompt)}\n" for prompt in prompts),
-        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/jsonl"},
-    )
-    assert answer.status_code == 201, answer.text
-    file_id: str = answer.json()["id"]
-    return file_id
 
 
 def _await_step(client: Client, job_id: str) -> None:

@@ -1,9 +1,11 @@
 """Both walks over HTTP on the real stack and model, against a computation that shares no code with ours."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,16 @@ def job(client: Client) -> dict[str, Any]:
     return job
 
 
+@pytest.fixture(scope="module")
+def weights(client: Client, job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job's final checkpoint, downloaded as any client would."""
+    folder = tmp_path_factory.mktemp("weights")
+    pieces = client.checkpoints.archive(job["result"]["checkpoint_id"])
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"{job['id']}-final"
+
+
 def logits64(ids: list[int], base: str, adapter: str | None) -> torch.Tensor:
     """Full logits in float64, by transformers and PEFT alone."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
@@ -111,13 +123,15 @@ def test_the_default_pair_scores_as_float64_transformers_does(client: Client, re
     check(answer["data"][0], TEXT, *sources(registry))
 
 
-def test_a_finished_job_is_a_model_to_score(client: Client, job: dict[str, Any], registry: Path) -> None:
+def test_a_finished_job_is_a_model_to_score(
+    client: Client, job: dict[str, Any], registry: Path, weights: Path
+) -> None:
     answer = client.scores.create([TEXT], policy=job["result"]["model"], reference="smollm2-135m-instruct")
     assert answer["data"][0]["sums"]["kl"] > 0
-    check(answer["data"][0], TEXT, sources(registry)[0], job["result"]["path"])
+    check(answer["data"][0], TEXT, sources(registry)[0], str(weights))
 
 
-def test_the_exported_checkpoint_says_what_our_policy_says(job: dict[str, Any]) -> None:
+def test_the_exported_checkpoint_says_what_our_policy_says(weights: Path) -> None:
     """Greedy text of AutoModelForCausalLM + PEFT on the exported folder equals that of our own loop."""
     from peft import AutoPeftModelForCausalLM
 
@@ -125,13 +139,12 @@ def test_the_exported_checkpoint_says_what_our_policy_says(job: dict[str, Any]) 
     from rlhf_core.policies import load_policy
     from rlhf_core.rollout import generate, response_ids
 
-    folder = job["result"]["path"]
-    exported = AutoPeftModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    exported = AutoPeftModelForCausalLM.from_pretrained(weights)
+    tokenizer = AutoTokenizer.from_pretrained(weights)
     inputs = tokenizer("The weather was", return_tensors="pt")
     theirs = exported.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
     base = exported.peft_config["default"].base_model_name_or_path
-    policy = load_policy(base, Path(folder), ModelConfig(name=base))
+    policy = load_policy(base, weights, ModelConfig(name=base))
     with policy.policy() as model:
         ours = generate(
             model,

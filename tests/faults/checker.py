@@ -326,7 +326,8 @@ def _left(database: Database, artifacts: Path) -> Iterator[str]:
         elif job.row["lease_until"] is not None:
             yield f"I10 {job.id}: {job.row['status']} with a lease"
         below = float("inf") if job.row["status"] == "succeeded" else _last_that_wrote(job)
-        named = {(artifacts / row["path"]).resolve() for row in (*job.checkpoints, *job.shards)}
+        paths = {*database.deleted, *(row["path"] for row in (*job.checkpoints, *job.shards))}
+        named = {(artifacts / path).resolve() for path in paths}
         for folder in left_behind(artifacts / job.id, named=named, below_attempt=below):
             yield f"I10 {job.id}: {folder.relative_to(artifacts / job.id)} is left behind"
     for transaction in database.open_transactions:

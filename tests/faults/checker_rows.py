@@ -65,7 +65,7 @@ class Database:
     jobs: dict[str, JobRows]
     keys: list[Row]
     open_transactions: list[str]
-    deleted: frozenset[str] = frozenset()  # jobs
+    deleted: frozenset[str] = frozenset()  # folders of jobs and checkpoints
 
 
 def read_database(store_url: str) -> Database:
@@ -76,7 +76,7 @@ def read_database(store_url: str) -> Database:
             jobs = {row["id"]: JobRows(row) for row in _rows(connection, "jobs", "id", JOB_JSON)}
             _fill(connection, jobs)
             keys = _rows(connection, "idempotency_keys", "owner, operation, key", ())
-            deleted = {row["job_id"] for row in _rows(connection, "deleted_jobs", "job_id", ())}
+            deleted = {row["path"] for row in _rows(connection, "deleted_folders", "path", ())}
             connection.rollback()
         keys = [row for row in keys if row["operation"] == "jobs_create"]
         return Database(jobs, keys, _open_transactions(store_url), frozenset(deleted))

@@ -57,10 +57,15 @@ class Save(NamedTuple):
         """Of its manifest: another one for each attempt."""
         return f"{self.attempt:064x}"
 
+    @property
+    def path(self) -> str:
+        """Of its folder."""
+        return f"{self.job_id}/{self.attempt}/{self.name}"
+
     def resolved(self) -> dict[str, object]:
         """As the API hands it to the store."""
         return {
-            "path": "/p",
+            "path": self.path,
             "sha256": self.sha256,
             "step": self.step,
             "job_id": self.job_id,

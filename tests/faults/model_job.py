@@ -4,7 +4,7 @@ Written from docs/architecture.md and shares no code with the store: no table, n
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 LEASE_S, RESEND_S = 30.0, 60.0
 TERMINAL = {"succeeded", "failed", "cancelled"}
@@ -51,6 +51,13 @@ def public(row: dict[str, Any]) -> str:
     return ASKED_FOR[row["desired"]] if status == "running" else status
 
 
+class Start(Protocol):
+    """Which checkpoint of which job."""
+
+    job_id: str
+    name: str
+
+
 @dataclass
 class ModelJob:
     """A job as it must be. `row` has every column but those that only repeat the request."""
@@ -63,14 +70,16 @@ class ModelJob:
     samples: dict[int, int] = field(default_factory=dict)  # step: attempt
     checkpoints: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: (step, attempt)
     pinned: set[str] = field(default_factory=set)  # names of checkpoints
+    owner: str = "me"
+    start: "Start | None" = None  # the checkpoint that it was to begin with
 
     @classmethod
     def new(cls, *, now: float, first_step: int, max_attempts: int, priority: int) -> "ModelJob":
         """As created."""
         row: dict[str, Any] = dict.fromkeys(
-            ["phase", "lease_until", "worker", "result", "error", "dispatched_at", "started_at"]
+            ["phase", "lease_until", "worker", "result", "error", "reason", "dispatched_at", "started_at"]
         )
-        row |= dict.fromkeys(["progress_at", "heartbeat_at", "finished_at"])
+        row |= dict.fromkeys(["progress_at", "heartbeat_at", "finished_at", "cancel_requested_at"])
         row |= dict.fromkeys(["attempt", "crash_count", "dispatched_epoch", "dispatches"], 0)
         row |= dict.fromkeys(["created_at", "queued_at", "updated_at"], now)
         row |= {"status": "queued", "desired": "run", "epoch": 1, "version": 1, "event_seq": 0, "latest": {}}
@@ -79,13 +88,16 @@ class ModelJob:
         return job
 
     # -- clients ------------------------------------------------------------------------------
-    def request(self, action: str, now: float) -> bool:
+    def request(self, action: str, now: float, reason: str | None = None) -> bool:
         """False if it must be refused."""
         if public(self.row) not in REQUESTS[action]:
             return False
         after, event = REQUESTS[action][public(self.row)]
         if event:
             self._touch(now, event)
+            self.row["reason"] = reason
+            if action == "cancel":
+                self.row["cancel_requested_at"] = now
             if after in DESIRED:
                 self.row["desired"] = DESIRED[after]
             else:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sqlalchemy import delete
 
-from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, LeaseLost
+from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition, JobDeleted, LeaseLost
 from jobs.schema import metadata
 from jobs.spec import JobFailure, NewEvent, PPOSpec, Sample
 from jobs.states import Action, Status
 from jobs.store_jobs import JobChange
 from tests.faults.model_actors import LateReaper, Save, VirtualClock, Worker, read
+from tests.faults.model_deletions import Deletions
 from tests.faults.model_job import LEASE_S, LEGAL, RESEND_S, TERMINAL, ModelJob, public
 
 MOST_JOBS, STEPS = 4, 8
@@ -52,16 +53,19 @@ CALLS = {  # what may happen: how often, and what there must be for it
     "dispatch": (1, "queued"),
     "mark_late": (1, "unmarked"),
     "submit": (2, "room"),
+    "delete_job": (1, "ended"),
+    "delete_save": (1, "saved"),
+    "sweep": (1, "notes"),
     "clock_moves": (1, "always"),
 }
 WRITES = ["train", "small_write", "hand_back", "save_again", "finish"]
 FAILURE = JobFailure(code="nan_loss", detail="NaN")
 
 
-NEVER = Save("job_0", "never", 1, 1)
+NEVER = Save("job_000", "never", 1, 1)
 
 
-class StoreMachine(RuleBasedStateMachine):
+class StoreMachine(Deletions, RuleBasedStateMachine):
     """One run: an empty database, and whatever comes to mind."""
 
     store: ClassVar[LateReaper]
@@ -75,6 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
             for table in reversed(metadata.sorted_tables):
                 connection.execute(delete(table))
         self.jobs: dict[str, ModelJob] = {}
+        self.submitted = 0
         self.keys: dict[tuple[str, str], tuple[str, str]] = {}  # (owner, key): (request, job)
         self.messages: list[tuple[str, int]] = []  # everything that was ever sent
         self.unmarked: list[tuple[str, int]] = []  # sent, and the dispatcher has not said so yet
@@ -99,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
         owner, key, request, max_attempts, priority = data.draw(REQUESTED)
         start = data.draw(st.sampled_from([None, None, *self.saves(), None, NEVER]), label="from")
         source = start and self.jobs.get(start.job_id)
-        job_id = f"job_{len(self.jobs)}"
+        job_id = f"job_{self.submitted:03}"
         limits = SPEC.limits.model_copy(update={"max_attempts": max_attempts})
         spec = SPEC.model_copy(update={"limits": limits, "priority": priority})
         resolved = {"resume_from": start and start.resolved()}
@@ -112,6 +117,12 @@ class StoreMachine(RuleBasedStateMachine):
             self.saw("key refused")
             assert known is not None
             assert known[0] != request, "a repeat was refused"
+            return
+        except JobDeleted:
+            self.saw("key of a deleted job")
+            assert known is not None
+            assert known[0] == request
+            assert known[1] in self.gone
             return
         except CheckpointGone:
             self.saw("start refused")
@@ -128,10 +139,12 @@ class StoreMachine(RuleBasedStateMachine):
         if start is not None:
             assert source is not None, "a job goes on from nothing"
             source.pinned.add(start.name)
+        self.submitted += 1
         first_step = start.step if start else 0
         self.jobs[job_id] = ModelJob.new(
             now=self.now, first_step=first_step, max_attempts=max_attempts, priority=priority
         )
+        self.jobs[job_id].owner, self.jobs[job_id].start = owner, start
         if key is not None:
             self.keys[owner, key] = (request, job_id)
 
@@ -145,14 +158,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     def request(self, data: st.DataObject) -> None:
         action = data.draw(st.sampled_from(["pause", "pause", "resume", "resume", "resume", "cancel"]))
-        job_id = data.draw(st.sampled_from(sorted(self.jobs)))
+        job_id, reason = (
+            data.draw(st.sampled_from(sorted(self.jobs))),
+            data.draw(st.sampled_from([None, "why"])),
+        )
         try:
-            job = self.store.request(job_id, Action(action))
+            job = self.store.request(job_id, Action(action), reason=reason)
         except IllegalTransition:
             self.saw(f"{action} refused")
             assert not self.jobs[job_id].request(action, self.now), "a legal request was refused"
             return
-        assert self.jobs[job_id].request(action, self.now), "an illegal request was granted"
+        assert self.jobs[job_id].request(action, self.now, reason), "an illegal request was granted"
         assert job.public_status == public(self.jobs[job_id].row)
 
     def change(self, data: st.DataObject) -> None:
@@ -188,7 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _mark(self, index: int) -> None:
         job_id, epoch = self.unmarked.pop(index)
         self.store.mark_dispatched(job_id, epoch)
-        self.jobs[job_id].mark(epoch, self.now)
+        self.model(job_id).mark(epoch, self.now)
 
     # -- reapers ------------------------------------------------------------------------------
     def reap(self, data: st.DataObject) -> None:
@@ -217,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def reap_late(self, data: st.DataObject) -> None:
         job_id, attempt = data.draw(st.sampled_from(self.looked[::-1]))
-        job = self.jobs[job_id]
+        job = self.model(job_id)
         meanwhile = data.draw(st.sampled_from(["nothing", "renewed", "time"]), label="meanwhile")
         if meanwhile == "renewed" and job.owned_by(attempt):
             self.store.heartbeat(job_id, attempt, lease_s=LEASE_S)
@@ -247,7 +263,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _claim(self, job_id: str, epoch: int) -> None:
         worker = f"w{len(self.workers)}"
         job = self.store.claim(job_id, epoch, worker=worker, lease_s=LEASE_S)
-        model = self.jobs[job_id]
+        model = self.model(job_id)
         assert (job is not None) == model.claim(epoch, worker, self.now)
         self.saw("claimed" if job else "stale message")
         if job is not None:
@@ -258,7 +274,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def write(self, worker: Worker, call: Callable[[], Any], expect: Callable[[ModelJob], Any]) -> Any:
         """A write of a run: refused whole unless the worker owns the job."""
-        job = self.jobs[worker.job_id]
+        job = self.model(worker.job_id)
         owner = job.owned_by(worker.attempt)
         try:
             answer = call()
@@ -275,7 +291,7 @@ class StoreMachine(RuleBasedStateMachine):
         kind = data.draw(st.sampled_from(["heartbeat", "phase", "event", "retire", "drop"]))
         it = self.some_worker(data)
         mine = (it.job_id, it.attempt)
-        names = [*self.jobs[it.job_id].checkpoints, "never"][-3:]
+        names = [*self.model(it.job_id).checkpoints, "never"][-3:]
         if kind == "heartbeat":
             self.write(
                 it,
@@ -327,12 +343,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     def save(self, it: Worker) -> None:
         name = f"step-{it.step}"
-        digest = Save(it.job_id, name, it.step, it.attempt).sha256
+        save = Save(it.job_id, name, it.step, it.attempt)
         self.write(
             it,
             lambda: (
                 self.store.record_checkpoint(
-                    it.job_id, it.attempt, name=name, step=it.step, path="/p", sha256=digest, size=1
+                    it.job_id, it.attempt, name=name, step=it.step, path=save.path, sha256=save.sha256, size=1
                 )
                 and None
             ),
@@ -367,7 +383,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def some_worker(self, data: st.DataObject) -> Worker:
         """One that owns a job, unless it may be anybody."""
-        owners = [it for it in self.workers if self.jobs[it.job_id].owned_by(it.attempt)]
+        owners = [it for it in self.workers if self.model(it.job_id).owned_by(it.attempt)]
         return data.draw(st.sampled_from(self.workers if self.anybody else owners))
 
     # -- time ---------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """`python -m tests.faults.soak --budget-min 30 [--seed N]`: every long suite, within the budget.
 
-In order: fault points, broker and shutdown, bad runs, simulation, model, resume matrix; then chaos with the time
-that is left. A suite that would not fit any more is left out and said so. The last line is `N passed, N failed`:
-suites. The seed is the commit's unless one is given: whoever soaks the same commit again does the same.
+In order: fault points, broker and shutdown, the HTTP contract and its hostile users, bad runs, simulation, model,
+resume matrix; then chaos with the time that is left. A suite that would not fit any more is left out and said so.
+The last line is `N passed, N failed`: suites. The seed is the commit's unless one is given: whoever soaks the same
+commit again does the same.
 """
 
 import argparse
@@ -20,6 +21,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 RUNS_A_S = 4  # histories of 50 steps that the model test does in a second, on a machine with other work too
 SEEDS_A_S = 8
+HOSTILE = (
+    "tests/api/test_hostile_paths.py",
+    "tests/contracts/test_secrets.py",
+    "tests/contracts/test_celery.py",
+)
 
 
 class Suite(NamedTuple):
@@ -42,10 +48,23 @@ def suites() -> list[Suite]:
             90,
             lambda seed, s: ("-m", "pytest", "-q", "tests/faults/test_broker.py"),
         ),
+        Suite(
+            "HTTP contract, generated",
+            0.12,
+            200,
+            lambda seed, s: ("-m", "tests.http_contract.generated", "--cases", "2000", "--seed", str(seed)),
+        ),
+        Suite(
+            "HTTP contract, raw",
+            0.06,
+            90,
+            lambda seed, s: ("-m", "tests.http_contract.raw", "--cases", "3000", "--seed", str(seed)),
+        ),
+        Suite("hostile users", 0.12, 200, lambda seed, s: ("-m", "pytest", "-q", *HOSTILE)),
         Suite("bad runs", 0.08, 90, lambda seed, s: ("-m", f"{here}.bad_runs")),
         Suite(
             "simulation",
-            0.15,
+            0.1,
             20,
             lambda seed, s: (
                 *("-m", f"{here}.sim", "--start", str(seed)),
@@ -66,7 +85,7 @@ def suites() -> list[Suite]:
         ),
         Suite(
             "resume matrix",
-            0.2,
+            0.15,
             60,
             lambda seed, s: ("-m", f"{here}.resume", "--seed", str(seed), "--budget-s", str(int(0.8 * s))),
         ),

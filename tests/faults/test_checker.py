@@ -238,7 +238,7 @@ def test_metric_rows_are_unique_even_without_the_primary_key(site: Site, tmp_pat
     engine = create_engine(url)
     with site.store.reading() as source, engine.begin() as copy:
         tables = ["jobs", "job_events", "job_metrics", "job_checkpoints", "job_shards", "idempotency_keys"]
-        tables.append("deleted_jobs")
+        tables.append("deleted_folders")
         for table in tables:
             found = source.execute(text(f"SELECT * FROM {table}")).mappings()
             names, rows = [f'"{name}"' for name in found.keys()], [dict(row) for row in found]  # noqa: SIM118

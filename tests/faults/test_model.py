@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import ColumnElement, Connection, true
+from sqlalchemy import ColumnElement, Connection, delete, true
 
-from jobs.schema import jobs
+from jobs.schema import job_checkpoints, jobs
 from jobs.spec import NewEvent
 from jobs.sql_base import SqlBase
 from jobs.states import Status
@@ -22,6 +22,7 @@ OFTEN = {
     "too late to reap",
 }
 OFTEN |= {"key replayed", "key refused", "pause refused", "resume refused", "change refused"}
+OFTEN |= {"job deleted", "save deleted", "save kept to go on from", "a stranger's deletion"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def url() -> Iterator[str]:
 
 def test_random_histories_agree_with_the_model(url: str) -> None:
     with machine(url) as histories:
-        run(histories, runs=80, steps=50, seed=0)
+        run(histories, runs=80, steps=50, seed=1)
         assert histories.fired["call"] > 3000
         assert set(histories.fired) >= OFTEN
 
@@ -79,7 +80,15 @@ class DeafClaim(LateReaper):
         return SqlBase.change(self, connection, job_id, condition, values, events)
 
 
-@pytest.mark.parametrize("broken", [NoFence, EagerReaper, DeafClaim])
+class HastyDeletion(LateReaper):
+    """A deletion that does not ask whether the job may go on from there."""
+
+    def delete_checkpoint(self, checkpoint_id: str, owner: str) -> None:
+        with self.writing() as connection:
+            connection.execute(delete(job_checkpoints).where(job_checkpoints.c.id == checkpoint_id))
+
+
+@pytest.mark.parametrize("broken", [NoFence, EagerReaper, DeafClaim, HastyDeletion])
 def test_a_store_that_is_wrong_is_found(url: str, broken: type[LateReaper]) -> None:
     with machine(url, broken) as histories, pytest.raises(AssertionError):
         run(histories, runs=200, steps=50, seed=0, shrink=False)

@@ -1,9 +1,10 @@
 """`python -m tests.http_contract.server`: the API on a port of its own, with jobs in every state to ask for.
 
 Database, routes, middlewares and sockets are the real ones; the scorer answers one token per byte, and messages to
-workers go nowhere. Prints one JSON line: where it is, the keys of three roles, and the ids of its things.
+workers go nowhere. Prints one JSON line: where it is, the keys of the roles, and the ids of its things.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pydantic import SecretStr
 from api import request_log
 from api.__main__ import SettlingServer, server_config
 from api.app import create_app
+from api.services.checkpoints import MANIFEST
 from api.services.files import FileService
 from jobs import keys
 from jobs.residents import Residents
@@ -73,7 +75,7 @@ class ByteScorer:
 
 def _scored(item: ScoreItem, request: ScoreRequest) -> ItemScores | ItemError:
     text = item.text if item.text is not None else "no text was sent"
-    if len(((item.prompt or "") + text).encode()) < 2:
+    if not text or len(((item.prompt or "") + text).encode()) < 2:
         return ItemError(code="empty_input", detail="no token is left to score")
     answer = byte_scores(replace_text(item, text), k1=1.0, names=request.quantities)
     return answer if item.text is not None else replace(answer, text=text.encode())
@@ -98,8 +100,7 @@ def populate(store: SqlStore, artifacts: Path, owner: str) -> dict[str, list[str
         return job.attempt
 
     queued, running, paused, cancelling, succeeded, failed = (create(PPO) for _ in range(6))
-    for job_id in (running, succeeded):
-        _run(store, artifacts, job_id, start(job_id))
+    saved = [_run(store, artifacts, job_id, start(job_id)) for job_id in (running, succeeded)]
     store.request(paused, Action.PAUSE)
     start(cancelling)
     store.request(cancelling, Action.CANCEL)
@@ -107,10 +108,11 @@ def populate(store: SqlStore, artifacts: Path, owner: str) -> dict[str, list[str
     store.finish(failed, start(failed), Status.FAILED, error=JobFailure(code="nan_loss", detail="NaN"))
     scored = create(SCORE)
     _score(store, artifacts, scored, start(scored))
-    return {"job_id": [queued, running, paused, cancelling, succeeded, failed, scored]}
+    job_ids = [queued, running, paused, cancelling, succeeded, failed, scored]
+    return {"job_id": job_ids, "checkpoint_id": saved, "name": [MANIFEST, "adapter_config.json"]}
 
 
-def _run(store: SqlStore, artifacts: Path, job_id: str, attempt: int) -> None:
+def _run(store: SqlStore, artifacts: Path, job_id: str, attempt: int) -> str:
     for step in (1, 2):
         store.record_step(
             job_id,
@@ -124,7 +126,13 @@ def _run(store: SqlStore, artifacts: Path, job_id: str, attempt: int) -> None:
         )
     path = f"{job_id}/{attempt}/step-2"
     (artifacts / path).mkdir(parents=True)
-    store.record_checkpoint(job_id, attempt, name="step-2", step=2, path=path, sha256="ab" * 32, size=7)
+    files = {"adapter_config.json": {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}}
+    manifest = json.dumps({"files": files}).encode()
+    (artifacts / path / "adapter_config.json").write_bytes(b"{}")
+    (artifacts / path / MANIFEST).write_bytes(manifest)
+    sha256 = hashlib.sha256(manifest).hexdigest()
+    saved = {"name": "step-2", "step": 2, "path": path, "sha256": sha256, "size": len(manifest)}
+    return store.record_checkpoint(job_id, attempt, **saved).id
 
 
 def _score(store: SqlStore, artifacts: Path, job_id: str, attempt: int) -> None:
@@ -141,6 +149,15 @@ def _file(store: SqlStore, uploads: Path, owner: str) -> str:
     arrival = service.begin(owner, name="prompts.jsonl", purpose="prompts", declared_bytes=0)
     arrival.take(b'"Once upon a time"')
     return arrival.finish(None).file.id
+
+
+def _key(store: SqlStore, role: str, owner: str | None = None) -> keys.Key:
+    key = keys.new_key(SystemRng())
+    scopes = keys.ALL_SCOPES if owner is None else frozenset({"score"})
+    expires_at = 1.0 if role == "expired" else None
+    grant = keys.Grant(owner=owner or key.id, name=role, scopes=scopes, expires_at=expires_at)
+    store.create_key(key.id, key.secret_sha256, grant)
+    return key
 
 
 def main() -> int:
@@ -165,10 +182,9 @@ def main() -> int:
         )
         store = SqlStore(settings.database_url.get_secret_value())
         metadata.create_all(store.engine)
-        roles = {role: keys.new_key(SystemRng()) for role in ("owner", "stranger")}
-        for role, key in roles.items():
-            grant = keys.Grant(owner=key.id, name=role, scopes=keys.ALL_SCOPES)
-            store.create_key(key.id, key.secret_sha256, grant)
+        roles = {role: _key(store, role) for role in ("owner", "stranger", "expired", "revoked")}
+        roles["narrow"] = _key(store, "narrow", owner=roles["owner"].id)
+        store.revoke_key(roles["revoked"].id)
         ids = populate(store, settings.artifacts, roles["owner"].id)
         ids |= {"file_id": [_file(store, settings.uploads, roles["owner"].id)], "model_id": ["base"]}
         app = create_app(settings, store=store, broker=Nowhere(), scorer=ByteScorer())

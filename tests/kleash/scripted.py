@@ -21,7 +21,7 @@ class Asked:
 
 @dataclass
 class Service:
-    """`answers` are given in order, the last one for ever; each is (status, headers, JSON body)."""
+    """`answers` are given in order, the last one for ever; each is (status, headers, JSON body or bytes)."""
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
@@ -37,18 +37,21 @@ def scripted_service() -> Iterator[Service]:
 
         def do_GET(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
-            body = json.loads(self.rfile.read(length)) if length else None
+            sent = self.rfile.read(length)
+            is_json = self.headers.get("Content-Type") == "application/json"
+            body = json.loads(sent) if is_json else sent or None
             headers = {name.lower(): value for name, value in self.headers.items()}
             script.asked.append(Asked(self.command, self.path, headers, body))
             status, extra, document = script.answers[min(len(script.asked), len(script.answers)) - 1]
-            content = b"" if document is None else json.dumps(document).encode()
+            content = document if isinstance(document, bytes) else json.dumps(document).encode()
+            content = b"" if document is None else content
             self.send_response(status)
             for name, value in {**extra, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
 
-        do_POST = do_GET
+        do_POST = do_PATCH = do_DELETE = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -65,6 +65,15 @@ def test_a_request_goes_to_its_own_address_and_shows_where_the_job_stands(
     done = kleash(service, "jobs", action, "job_0")
     assert (done.exit_code, done.stdout) == (0, f"job_0  {status}\n")
     assert (service.asked[0].method, service.asked[0].path) == ("POST", f"/v1/jobs/job_0/{action}")
+    assert service.asked[0].body is None
+
+
+@pytest.mark.parametrize("action", ["pause", "cancel"])
+def test_a_reason_is_sent_and_shown_without_steering_the_terminal(service: Service, action: str) -> None:
+    service.answers = [(200, {}, a_job()), (200, {}, a_job("paused", reason="too \x1b[2Jslow"))]
+    assert kleash(service, "jobs", action, "job_0", "--reason", "too slow").exit_code == 0
+    assert service.asked[0].body == {"reason": "too slow"}
+    assert "reason: too ␛[2Jslow" in kleash(service, "jobs", "show", "job_0").stdout
 
 
 def test_create_sends_the_file_and_prints_the_id(service: Service, tmp_path: Path) -> None:
@@ -130,16 +139,24 @@ def test_watching_a_job_that_does_not_succeed_exits_with_1(service: Service, end
         (503, "scorer_unavailable", 3),
     ],
 )
-def test_a_refusal_is_one_clear_line_and_an_exit_code(
+def test_a_refusal_is_told_clearly_and_has_an_exit_code(
     service: Service, status: int, code: str, exit_code: int
 ) -> None:
-    service.answers = [problem(status, code, "what is\x1b wrong")]
+    field = {"pointer": "/a", "code": "missing", "detail": "is\x1b missing"}
+    service.answers = [problem(status, code, "what is\x1b wrong", errors=[field], request_id="req_1")]
     done = kleash(service, "jobs", "show", "job_0")
     assert (done.exit_code, done.stdout) == (exit_code, "")
-    assert done.stderr == f"kleash: what is␛ wrong ({code})\n"
+    assert done.stderr == f"kleash: what is␛ wrong ({code})\n  /a: is␛ missing\n"
     as_json = kleash(service, "jobs", "show", "job_0", "--json")
     assert as_json.exit_code == exit_code
-    assert json.loads(as_json.stderr)["error"]["code"] == code
+    assert json.loads(as_json.stderr)["error"] == {
+        "code": code,
+        "detail": "what is\x1b wrong",
+        "status": status,
+        "errors": [field],
+        "request_id": "req_1",
+        "retryable": False,
+    }
 
 
 def test_nobody_there_exits_with_3() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kleash import Client, KleashError
-from kleash.client import _path
+from kleash.operations import jobs, models
 from tests.kleash.scripted import Service, a_job, problem
 
 
@@ -40,7 +40,7 @@ def test_a_retry_of_an_overloaded_service_repeats_the_same_key(service: Service)
 def test_nothing_else_is_tried_again(service: Service, answer: tuple[int, dict[str, str], object]) -> None:
     service.answers = [answer]
     with Client(service.url) as client, pytest.raises(KleashError) as error:
-        client.models()
+        client.models.list()
     assert error.value.status == answer[0]
     assert len(service.asked) == 1
 
@@ -48,7 +48,7 @@ def test_nothing_else_is_tried_again(service: Service, answer: tuple[int, dict[s
 def test_a_service_that_stays_overloaded_ends_in_its_problem(service: Service) -> None:
     service.answers = [(429, {"Retry-After": "0"}, {"code": "rate_limited", "detail": "slow down"})]
     with Client(service.url) as client, pytest.raises(KleashError, match=r"slow down \(rate_limited\)"):
-        client.models()
+        client.models.list()
     assert len(service.asked) == 4
 
 
@@ -65,7 +65,7 @@ def test_a_problem_document_becomes_one_exception(service: Service) -> None:
 def test_an_answer_that_is_no_problem_document_is_still_a_kleash_error(service: Service) -> None:
     service.answers = [(502, {}, ["not", "ours"])]
     with Client(service.url) as client, pytest.raises(KleashError) as error:
-        client.models()
+        client.models.list()
     assert (error.value.status, error.value.code) == (502, "unexpected_answer")
 
 
@@ -75,7 +75,7 @@ def test_a_success_that_is_no_json_object_is_a_kleash_error_too(
 ) -> None:
     service.answers = [answer]
     with Client(service.url) as client:
-        for ask in (client.models, lambda: client.jobs.wait("job_0")):
+        for ask in (client.models.list, lambda: client.jobs.wait("job_0")):
             with pytest.raises(KleashError) as error:
                 ask()
             assert (error.value.status, error.value.code) == (answer[0], "unexpected_answer")
@@ -86,8 +86,27 @@ def test_nobody_there_is_unreachable() -> None:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with Client(url) as client, pytest.raises(KleashError) as error:
-            client.models()
+            client.models.list()
     assert (error.value.status, error.value.code) == (0, "unreachable")
+
+
+@pytest.mark.parametrize("key", ["a\nb", "é"])
+def test_a_key_that_no_header_can_carry_is_not_sent(service: Service, key: str) -> None:
+    with Client(service.url) as client, pytest.raises(KleashError) as error:
+        client.jobs.create({}, idempotency_key=key)
+    assert (error.value.code, service.asked) == ("invalid_request", [])
+
+
+def test_a_slow_answer_is_not_asked_for_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+        url = f"http://127.0.0.1:{slow.getsockname()[1]}"
+        with Client(url, timeout_s=0.05) as client, pytest.raises(KleashError) as error:
+            client.scores.create("a text")
+        assert (error.value.status, error.value.code, error.value.retryable) == (0, "timeout", True)
+        slow.accept()[0].close()
+        slow.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            slow.accept()
 
 
 def test_watch_polls_with_the_etag_and_yields_each_version_once(service: Service) -> None:
@@ -118,7 +137,7 @@ def test_the_key_of_this_machine_goes_to_this_machine_only(service: Service, tmp
     (tmp_path / "key").write_text("kl_id_secret\n")
     service.answers = [(200, {}, {})]
     with Client(service.url, data=tmp_path) as client:
-        client.models()
+        client.models.list()
     assert service.asked[0].headers["authorization"] == "Bearer kl_id_secret"
     with Client("http://elsewhere.invalid", data=tmp_path) as client:
         assert "authorization" not in client._http.headers
@@ -127,9 +146,9 @@ def test_the_key_of_this_machine_goes_to_this_machine_only(service: Service, tmp
 def test_a_given_key_wins_and_no_key_sends_none(service: Service, tmp_path: Path) -> None:
     service.answers = [(200, {}, {})]
     with Client(service.url, "kl_given", data=tmp_path) as client:
-        client.models()
+        client.models.list()
     with Client(service.url, data=tmp_path) as client:
-        client.models()
+        client.models.list()
     assert service.asked[0].headers["authorization"] == "Bearer kl_given"
     assert "authorization" not in service.asked[1].headers
 
@@ -144,7 +163,14 @@ def test_scores_leave_out_what_was_not_given(service: Service) -> None:
 @pytest.mark.parametrize("job_id", ["", "../keys", "job_0/cancel", "job_0?x", "job 0"])
 def test_an_id_cannot_name_another_address(job_id: str) -> None:
     with pytest.raises(KleashError):
-        _path(job_id)
+        _ = jobs.get(job_id).url
+
+
+@pytest.mark.parametrize("model_id", ["", "..", "a/../b", "a//b", "/a", "\udcff"])
+def test_a_model_s_name_has_slashes_and_no_way_up(model_id: str) -> None:
+    with pytest.raises(KleashError):
+        _ = models.get(model_id).url
+    assert models.load("org/base@v 1?").url == "/v1/models/org/base@v%201%3F/load"
 
 
 def test_scores_take_every_form_of_an_item_and_send_only_what_is_given(service: Service) -> None:

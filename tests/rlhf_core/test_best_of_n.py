@@ -19,6 +19,7 @@ from rlhf_core.policies import Policy, new_policy
 from rlhf_core.rollout import generate, response_ids
 from rlhf_core.update import TrainState, fresh_state
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 PROMPTS = ("The cat", "A lovely")
 Scores = list[list[int]]
 

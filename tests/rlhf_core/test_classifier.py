@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -26,6 +25,7 @@ from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
 from tests.tiny_classifiers import CONTEXT, LABELS, save_decoder, save_encoder
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 PROMPTS = ["the cat ", "a ", "the policy and its reference ", "q"]
 COMPLETIONS = ["sat on the mat", "dog", "日本", "the log and the learning from"]
 
@@ -97,9 +97,8 @@ def test_a_name_stands_for_a_folder_and_each_is_loaded_once(
     assert opened == [str(encoder)]
 
 
-def test_loading_draws_no_random_number(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_draws_no_random_number(encoder: Path) -> None:
     """Else a resumed run, which loads after its generators are restored, would differ."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # beartype draws which item it looks at
 
     def states() -> tuple[Any, ...]:
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore
@@ -249,7 +248,6 @@ def digest(folder: Path) -> str:
 
 def saved(policy: LoraPolicy, state: TrainState, folder: Path) -> Path:
     folder.mkdir()
-    random.seed(0)  # beartype picks what it checks with Python's generator: not part of the run
     write_checkpoint(folder, policy, state)
     return folder
 

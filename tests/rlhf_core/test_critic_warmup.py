@@ -13,6 +13,7 @@ from rlhf_core.policies import LoraPolicy, new_policy
 from rlhf_core.update import TrainState, fresh_state
 from tests.rlhf_core.test_checkpoint import STEPS, advance, config, digest
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 WARMUP = 2
 
 

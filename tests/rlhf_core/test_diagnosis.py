@@ -14,6 +14,7 @@ from rlhf_core.history import Row
 from tests.rlhf_core.runs import healthy
 from tests.rlhf_core.test_fixed_points import BETA, REFERENCE, SCORES, TabularPolicy, config, run
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 STEPS = 120
 DEMO = [
     Row(row.pop("step"), row) for row in json.loads((Path(__file__).parent / "demo_metrics.json").read_text())

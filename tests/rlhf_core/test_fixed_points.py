@@ -8,7 +8,6 @@ A loop with a wrong sign, position, mask, whitening or KL gradient lands elsewhe
 import math
 import random
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -16,14 +15,9 @@ from torch import Tensor
 from examples.recipes.tabular import TabularPolicy, config, run, total_variation
 from rlhf_core import objective, targets
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 K1, HYBRID, EXACT = ({"penalty": penalty} for penalty in ("k1", "hybrid", "exact"))
 K2, K3, RATIO_K1 = ({"penalty": "none", "loss": loss} for loss in ("k2", "k3", "ratio_k1"))
-
-
-@pytest.fixture(autouse=True)
-def _types_are_checked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of small steps: the checks would take most of their time."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def bound(kl: dict[str, str]) -> float:

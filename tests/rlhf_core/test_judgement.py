@@ -20,6 +20,7 @@ from rlhf_core.ppo import StepResult, train
 from rlhf_core.rewards import WeightedSum, make_reward
 from rlhf_core.update import fresh_state, update_policy
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 PROMPTS = ("The cat", "A lovely", "The quick brown", "Naïve")
 LENGTH = {"kind": "length", "target_tokens": 4}
 CATS = {"kind": "keyword", "keywords": ["cat"]}

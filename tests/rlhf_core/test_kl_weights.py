@@ -37,6 +37,8 @@ from tests.rlhf_core.test_weighted_gradients import (
 )
 from tests.tiny_models import byte_level_tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
+
 
 def run(folder: Path, options: PPOConfig) -> tuple[list[StepResult], dict[str, Tensor]]:
     policy = new_policy(str(folder), options.model, seed=0)

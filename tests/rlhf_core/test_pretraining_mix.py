@@ -26,6 +26,7 @@ from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, add_ptx_gradient, fresh_state
 from tests.rlhf_core.test_checkpoint import digest
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 PROMPTS = ("The cat", "A lovely", "The quick brown", "Naïve")
 TEXTS = (
     "The cat sat on the mat.",

@@ -18,6 +18,8 @@ from tests.rlhf_core.test_checkpoint import advance, config, digest
 from tests.rlhf_core.test_fixed_points import REFERENCE, SCORES, TabularPolicy
 from tests.rlhf_core.test_fixed_points import config as tabular_config
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
+
 
 def with_target(options: PPOConfig, target_kl: float | None, **optimization: Any) -> PPOConfig:
     changes = optimization | {"target_kl": target_kl}

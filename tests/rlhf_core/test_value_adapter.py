@@ -20,6 +20,7 @@ from rlhf_core.update import TrainState, add_gradient
 from tests.rlhf_core import tiny_policies
 from tests.rlhf_core.tiny_policies import PROMPTS, begin, logits, of_policy, of_reference, steps
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 ADAPTERS: dict[str, Any] = {"lora": {"rank": 2}, "value_adapter": {"rank": 2}}
 ROWS = torch.arange(len(PROMPTS))
 

@@ -19,6 +19,7 @@ from tests.rlhf_core import test_fixed_points as tabular
 from tests.rlhf_core.test_fixed_points import TabularPolicy
 from tests.rlhf_core.test_sequence_gradients import P1, P2, Q1, Q2
 
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
 Given = dict[str, Any]
 
 

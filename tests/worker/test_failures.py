@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from jobs.errors import ScoringRefused
-from rlhf_core.errors import KLDiverged, NonFiniteLoss, RewardError
+from jobs.failure_codes import RETRYABLE
+from rlhf_core.errors import KLDiverged, NonFiniteLoss, RewardError, RLHFError
 from worker.failures import (
     EXIT_CRASHED,
     EXIT_DISK,
@@ -102,3 +103,12 @@ def test_what_is_told_and_what_the_exit_code_alone_says(tmp_path: Path) -> None:
     assert told == {"code": "nan_loss", "detail": "d", "hint": HINTS["nan_loss"], "step": 7}
     assert Failure("host_oom", "d", None).tell(tmp_path) == EXIT_CRASHED
     assert Failure(DiskFull.code, "d", None).tell(tmp_path / "none") == EXIT_DISK
+
+
+def test_every_code_is_in_the_table_that_clients_are_told_from() -> None:
+    found, ahead = {"worker_lost", *HINTS}, [RLHFError]
+    while ahead:
+        kind = ahead.pop()
+        found.add(kind.code)
+        ahead += kind.__subclasses__()
+    assert found == set(RETRYABLE)

@@ -217,7 +217,10 @@ def test_a_final_whose_success_was_never_written_is_used(
     assert place.paths()["final"] == before
     result = place.store.get_job(JOB).result
     assert result is not None
-    assert result["path"] == str(before)
+    final = place.store.get_checkpoint(JOB, "final")
+    assert final is not None
+    assert result["checkpoint_id"] == final.id
+    assert "path" not in result, "clients have no use for a folder of ours"
     assert result["evaluation"]["reward_difference"]["n"] == 2
     assert place.final() == undisturbed
     place.assert_sound()

@@ -36,7 +36,7 @@ def test_a_job_may_be_deleted_before_its_supervisor_has_looked(
     tmp_path: Path, store: SqlStore, start: Any
 ) -> None:
     assert start("succeed and be deleted")() is None
-    assert store.deleted_jobs() == ["job_1"]
+    assert store.deleted_folders() == ["job_1"]
     assert_nothing_lives(tmp_path)
 
 

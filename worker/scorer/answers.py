@@ -1,12 +1,14 @@
 """Between the wire and the core: a request's items as token ids, and what was scored as the wire's arrays."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest, TopTerms
+from jobs.residents import Resident
+from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest, TopTerms, Weights
 from rlhf_core.errors import UnusableInput
+from rlhf_core.models import WeightSource
 from rlhf_core.scoring import ScoredText
 from rlhf_core.tokenization import TokenizedText, tokenize_item
 from rlhf_core.vocabulary import alone
@@ -64,13 +66,26 @@ def top_pieces(tokenizer: Any, answers: Iterable[ItemScores | ItemError]) -> dic
     return dict(zip(ids.tolist(), alone(tokenizer, ids), strict=True))
 
 
-def timed_reply(ticket: Ticket, pair: LoadedPair, spent: dict[str, float]) -> ScoreReply:
+def timed_reply(
+    ticket: Ticket,
+    pair: LoadedPair,
+    spent: dict[str, float],
+    resident: Mapping[WeightSource, Resident],
+) -> ScoreReply:
     """The reply to a request whose items all have an answer."""
+    policy, reference = ticket.key.pair
     return ScoreReply(
         items=[ticket.answers[item] for item in range(len(ticket.request.items))],
         tokenizer_sha256=pair.models.tokenizer_sha256,
         vocab_size=pair.capacity.vocab_size,
         weights_dtype=pair.models.weights_dtype,
+        models=(_weights(resident.get(policy)), _weights(resident.get(reference))),
         pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),
         spent=spent,
     )
+
+
+def _weights(found: Resident | None) -> Weights:
+    if found is None:
+        return Weights()
+    return Weights(revision=found.revision, weights_sha256=found.weights_sha256)

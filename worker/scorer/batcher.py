@@ -5,8 +5,7 @@ nobody waits for any more, let the client whose turn it is choose the pair, gath
 pair, temperature and numerics, and run those that go well together within the token budget. Equal texts are
 scored once.
 
-A second thread tokenises what is admitted for a pair in memory while the first computes; what is left is tokenised
-by the first. It takes about 12 µs a token: nothing beside a model on a CPU, but not beside one on a GPU.
+A second thread tokenises while the first computes (tokenizing.py).
 """
 
 import threading
@@ -18,10 +17,10 @@ from dataclasses import asdict
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerUnavailable
 from jobs.scoring_wire import ItemError, ScoreReply, ScoreRequest
-from rlhf_core.batches import next_batch
 from rlhf_core.scoring import ScoredText, score_batch
 from rlhf_core.tokenization import TokenizedText
-from worker.scorer.answers import item_scores, timed_reply, tokenized
+from worker.scorer.answers import item_scores, timed_reply
+from worker.scorer.choice import chosen
 from worker.scorer.failures import failure_of
 from worker.scorer.memory import device_is_lost, score_in_halves
 from worker.scorer.pairs import LoadedPair, PairCache, PairKey
@@ -29,10 +28,10 @@ from worker.scorer.queue import FairQueue
 from worker.scorer.residence import Residence
 from worker.scorer.rest import Rest, ScorerAsleep
 from worker.scorer.stats import Stats, Totals
-from worker.scorer.tickets import BatchKey, Fingerprint, Ticket, estimate_tokens, fair_order
+from worker.scorer.tickets import BatchKey, Fingerprint, Ticket, already_too_late, estimate_tokens, too_late
+from worker.scorer.tokenizing import Tokenizing
 from worker.scorer.warmup import warmup_batches
 
-WINDOW = 8  # batches' worth of a client's tokens from which a batch is chosen
 NO_MEMORY = ItemError(code="out_of_memory", detail="the scorer's memory is not enough for this item")
 
 
@@ -53,9 +52,10 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pairs, self._max_batch_tokens, self._clock = pairs, max_batch_tokens, clock
-        self._changed, self._tokenizing = threading.Condition(), threading.Lock()
+        self._changed = threading.Condition()
         self._queue = FairQueue(max_tokens=max_queued_tokens, max_requests=max_queued_requests)
         self._totals = Totals()
+        self._tokenizing = Tokenizing(pairs, self._queue, self._totals, self._changed)
         self._closed = False
         self.rest = Rest(
             *(pairs, self._changed),
@@ -100,7 +100,7 @@ class Batcher:
             mine = self._queue.remove(lambda ticket: ticket.future is future)
             self._totals.expired_requests += len(mine)
             future.cancel()
-        return _too_late(mine[0], now) if mine else _already(future)
+        return too_late(mine[0], now) if mine else already_too_late(future)
 
     def stats(self) -> Stats:
         """The queue now and counters since the start, for /health."""
@@ -142,8 +142,8 @@ class Batcher:
         """Tokenise requests whose pair is in memory, until closed."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._to_tokenize() or self._closed)
-                ticket = self._to_tokenize()
+                self._changed.wait_for(lambda: self._tokenizing.due() or self._closed)
+                ticket = self._tokenizing.due()
             if self._closed or ticket is None:
                 return
             self._tokenize_if_resident(ticket)
@@ -152,7 +152,7 @@ class Batcher:
         """In a frame of its own: one that waits would keep the pair in memory."""
         if pair := self._pairs.find(ticket.key.pair):
             with self._failing([ticket]):
-                self._tokenize_once(ticket, pair)
+                self._tokenizing.once(ticket, pair)
 
     def close(self) -> None:
         """Take no more requests; those that wait are still answered."""
@@ -176,7 +176,7 @@ class Batcher:
             pair = self._loaded(leader.key.pair)
             for ticket in group:
                 with self._failing([ticket]):
-                    self._tokenize_once(ticket, pair, wait=ticket is leader and not ticket.tokenized)
+                    self._tokenizing.once(ticket, pair, wait=ticket is leader and not ticket.tokenized)
             self._run_batch(leader, pair)
             for ticket in self._finished(leader.key):
                 with self._failing([ticket]):
@@ -207,7 +207,7 @@ class Batcher:
         with self._changed:
             self._drop_unwanted()  # loading and tokenising took their time
             group = [ticket for ticket in self._queue.group(leader) if ticket.tokenized]
-        batch = self._choose(group, pair)
+        batch = chosen(group, pair, max_batch_tokens=self._max_batch_tokens)
         concerned = [ticket for ticket in group if not ticket.open.keys().isdisjoint(batch)]
         if not batch:
             return
@@ -228,19 +228,6 @@ class Batcher:
                 for fingerprint, scored in zip(batch, scores, strict=True):
                     self._hand_out(concerned, fingerprint, scored)
 
-    def _choose(self, group: Sequence[Ticket], pair: LoadedPair) -> dict[Fingerprint, TokenizedText]:
-        """The texts that run now: of fair_order's the first, and those that go well with it."""
-        order = fair_order(group, window=WINDOW * self._max_batch_tokens)
-        if not order:
-            return {}
-        places = next_batch(
-            [text for _, text in order],
-            pair.capacity,
-            max_batch_tokens=self._max_batch_tokens,
-            strict=group[0].key.numerics == "strict",
-        )
-        return dict(order[place] for place in places)
-
     def _score_texts(
         self, pair: LoadedPair, texts: Sequence[TokenizedText], *, temperature: float, top_k: int
     ) -> list[ScoredText | None]:
@@ -259,36 +246,6 @@ class Batcher:
             self._totals.items += len(items)
             self._totals.shared_items += len(items) - 1
 
-    def _to_tokenize(self) -> Ticket | None:
-        waiting = (ticket for ticket in self._queue if not ticket.tokenized)
-        return next((ticket for ticket in waiting if ticket.key.pair in self._pairs), None)
-
-    def _tokenize_once(self, ticket: Ticket, pair: LoadedPair, *, wait: bool = True) -> None:
-        """Tokenise a request's items; those that cannot be scored are answered at once.
-
-        Without `wait` not while the other thread tokenises: what is not ready goes with a later batch.
-        """
-        if not self._tokenizing.acquire(blocking=wait):
-            return
-        try:
-            if ticket.tokenized:
-                return
-            started = time.perf_counter()
-            for index, item in enumerate(ticket.request.items):
-                found = tokenized(pair, item)
-                if isinstance(found, ItemError):
-                    ticket.answers[index] = found
-                else:
-                    ticket.add_text(index, found)
-            ticket.tokenize_s = time.perf_counter() - started
-            self._queue.check_size(ticket.all_tokens)
-            with self._changed:
-                ticket.tokenized = True
-                ticket.tokens = sum(len(text.ids) for text in ticket.open.values())
-                self._totals.tokenize_s += ticket.tokenize_s
-        finally:
-            self._tokenizing.release()
-
     def _finished(self, key: BatchKey) -> list[Ticket]:
         with self._changed:
             return [
@@ -297,7 +254,7 @@ class Batcher:
 
     def _answer(self, ticket: Ticket, pair: LoadedPair) -> None:
         spent = ticket.spent(self._clock())
-        reply = timed_reply(ticket, pair, spent)
+        reply = timed_reply(ticket, pair, spent, self._pairs.resident)
         with self._changed:  # only now: an error above must still find whom it fails
             self._queue.remove(lambda other: other is ticket)
             self._totals.queue_s += spent["queue"]
@@ -321,7 +278,7 @@ class Batcher:
         self._totals.abandoned_requests += len(gone)
         now = self._clock()
         self._totals.expired_requests += self._fail(
-            lambda ticket: ticket.deadline <= now, lambda ticket: _too_late(ticket, now)
+            lambda ticket: ticket.deadline <= now, lambda ticket: too_late(ticket, now)
         )
 
     def _fail(
@@ -333,12 +290,3 @@ class Batcher:
             if ticket.future.set_running_or_notify_cancel():
                 ticket.future.set_exception(failure if isinstance(failure, JobError) else failure(ticket))
         return len(tickets)
-
-
-def _already(future: Future[ScoreReply]) -> DeadlineExceeded:
-    error = future.exception() if future.done() and not future.cancelled() else None
-    return error if isinstance(error, DeadlineExceeded) else DeadlineExceeded("not scored in time")
-
-
-def _too_late(ticket: Ticket, now: float) -> DeadlineExceeded:
-    return DeadlineExceeded("not scored in time", ticket.spent(now))

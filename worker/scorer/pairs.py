@@ -18,6 +18,7 @@ from rlhf_core.batches import Capacity
 from rlhf_core.causal_lm import CausalLM
 from rlhf_core.models import Body, ModelPair, WeightSource
 from rlhf_core.scoring import capacity
+from worker.scorer.identity import identity
 from worker.scorer.memory import release
 
 PairKey = tuple[WeightSource, WeightSource]  # policy, reference
@@ -163,6 +164,7 @@ def stored_bytes(folder: str) -> int:
 def _resident(
     source: WeightSource, models: ModelPair, run: Callable[[], AbstractContextManager[CausalLM]]
 ) -> Resident:
+    weights = identity(source)
     with run() as model:
         return Resident(
             source=ModelSource(**source._asdict()),
@@ -172,6 +174,8 @@ def _resident(
             max_context=model.context,
             tokenizer_sha256=models.tokenizer_sha256,
             bytes=stored_bytes(source.path) or None,
+            revision=weights.revision,
+            weights_sha256=weights.weights_sha256,
         )
 
 

@@ -13,9 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from jobs.errors import ScorerOverloaded, ScoringRefused
+from jobs.settings import CLIENT_SHARE
 from worker.scorer.tickets import BatchKey, Ticket
 
-CLIENT_SHARE = 0.5  # of the queue's tokens: one client alone never shuts the others out
 RETRY_AFTER_S, JITTER = (1, 60), 0.2
 
 

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from jobs.errors import DeadlineExceeded
 from jobs.scoring_wire import ItemError, ItemScores, ScoreItem, ScoreReply, ScoreRequest
 from rlhf_core.tokenization import TokenizedText
 from worker.scorer.pairs import PairKey
@@ -112,3 +113,14 @@ def fair_order(tickets: Sequence[Ticket], *, window: int) -> list[tuple[Fingerpr
                 before[ticket.client] = earlier + len(text.ids)
     placed.sort(key=lambda entry: entry[0])
     return [(fingerprint, text) for _, fingerprint, text in placed]
+
+
+def too_late(ticket: Ticket, now: float) -> DeadlineExceeded:
+    """The error of a request whose time is over: where it went."""
+    return DeadlineExceeded("not scored in time", ticket.spent(now))
+
+
+def already_too_late(future: Future[ScoreReply]) -> DeadlineExceeded:
+    """The same of a request that waits no more: what it was told, if that was it."""
+    error = future.exception() if future.done() and not future.cancelled() else None
+    return error if isinstance(error, DeadlineExceeded) else DeadlineExceeded("not scored in time")

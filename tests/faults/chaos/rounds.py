@@ -165,7 +165,7 @@ def undisturbed(folder: Path, registry: Path) -> str:
         if seen["status"] != "succeeded":
             raise RuntimeError(f"the undisturbed run {seen['status']}: {seen['error']}")
         caller.close()
-        return weights_sha256(Path(seen["result"]["path"]))
+        return weights_sha256(cluster.artifacts / job_id / str(seen["attempt"]) / "final")
 
 
 def block(

@@ -29,8 +29,8 @@ LATER = {
     "rename": 2,
     "fsync": 4,
 }
-# Hours pass before these two: tests/jobs/test_deleted_folders.py and tests/contracts have them.
-LATE = ["commit.forget_deleted", "commit.forget_expired_keys"]
+# Hours pass before these: tests/jobs/test_deleted_folders.py and tests/contracts have them.
+LATE = ["commit.forget_deleted", "commit.forget_expired_keys", "commit.forget_deliveries"]
 # The stack's run has no webhook: tests/api/test_webhooks.py kills the sender at each of its points.
 WEBHOOKS = [
     *("commit.create_webhook", "commit.change_webhook", "commit.rotate_webhook", "commit.delete_webhook"),

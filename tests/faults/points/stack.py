@@ -62,9 +62,13 @@ class Scenario:
             self._kill_an_owner()
             time.sleep(0.1)
         if not self._light:
-            save = self.caller.ask("GET", f"/v1/jobs/{plain}/checkpoints")["data"][-1]
-            self.caller.ask("PATCH", f"/v1/checkpoints/{save['id']}", body={"pinned": True})
-            self._delete(doomed)
+            oldest, *_, last = self.caller.ask("GET", f"/v1/jobs/{plain}/checkpoints")["data"]
+            self.caller.ask("PATCH", f"/v1/checkpoints/{last['id']}", body={"pinned": True})
+            self._delete(f"/v1/checkpoints/{oldest['id']}")
+            self._delete(f"/v1/jobs/{doomed}")
+            self.promises.created.remove(doomed)
+            for made in self.promises.keys.values():
+                made.discard(doomed)
         return [
             f"{job_id} {seen[job_id]['status']}, not {status}: {seen[job_id]['error']}"
             for job_id, status in wanted.items()
@@ -80,13 +84,10 @@ class Scenario:
             self._asked_to_pause = True
             self.caller.act(job_id, "pause")
 
-    def _delete(self, job_id: str) -> None:
+    def _delete(self, path: str) -> None:
         """Whoever is killed on the way has deleted it or not: a repeat may find nothing."""
         with contextlib.suppress(Refused):
-            self.caller.ask("DELETE", f"/v1/jobs/{job_id}")
-        self.promises.created.remove(job_id)
-        for made in self.promises.keys.values():
-            made.discard(job_id)
+            self.caller.ask("DELETE", path)
 
     def _kill_an_owner(self) -> None:
         """The reaper's points are passed only when somebody's lease runs out."""

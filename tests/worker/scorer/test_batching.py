@@ -105,7 +105,7 @@ def test_a_tokenised_request_does_not_wait_for_another_s_tokens(tiny, pair_key, 
             assert may_end.wait(PATIENCE_S)
         return tokenized(pair, item)
 
-    monkeypatch.setattr("worker.scorer.batcher.tokenized", slowly)
+    monkeypatch.setattr("worker.scorer.tokenizing.tokenized", slowly)
     batcher.preload(pair_key)
     ahead = threading.Thread(target=batcher.tokenize_ahead)
     ahead.start()

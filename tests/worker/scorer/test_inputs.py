@@ -15,6 +15,7 @@ from jobs.scoring_wire import (
     ScoreReply,
     ScoreRequest,
     TopTerms,
+    Weights,
     decode_reply,
     encode_reply,
 )
@@ -217,10 +218,17 @@ def test_a_reply_spells_the_ids_of_its_tops_and_no_others(tokenizer):
     error = ItemError(code="empty_input", detail="x")
     found = top_pieces(tokenizer, [item, error])
     assert found == {token_id: tokenizer.decode([token_id]) for token_id in (9, 10, 11)}
+    models = Weights(revision="a", weights_sha256="b"), Weights()
     reply = ScoreReply(
-        items=[item, error, item], tokenizer_sha256="", vocab_size=9, weights_dtype="", pieces=found
+        items=[item, error, item],
+        tokenizer_sha256="",
+        vocab_size=9,
+        weights_dtype="",
+        models=models,
+        pieces=found,
     )
     decoded = decode_reply(encode_reply(reply))
+    assert decoded.models == models
     assert decoded.pieces == found
     assert decoded.items[1] == error
     for again in (decoded.items[0], decoded.items[2]):

@@ -102,7 +102,7 @@ from worker.scorer.__main__ import main
 def broken(*_):
     raise RuntimeError("CUDA error: device-side assert triggered")
 
-batcher.Batcher._choose, batcher.device_is_lost = broken, lambda: True
+batcher.chosen, batcher.device_is_lost = broken, lambda: True
 sys.exit(main())
 """
 

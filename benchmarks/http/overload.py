@@ -1,0 +1,78 @@
+"""Four times as many scoring requests as the service can answer: how much of its peak it still gives.
+
+Peak is what a closed loop of a few clients gets. Overload is an open loop: requests arrive at their times whether
+the earlier ones were answered or not, and nobody tries again.
+"""
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+import httpx2
+
+from benchmarks.http.polls import TEXT
+from benchmarks.http.service import Service
+
+DEADLINE_S, ROUND_S, CLIENTS, OVERLOAD = 10, 12.0, 8, 4
+LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+
+
+def overload(service: Service, rounds: int) -> dict[str, Any]:
+    """Peak and overload in turn."""
+    return asyncio.run(_overload(service, rounds))
+
+
+async def _overload(service: Service, rounds: int) -> dict[str, Any]:
+    ratios, statuses = list[float](), Counter[str]()
+    async with httpx2.AsyncClient(
+        base_url=service.url, headers=service.authorization, limits=LIMITS, timeout=2 * DEADLINE_S
+    ) as client:
+        await _peak(client, 2.0)
+        for number in range(rounds):
+            peak = await _peak(client, ROUND_S)
+            answers = await _arrive(client, OVERLOAD * peak, ROUND_S, number)
+            good = answers["200"] / ROUND_S
+            ratios.append(good / peak)
+            statuses += answers
+            print(f"peak {peak:.1f}/s; {OVERLOAD} times that asked for: {good:.1f}/s answered")
+    unexpected = set(statuses) - {"200", "503 with Retry-After", "429 with Retry-After", "504"}
+    if unexpected:
+        raise RuntimeError(f"answers under overload: {dict(statuses)}")
+    median = statistics.median(ratios)
+    print(f"goodput over peak {median:.2f} (goal 0.8); {dict(statuses)}")
+    return {"overload_goodput_over_peak": round(median, 3), "overload_answers": dict(statuses)}
+
+
+async def _score(client: httpx2.AsyncClient, name: str) -> str:
+    body = {"input": [f"{TEXT} {name}"], "per_token": False, "request_timeout_s": DEADLINE_S}
+    answer = await client.post("/v1/scores", json=body)
+    return str(answer.status_code) + (" with Retry-After" if "retry-after" in answer.headers else "")
+
+
+async def _peak(client: httpx2.AsyncClient, seconds: float) -> float:
+    """Answers a second that CLIENTS get who each wait for their answer before they ask again."""
+    began, done = time.monotonic(), 0
+
+    async def loop(place: int) -> None:
+        nonlocal done
+        while time.monotonic() < began + seconds:
+            status = await _score(client, f"{place} {began} {done}")
+            assert status == "200", status
+            done += 1
+
+    await asyncio.gather(*map(loop, range(CLIENTS)))
+    return done / (time.monotonic() - began)
+
+
+async def _arrive(client: httpx2.AsyncClient, per_s: float, seconds: float, number: int) -> Counter[str]:
+    """What became of requests that came at that rate. An answer counts when its request arrived in the time."""
+    began, tasks = time.monotonic(), list[asyncio.Task[str]]()
+    for place in range(round(per_s * seconds)):
+        await asyncio.sleep(max(0.0, began + place / per_s - time.monotonic()))
+        tasks.append(asyncio.create_task(_score(client, f"{number} of {place}")))
+    found = Counter(await asyncio.gather(*tasks))
+    spent = time.monotonic() - began
+    found["200"] = round(found["200"] * seconds / spent)  # as a rate over all the time that answers took
+    return found
