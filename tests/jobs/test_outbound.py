@@ -52,7 +52,12 @@ def listening(handler: Handler, *, context: ssl.SSLContext | None = None) -> Ite
 
 def saying(*chunks: bytes) -> Handler:
     def handler(connection: socket.socket) -> None:
-        connection.recv(65_536)
+        said = b""
+        while not said.endswith(b"\r\n\r\n{}"):  # all of it: closing with bytes unread resets the connection
+            received = connection.recv(65_536)
+            if not received:
+                return
+            said += received
         for chunk in chunks:
             connection.sendall(chunk)
 
