@@ -1,4 +1,4 @@
-"""The route of polls: what memory can answer is answered before FastAPI solves the dependencies.
+"""The route of polls: what has no options is answered before FastAPI solves the dependencies.
 
 These cost several times what the rest of such an answer does. A key is needed all the same: `at_once` asks whom
 the dependencies would ask, and raises what they would raise. What is not plain is left to the route's function.
@@ -14,7 +14,6 @@ from api.deps import Parts
 from api.entity_tags import etag, matches
 from api.services.job_documents import Written
 from api.strict_json import StrictRoute
-from jobs.errors import JobNotFound
 from jobs.states import Status
 from jobs.store_live import JobVersion
 
@@ -35,25 +34,38 @@ class PolledRoute(StrictRoute):
 
 
 async def at_once(request: Request) -> Response | None:
-    """A 304, if the version at hand is the caller's. Raises Unauthenticated, InsufficientScope, JobNotFound, …"""
+    """The answer to a poll without options. Raises Unauthenticated, InsufficientScope, JobNotFound, …"""
     if_none_match = None
     for name, value in request.scope["headers"]:
         if name == b"if-none-match" and if_none_match is None:
             if_none_match = value.decode("latin-1")
         elif name == b"prefer":
             return None
+    if request.scope["query_string"]:
+        return None
     parts: Parts = request.app.state.parts
-    job_id = request.path_params["job_id"]
-    seen = parts.live.at_hand(job_id)
-    if seen is None or request.scope["query_string"]:
-        return None
-    if if_none_match is None or not matches(if_none_match, etag(seen.version)):
-        return None
     caller = await principal(request, parts, await bearer(request))
     permit(caller, "jobs:read")
-    if caller.owner != seen.owner:
-        raise JobNotFound(job_id)
-    return poll_answer(seen, None)
+    return await current(parts, request.path_params["job_id"], caller.owner, if_none_match)
+
+
+async def current(
+    parts: Parts, job_id: str, owner: str, if_none_match: str | None, headers: dict[str, str] | None = None
+) -> Response:
+    """The job's document as it is now, or 304. Raises JobNotFound, StoreUnavailable."""
+    live = parts.live
+
+    def unchanged(seen: JobVersion) -> bool:
+        return if_none_match is not None and matches(if_none_match, etag(seen.version))
+
+    seen = await live.seen(job_id, owner, afresh=if_none_match is None and not live.stopping)
+    if if_none_match is not None and not unchanged(seen) and not live.stopping:
+        # Another replica may have told this client of a later version, and nobody's job goes back in time.
+        seen = await live.seen(job_id, owner, afresh=True)
+    if live.stopping:
+        headers = {"Connection": "close", **(headers or {})}
+    written = None if unchanged(seen) else await parts.documents.get(job_id, owner, seen.version)
+    return poll_answer(seen, written, headers)
 
 
 def poll_answer(seen: JobVersion, written: Written | None, headers: dict[str, str] | None = None) -> Response:

@@ -11,7 +11,7 @@ from api.entity_tags import etag, matches
 from api.event_stream import EventStream, snapshot_frame
 from api.held import held
 from api.pages import INT32
-from api.polled_route import PolledRoute, poll_answer
+from api.polled_route import PolledRoute, current
 from api.prefer import Prefer, Wait, wait_s
 from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument
@@ -59,19 +59,12 @@ async def show(
     def unchanged(version: int) -> bool:
         return if_none_match is not None and matches(if_none_match, etag(version))
 
-    seen = await live.seen(job_id, owner)
     if if_none_match is not None and (held_s := wait_s(prefer, wait)):
         headers["Preference-Applied"] = f"wait={held_s}"
+        await live.seen(job_id, owner)
         if not await held(live, job_id, unchanged, held_s, request.receive):
             return Response(status_code=GONE)
-        seen = await live.seen(job_id, owner)
-    if not unchanged(seen.version) and not live.stopping:
-        # Another replica may have told this client of a later version, and nobody's job goes back in time.
-        seen = await live.seen(job_id, owner, afresh=True)
-    if live.stopping:
-        headers["Connection"] = "close"
-    written = None if unchanged(seen.version) else await parts.documents.get(job_id, owner, seen.version)
-    return poll_answer(seen, written, headers)
+    return await current(parts, job_id, owner, if_none_match, headers)
 
 
 @router.get(
