@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
-from api.deps import PartsDep
+from api.deps import Parts, PartsDep
 from api.errors import HostNotAllowed, InsufficientScope, RateLimited, Unauthenticated
 from api.keyring import Caller
 from api.rates import RequestRates
@@ -21,6 +22,12 @@ from jobs.settings import LOOPBACK
 
 LOCAL = Caller("local", None, ALL_SCOPES)  # open mode's
 bearer = HTTPBearer(auto_error=False, description="An API key `kl_<id>_<secret>`.")
+
+
+def bearer_token(authorization: str | None) -> str | None:
+    """What `bearer` finds in the header."""
+    scheme, token = get_authorization_scheme_param(authorization)
+    return token if token and scheme.lower() == "bearer" else None
 
 
 async def principal(
@@ -35,11 +42,16 @@ async def principal(
         RateLimited: the key has made too many requests.
         HostNotAllowed: open mode from elsewhere, or under a name that is not loopback.
     """
+    return await identify(request, parts, credentials.credentials if credentials else None)
+
+
+async def identify(request: Request, parts: Parts, token: str | None) -> Caller:
+    """The caller with this key, without FastAPI's dependencies. Raises what `principal` raises."""
     if parts.settings.unsafe_no_auth:
         _stays_home(request)
         caller = LOCAL
     else:
-        found = await parts.keyring.caller(credentials.credentials) if credentials else None
+        found = await parts.keyring.caller(token) if token else None
         if found is None or found.key_id is None:
             raise Unauthenticated("send Authorization: Bearer and a key; the first one is in DATA/key")
         caller = found

@@ -1,7 +1,6 @@
 """What browsers must know of every answer: that it is no page to frame, sniff or run, and who may read it."""
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +13,7 @@ SECURITY = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+WIRE = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
 REQUEST_HEADERS = [
     "Authorization",
     "Content-Type",
@@ -47,9 +47,9 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY.items():
-                    headers.setdefault(name, value)
+                headers = message.get("headers", [])
+                said = {name for name, _ in headers}
+                message["headers"] = [*headers, *(pair for pair in WIRE if pair[0] not in said)]
             await send(message)
 
         await self.app(scope, receive, secured if scope["type"] == "http" else send)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from api.auth import bearer, permit, principal
+from api.auth import bearer_token, identify, permit
 from api.deps import Parts
 from api.entity_tags import etag, matches
 from api.services.job_documents import Written
@@ -35,16 +35,18 @@ class PolledRoute(StrictRoute):
 
 async def at_once(request: Request) -> Response | None:
     """The answer to a poll without options. Raises Unauthenticated, InsufficientScope, JobNotFound, …"""
-    if_none_match = None
+    if_none_match = authorization = None
     for name, value in request.scope["headers"]:
         if name == b"if-none-match" and if_none_match is None:
             if_none_match = value.decode("latin-1")
+        elif name == b"authorization" and authorization is None:
+            authorization = value.decode("latin-1")
         elif name == b"prefer":
             return None
     if request.scope["query_string"]:
         return None
     parts: Parts = request.app.state.parts
-    caller = await principal(request, parts, await bearer(request))
+    caller = await identify(request, parts, bearer_token(authorization))
     permit(caller, "jobs:read")
     return await current(parts, request.path_params["job_id"], caller.owner, if_none_match)
 

@@ -4,6 +4,7 @@ Logs hold routes, statuses, times and places in the code: never a body, a query,
 which may repeat any of them.
 """
 
+import asyncio
 import logging
 import re
 import sys
@@ -90,7 +91,13 @@ def places(error: BaseException) -> list[str]:
 
 
 class Stderr:
-    """A log that is full or gone costs the line, and not the answer."""
+    """A log that is full or gone costs the line, and not the answer.
+
+    What one turn of the event loop says goes out in one write, after it: a write costs as much as a poll's answer.
+    """
+
+    def __init__(self) -> None:
+        self._flushes: asyncio.AbstractEventLoop | None = None  # at the end of its turn
 
     def write(self, line: bytes) -> int:
         """The bytes that were kept."""
@@ -99,7 +106,21 @@ class Stderr:
         return 0
 
     def flush(self) -> None:
-        """As far as there is room."""
+        """Soon in the event loop, at once in a thread; as far as there is room."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._flush()
+        else:
+            if self._flushes is not loop:
+                self._flushes = loop
+                loop.call_soon(self._turn_ends)
+
+    def _turn_ends(self) -> None:
+        self._flushes = None
+        self._flush()
+
+    def _flush(self) -> None:
         with suppress(OSError):
             sys.stderr.buffer.flush()
 
