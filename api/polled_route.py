@@ -56,9 +56,15 @@ async def at_once(request: Request) -> Response | None:
     return poll_answer(seen, None)
 
 
-def poll_answer(seen: JobVersion, written: Written | None, headers: dict[str, str] | None = None) -> Response:
+def poll_answer(
+    seen: JobVersion,
+    written: Written | None,
+    headers: dict[str, str] | None = None,
+    include: str | None = None,
+) -> Response:
     """The document, or 304 without one; with a hint when to come back, unless the answer was held back."""
-    headers = {"ETag": etag(seen.version if written is None else written.version), **(headers or {})}
+    version = seen.version if written is None else written.version
+    headers = {"ETag": etag(version, include), **(headers or {})}
     if not seen.done and "Preference-Applied" not in headers:
         headers["Retry-After"] = POLL_HINT_S[seen.status]
     if written is None:

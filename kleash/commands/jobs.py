@@ -88,13 +88,25 @@ def list_jobs(
 
 
 @app.command("show")
-def show_job(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+def show_job(
+    job_id: JobId,
+    resolved: Annotated[bool, typer.Option("--resolved", help="And its config with every default.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
     """Show one job."""
     from kleash import render
 
     def work(client: "Client") -> int:
-        job = client.jobs.get(job_id)
-        return show(job, as_json, lambda: print(f"{render.visible(job['id'])}  {render.job_view(job)}"))
+        job = client.jobs.get(job_id, include="resolved_config" if resolved else None)
+
+        def view() -> None:
+            print(f"{render.visible(job['id'])}  {render.job_view(job)}")
+            if resolved:
+                print(json.dumps(job["resolved_config"], indent=2))
+
+        return show(job, as_json, view)
 
     ask(work, url, key, as_json)
 

@@ -48,9 +48,10 @@ def list_(
     return Call("jobs_list", "GET", JOBS, document, query=query, repeatable=True)
 
 
-def get(job_id: str) -> Call[Job]:
-    """The job as it is now."""
-    return Call("jobs_get", "GET", JOB, document, {"job_id": job_id}, repeatable=True)
+def get(job_id: str, *, include: Literal["resolved_config"] | None = None) -> Call[Job]:
+    """The job as it is now; `include="resolved_config"` adds its config with every default."""
+    query = {"include": include}
+    return Call("jobs_get", "GET", JOB, document, {"job_id": job_id}, query, repeatable=True)
 
 
 def poll(job_id: str, etag: str | None, wait_s: int) -> Call[Answer]:
