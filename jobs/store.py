@@ -149,6 +149,8 @@ class Store(
         job_id: str,
         *,
         step: int | None = None,
+        from_step: int = 0,
+        to_step: int | None = None,
         kind: str | None = None,
         limit: int = 100,
         after: tuple[int, str, int] | None = None,
