@@ -2,12 +2,12 @@
 
 import re
 
-VERSION_TAG = re.compile(r'"([0-9]{1,10})"')
+VERSION_TAG = re.compile(r'"([0-9]{1,10})(\.[a-z_]+)?"')
 
 
-def etag(version: int) -> str:
-    """Strong: of one version."""
-    return f'"{version}"'
+def etag(version: int, include: str | None = None) -> str:
+    """Strong: of one version, as it is shown with `include`."""
+    return f'"{version}"' if include is None else f'"{version}.{include}"'
 
 
 def matches(if_none_match: str, current: str) -> bool:
@@ -17,7 +17,7 @@ def matches(if_none_match: str, current: str) -> bool:
 
 
 def versions_of(if_match: str | None) -> frozenset[int] | None:
-    """Those that If-Match allows, None for any. The strong comparison: a weak tag is no version's."""
+    """Those that If-Match allows, however they were shown; None for any. A weak tag is no version's."""
     if if_match is None or if_match.strip() == "*":
         return None
     found = (VERSION_TAG.fullmatch(tag.strip()) for tag in if_match.split(","))

@@ -98,6 +98,11 @@ JOB_PATCHES: dict[str, Any] = {
     "first": {"summary": "To the front of the queue", "value": {"priority": 9}},
 }
 JOB_STOPS: dict[str, Any] = {"why": {"summary": "With a reason", "value": {"reason": "The reward is wrong."}}}
+JOB_CANCELS: dict[str, Any] = {
+    **JOB_STOPS,
+    "patient": {"summary": "Two minutes for its last checkpoint", "value": {"grace_period_s": 120}},
+    "now": {"summary": "Killed at once", "value": {"save_checkpoint": False}},
+}
 CHECKPOINT_CHANGES: dict[str, Any] = {
     "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
 }

@@ -52,13 +52,18 @@ async def at_once(request: Request) -> Response | None:
 
 
 async def current(
-    parts: Parts, job_id: str, owner: str, if_none_match: str | None, headers: dict[str, str] | None = None
+    parts: Parts,
+    job_id: str,
+    owner: str,
+    if_none_match: str | None,
+    headers: dict[str, str] | None = None,
+    include: str | None = None,
 ) -> Response:
     """The job's document as it is now, or 304. Raises JobNotFound, StoreUnavailable."""
     live = parts.live
 
     def unchanged(seen: JobVersion) -> bool:
-        return if_none_match is not None and matches(if_none_match, etag(seen.version))
+        return if_none_match is not None and matches(if_none_match, etag(seen.version, include))
 
     seen = await live.seen(job_id, owner, afresh=if_none_match is None and not live.stopping)
     if if_none_match is not None and not unchanged(seen) and not live.stopping:
@@ -66,13 +71,24 @@ async def current(
         seen = await live.seen(job_id, owner, afresh=True)
     if live.stopping:
         headers = {"Connection": "close", **(headers or {})}
-    written = None if unchanged(seen) else await parts.documents.get(job_id, owner, seen.version)
-    return poll_answer(seen, written, headers)
+    if unchanged(seen):
+        written = None
+    elif include is None:
+        written = await parts.documents.get(job_id, owner, seen.version)
+    else:
+        written = await parts.documents.resolved(job_id, owner)
+    return poll_answer(seen, written, headers, include)
 
 
-def poll_answer(seen: JobVersion, written: Written | None, headers: dict[str, str] | None = None) -> Response:
+def poll_answer(
+    seen: JobVersion,
+    written: Written | None,
+    headers: dict[str, str] | None = None,
+    include: str | None = None,
+) -> Response:
     """The document, or 304 without one; with a hint when to come back, unless the answer was held back."""
-    headers = {"ETag": etag(seen.version if written is None else written.version), **(headers or {})}
+    version = seen.version if written is None else written.version
+    headers = {"ETag": etag(version, include), **(headers or {})}
     if not seen.done and "Preference-Applied" not in headers:
         headers["Retry-After"] = POLL_HINT_S[seen.status]
     if written is None:

@@ -11,7 +11,7 @@ from api.schemas_jobs import PublicStatus
 from api.services.dry_run import DryRun
 from jobs.bulk import ScoreConfig
 from jobs.spec import DEFAULT_PRIORITY, MAX_METADATA, MetadataKey, MetadataValue, Name, Priority, Reason
-from jobs.store_jobs import JobChange, JobFilter
+from jobs.store_jobs import GENTLE, MAX_GRACE_S, Ending, JobChange, JobFilter
 from rlhf_core.config.base import Config
 from rlhf_core.config.ppo import PPOConfig
 
@@ -66,6 +66,30 @@ class StopRequest(Config):
     """What may be said with a pause or a cancel."""
 
     reason: Reason | None = Field(None, description="For people: shown in the job and in its event.")
+
+    @property
+    def ending(self) -> Ending:
+        """How the process of a cancelled job is to end."""
+        return GENTLE
+
+
+class CancelRequest(StopRequest):
+    """What may be said with a cancel. How the process ends concerns jobs that run."""
+
+    save_checkpoint: bool = Field(
+        True,
+        description="Its process saves what no checkpoint holds yet, to be scored or resumed from. If false, it "
+        "is killed at once: the steps since the last checkpoint are lost. A score job loses no shard either way.",
+    )
+    grace_period_s: Annotated[float, Field(ge=0, le=MAX_GRACE_S)] | None = Field(
+        None,
+        description="How long it may take to save and stop before it is killed. null: as the worker is set.",
+    )
+
+    @property
+    def ending(self) -> Ending:
+        """How the process is to end."""
+        return Ending(saves=self.save_checkpoint, grace_s=self.grace_period_s)
 
 
 class EstimateDocument(Document):

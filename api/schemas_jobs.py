@@ -192,6 +192,14 @@ class JobDocument(JobFields):
         return cls(**cls._values(job), diagnosis=diagnosis, queue=Queue.of(place), config=job.spec.config)
 
 
+class ResolvedJobDocument(JobDocument):
+    """As it is shown with `include=resolved_config`."""
+
+    resolved_config: PPOConfig | ScoreConfig = Field(
+        description="The config with every default, and the default pair's names where it named no models."
+    )
+
+
 def _progress(job: jobs.Job) -> Progress:
     """`eta_s` takes the mean time of the steps so far for those to come."""
     total = _total_steps(job)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    true,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -73,6 +74,10 @@ jobs = Table(
     Column("error", Json),
     Column("reason", Json),  # of the last pause or cancel, in the client's words
     Column("cancel_requested_at", Double),
+    Column(
+        "cancel_saves", Boolean, nullable=False, server_default=true()
+    ),  # its process may save before it ends
+    Column("cancel_grace_s", Double),  # and has so long for that; null: as long as the worker gives
     Column("version", Integer, nullable=False),
     Column("event_seq", Integer, nullable=False),  # of the last event
     Column("created_at", Double, nullable=False),

@@ -117,6 +117,8 @@ class Job:
     error: JobFailure | None
     reason: str | None  # of the last pause or cancel, in the client's words; a resume clears it
     cancel_requested_at: float | None
+    cancel_saves: bool  # its process may save before it ends
+    cancel_grace_s: float | None  # between SIGTERM and SIGKILL; None: as long as the worker gives
     version: int
     created_at: float
     queued_at: float

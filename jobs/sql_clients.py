@@ -17,6 +17,7 @@ from jobs.sql_quotas import QuotaRows
 from jobs.sql_rows import job_of
 from jobs.states import REQUESTS, Action, Desired, Status, public_status
 from jobs.store import Created
+from jobs.store_jobs import GENTLE, Ending
 
 # the moves whose event is not `job.<public status>`
 EVENTS = {("paused", "queued"): "job.resumed", ("pausing", "running"): "job.pause_withdrawn"}
@@ -102,7 +103,13 @@ class ClientRows(IdempotencyRows, QuotaRows):
             return version
 
     def request(
-        self, job_id: str, action: Action, owner: str | None = None, *, reason: str | None = None
+        self,
+        job_id: str,
+        action: Action,
+        owner: str | None = None,
+        *,
+        reason: str | None = None,
+        ending: Ending = GENTLE,
     ) -> Job:
         """See jobs.store.Store."""
         with self.writing() as connection:
@@ -115,8 +122,10 @@ class ClientRows(IdempotencyRows, QuotaRows):
                 unchanged = (jobs.c.status == seen.status) & (jobs.c.desired == seen.desired)
                 values = self._asked(after) | {"reason": reason}
                 if action is Action.CANCEL:
-                    values["cancel_requested_at"] = self.now()
-                self.change(connection, job_id, unchanged, values, [_asked_event(before, after, reason)])
+                    values |= {"cancel_requested_at": self.now(), "cancel_saves": ending.saves}
+                    values["cancel_grace_s"] = ending.grace_s
+                event = _asked_event(before, after, reason, ending)
+                self.change(connection, job_id, unchanged, values, [event])
             return job_of(one_row(connection, job_id))
 
     def _asked(self, after: str) -> dict[str, Any]:
@@ -131,11 +140,16 @@ class ClientRows(IdempotencyRows, QuotaRows):
         return values
 
 
-def _asked_event(before: str, after: str, reason: str | None) -> NewEvent:
-    kind = EVENTS.get((before, after), f"job.{after}")
-    if reason is None:
-        return NewEvent(type=kind, message=f"Was {before}.")
-    return NewEvent(type=kind, message=f"Was {before}. Reason: {reason}", data={"reason": reason})
+def _asked_event(before: str, after: str, reason: str | None, ending: Ending) -> NewEvent:
+    data: dict[str, Any] = {} if reason is None else {"reason": reason}
+    if after == "cancelling" and not ending.saves:
+        data["save_checkpoint"] = False
+    if after == "cancelling" and ending.grace_s is not None:
+        data["grace_period_s"] = ending.grace_s
+    why = "" if reason is None else f" Reason: {reason}"
+    return NewEvent(
+        type=EVENTS.get((before, after), f"job.{after}"), message=f"Was {before}.{why}", data=data
+    )
 
 
 def _made(connection: Connection, job_id: str) -> Job:

@@ -63,6 +63,8 @@ class JobDataRows(MetricSeriesRows):
         job_id: str,
         *,
         step: int | None = None,
+        from_step: int = 0,
+        to_step: int | None = None,
         kind: str | None = None,
         limit: int = 100,
         after: tuple[int, str, int] | None = None,
@@ -73,9 +75,11 @@ class JobDataRows(MetricSeriesRows):
         columns = job_samples.c
         names = (columns.step, columns.kind, columns["index"])
         place = (*_number_first(order_by, newest_first), *names)
-        query = select(job_samples).where(columns.job_id == job_id)
+        query = select(job_samples).where(columns.job_id == job_id, columns.step >= from_step)
         if step is not None:
             query = query.where(columns.step == step)
+        if to_step is not None:
+            query = query.where(columns.step <= to_step)
         if kind is not None:
             query = query.where(columns.kind == kind)
         query = query.order_by(*((part.desc() for part in place) if newest_first else place)).limit(limit)

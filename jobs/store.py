@@ -21,7 +21,7 @@ from jobs.states import Action, Status
 from jobs.store_audit import AuditStore
 from jobs.store_data import DataStore
 from jobs.store_files import FileStore
-from jobs.store_jobs import JobsStore
+from jobs.store_jobs import GENTLE, Ending, JobsStore
 from jobs.store_keys import KeyStore
 from jobs.store_live import LiveStore
 from jobs.store_webhooks import WebhookStore
@@ -101,13 +101,19 @@ class Store(
         ...
 
     def request(
-        self, job_id: str, action: Action, owner: str | None = None, *, reason: str | None = None
+        self,
+        job_id: str,
+        action: Action,
+        owner: str | None = None,
+        *,
+        reason: str | None = None,
+        ending: Ending = GENTLE,
     ) -> Job:
         """What a client asks of a job, by the table `jobs.states.REQUESTS`; a repeat changes nothing.
 
         Pause: a queued job is paused at once, a running one when its owner has saved and stopped.
         Resume: a paused job is queued again with a new epoch, a pausing one runs on.
-        Cancel: at once if nothing runs, else when its owner has stopped.
+        Cancel: at once if nothing runs, else when its owner has stopped, as `ending` says.
         `reason` is kept in the row and in the event; the next request that changes something replaces it.
 
         Raises:
@@ -143,6 +149,8 @@ class Store(
         job_id: str,
         *,
         step: int | None = None,
+        from_step: int = 0,
+        to_step: int | None = None,
         kind: str | None = None,
         limit: int = 100,
         after: tuple[int, str, int] | None = None,

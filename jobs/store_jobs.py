@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from jobs.spec import Job
 
+MAX_GRACE_S = 3600.0  # that a client may give a process to save and stop
 KEY_LIFE_S = 86_400.0  # an idempotency key is remembered for so long
 
 
@@ -32,6 +33,17 @@ class JobChange:
     metadata: Mapping[str, str | None] | None = field(default_factory=dict)  # a merge patch (RFC 7396)
     priority: int | None = None  # as it is
     if_versions: frozenset[int] | None = None  # one of these, or nothing changes; None: whatever it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the process of a cancelled job is to end: with a last checkpoint, or killed at once."""
+
+    saves: bool = True
+    grace_s: float | None = None  # from the word to the kill; None: as long as the worker gives
+
+
+GENTLE = Ending()
 
 
 class JobAt(NamedTuple):

@@ -41,7 +41,7 @@ class JobError(TypedDict):
 
 
 class Job(TypedDict):
-    """A job; in lists `config`, `diagnosis` and `queue` are left out."""
+    """A job; in lists `config`, `diagnosis` and `queue` are left out. `resolved_config` is there on demand."""
 
     id: str
     type: Literal["ppo", "score"]
@@ -70,6 +70,7 @@ class Job(TypedDict):
     diagnosis: NotRequired[list[Document] | None]
     queue: NotRequired[Document]
     config: NotRequired[Document]
+    resolved_config: NotRequired[Document]
 
 
 class JobFilters(TypedDict, total=False):

@@ -34,13 +34,16 @@ def iterate_samples(
     job_id: str,
     *,
     step: int | None = None,
+    from_step: int | None = None,
+    to_step: int | None = None,
     kind: job_data.Kind | None = None,
     tokens: bool | None = None,
     order: job_data.Order | None = None,
     order_by: job_data.SampleOrder | None = None,
 ) -> Plan[Sample]:
     """Every completion that is kept, ascending by step unless it is said otherwise."""
-    chosen: Any = {"step": step, "kind": kind, "tokens": tokens, "order": order, "order_by": order_by}
+    chosen: Any = {"step": step, "from_step": from_step, "to_step": to_step, "kind": kind}
+    chosen |= {"tokens": tokens, "order": order, "order_by": order_by}
     return pages(lambda cursor: job_data.samples(job_id, limit=ROWS, after=cursor, **chosen))
 
 

@@ -90,6 +90,7 @@ class Run:
     ) -> None:
         self.child, self.heart = child, heart
         self.cause: Cause | None = None
+        self._followed = Desired.RUN  # what a client wanted when the child was last told
         self._store, self._settings, self._clock = store, settings, clock
         self._started_at = self._progress_seen_at = clock.monotonic()
         self._progress_at = heart.job.progress_at
@@ -100,7 +101,7 @@ class Run:
         while (code := self.child.wait(TICK_S)) is None:
             if self.cause not in KILL_AT_ONCE:
                 cause = self._cause()
-                if cause is not None and (self.cause is None or cause in KILL_AT_ONCE):
+                if cause is not None and self._is_news(cause):
                     self.stop(cause)
             if self._clock.monotonic() >= self._kill_at:
                 self.child.kill()
@@ -112,11 +113,29 @@ class Run:
     def stop(self, cause: Cause) -> None:
         """SIGTERM now and SIGKILL after the grace, or SIGKILL at once."""
         log.info("%s: stopping the child: %s", self.heart.job.id, cause)
-        self.cause = cause
-        self._kill_at = self._clock.monotonic()
-        if cause not in KILL_AT_ONCE:
-            self._kill_at += self._settings.stop_grace_s
+        self.cause, self._followed = cause, self.heart.job.desired
+        grace_s = self._grace_s(cause)
+        self._kill_at = self._clock.monotonic() + grace_s
+        if grace_s > 0:
             self.child.terminate()
+
+    def _grace_s(self, cause: Cause) -> float:
+        job = self.heart.job
+        if cause in KILL_AT_ONCE:
+            return 0.0
+        if cause is Cause.ASKED and job.desired is Desired.CANCEL:
+            if not job.cancel_saves:
+                return 0.0
+            if job.cancel_grace_s is not None:
+                return job.cancel_grace_s
+        return self._settings.stop_grace_s
+
+    def _is_news(self, cause: Cause) -> bool:
+        """True if the child has to be told: it has not been, or a cancel has come while it obeys a pause."""
+        if self.cause is None or cause in KILL_AT_ONCE:
+            return True
+        paused = self.cause is Cause.ASKED and self._followed is Desired.PAUSE
+        return paused and self.heart.job.desired is Desired.CANCEL
 
     def _cause(self) -> Cause | None:
         now, job = self._clock.monotonic(), self.heart.job

@@ -108,6 +108,8 @@ def samples(
     request: Request,
     response: Response,
     step: Annotated[int | None, Query(ge=0, le=INT32)] = None,
+    from_step: Annotated[int, Query(ge=0, le=INT32, description="The first step.")] = 0,
+    to_step: Annotated[int | None, Query(ge=0, le=INT32, description="The last step.")] = None,
     kind: Annotated[Literal["rollout", "eval"] | None, Query()] = None,
     limit: Rows = 100,
     after: Annotated[str | None, cursor(SAMPLE_CURSOR)] = None,
@@ -119,7 +121,7 @@ def samples(
 ) -> SampleList:
     """What the policy wrote, with its rewards and KL. A score job has none, but results."""
     known = None if after is None else sample_place(after)
-    wanted = SampleFilter(step, kind, known, order == "desc", order_by)
+    wanted = SampleFilter(step, from_step, to_step, kind, known, order == "desc", order_by)
     found = jobs.samples(job_id, owner, wanted, limit=clamp(limit, MAX_ROWS), tokens=tokens)
     page = SampleList.of(found)
     link_next(request, response, page.next_cursor)

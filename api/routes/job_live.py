@@ -1,6 +1,6 @@
 """/v1/jobs/{job_id} for those who follow a job: polls with ETags, held polls, and its events as a stream."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Header, Query, Request, Response
 
@@ -14,7 +14,7 @@ from api.pages import INT32
 from api.polled_route import PolledRoute, current
 from api.prefer import Prefer, Wait, wait_s
 from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
-from api.schemas_jobs import JobDocument
+from api.schemas_jobs import JobDocument, ResolvedJobDocument
 
 router = v1_router("jobs", "jobs:read")
 polled = v1_router("jobs", "jobs:read")
@@ -37,7 +37,7 @@ STREAM: Responses = {
     "/jobs/{job_id}",
     operation_id="jobs_get",
     summary="Show a job",
-    response_model=JobDocument,
+    response_model=JobDocument | ResolvedJobDocument,
     responses=SHOWN | problems(404),
 )
 async def show(
@@ -48,6 +48,9 @@ async def show(
     if_none_match: IfNoneMatch = None,
     prefer: Prefer = None,
     wait: Wait = None,
+    include: Annotated[
+        Literal["resolved_config"] | None, Query(description="What else to show; it has an ETag of its own.")
+    ] = None,
 ) -> Response:
     """The job as it is now, or 304 while its version is the one of If-None-Match.
 
@@ -57,14 +60,14 @@ async def show(
     live, headers = parts.live, dict[str, str]()
 
     def unchanged(version: int) -> bool:
-        return if_none_match is not None and matches(if_none_match, etag(version))
+        return if_none_match is not None and matches(if_none_match, etag(version, include))
 
     if if_none_match is not None and (held_s := wait_s(prefer, wait)):
         headers["Preference-Applied"] = f"wait={held_s}"
         await live.seen(job_id, owner)
         if not await held(live, job_id, unchanged, held_s, request.receive):
             return Response(status_code=GONE)
-    return await current(parts, job_id, owner, if_none_match, headers)
+    return await current(parts, job_id, owner, if_none_match, headers, include)
 
 
 @router.get(

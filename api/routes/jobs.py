@@ -8,10 +8,10 @@ from api.auth import Owner
 from api.conditional import IfNoneMatch
 from api.deps import JobsDep
 from api.entity_tags import etag, matches, versions_of
-from api.examples import JOB_PATCHES, JOB_STOPS, JOBS
+from api.examples import JOB_CANCELS, JOB_PATCHES, JOB_STOPS, JOBS
 from api.pages import MAX_PAGE, Limit, clamp, cursor, link_next, page_etag
 from api.routing import BODY_PROBLEMS, DESCRIPTIONS, TEXT, Responses, problems, v1_router
-from api.schemas_job_requests import METADATA, DryRunDocument, FilterDep, JobPatch, StopRequest
+from api.schemas_job_requests import METADATA, CancelRequest, DryRunDocument, FilterDep, JobPatch, StopRequest
 from api.schemas_jobs import JobDocument, JobList
 from api.services.job_ids import JOB_ID
 from api.services.jobs import JobQuery, JobService
@@ -39,6 +39,7 @@ LINK = TEXT | {"description": 'rel="next", if there is more.'}
 LISTED: Responses = {200: {"headers": {"Link": LINK, "ETag": TEXT}}, 304: {"description": DESCRIPTIONS[304]}}
 CHANGED: Responses = {200: {"headers": {"ETag": TEXT}}}
 Stop = Annotated[StopRequest | None, Body(openapi_examples=JOB_STOPS)]
+Cancel = Annotated[CancelRequest | None, Body(openapi_examples=JOB_CANCELS)]
 STOPPING: Responses = {202: {"model": JobDocument, "description": "It runs, and is being stopped"}}
 
 
@@ -176,8 +177,8 @@ def resume(job_id: str, owner: Owner, jobs: JobsDep, response: Response) -> JobD
     summary="Cancel a job",
     responses=STOPPING | BODY_PROBLEMS | problems(404, 409),
 )
-def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response, stop: Stop = None) -> JobDocument:
-    """Cancelled at once if nothing runs; else 202 and `cancelling` until its process has stopped."""
+def cancel(job_id: str, owner: Owner, jobs: JobsDep, response: Response, stop: Cancel = None) -> JobDocument:
+    """Cancelled at once if nothing runs; else 202 and `cancelling` until its process has saved and stopped."""
     return requested(jobs, Action.CANCEL, job_id, owner, response, stop)
 
 
@@ -190,7 +191,8 @@ def requested(
     stop: StopRequest | None = None,
 ) -> JobDocument:
     """The answer to a request: 202 while the process of the job has yet to follow it."""
-    job = jobs.request(action, job_id, owner, None if stop is None else stop.reason)
+    stop = stop or StopRequest()
+    job = jobs.request(action, job_id, owner, stop.reason, stop.ending)
     response.status_code = 202 if job.public_status in ("pausing", "cancelling") else 200
     response.headers["ETag"] = etag(job.version)
     return document(jobs, job)

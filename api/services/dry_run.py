@@ -1,5 +1,6 @@
 """What a job would be, without making it: its config with every default, and what it would take."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from api.services.estimate import UNKNOWN_PROMPT_TOKENS, Estimate, of_scoring, of_training, shape_of
@@ -28,6 +29,13 @@ def dry_run(spec: JobSpec, resolved: dict[str, Any]) -> DryRun:
     return _score(spec, resolved) if isinstance(spec, ScoreSpec) else _ppo(spec, resolved)
 
 
+def resolved_config(spec: JobSpec, resolved: Mapping[str, Any]) -> PPOConfig | ScoreConfig:
+    """With every default, and the names of the default pair where the request had none."""
+    if isinstance(spec, ScoreSpec):
+        return spec.config.model_copy(update=resolved["names"])
+    return spec.config
+
+
 def _ppo(spec: PPOSpec, resolved: dict[str, Any]) -> DryRun:
     config = spec.config
     found = of_training(config, first_step(resolved), shape_of(resolved["model"]["path"]))
@@ -39,7 +47,5 @@ def _ppo(spec: PPOSpec, resolved: dict[str, Any]) -> DryRun:
 
 
 def _score(spec: ScoreSpec, resolved: dict[str, Any]) -> DryRun:
-    """The names of the default pair stand where the request had none."""
-    config = spec.config.model_copy(update=resolved["names"])
-    found = of_scoring(config, [ModelSource(**resolved[role]) for role in ("policy", "reference")])
-    return DryRun(config, found, [NOT_MEASURED] * (found.memory_bytes is None))
+    found = of_scoring(spec.config, [ModelSource(**resolved[role]) for role in ("policy", "reference")])
+    return DryRun(resolved_config(spec, resolved), found, [NOT_MEASURED] * (found.memory_bytes is None))

@@ -30,6 +30,8 @@ class SampleFilter(NamedTuple):
     """As jobs.store.Store.list_samples has it."""
 
     step: int | None
+    from_step: int
+    to_step: int | None
     kind: str | None
     after: tuple[int, str, int] | None
     newest_first: bool

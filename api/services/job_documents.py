@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from anyio.to_thread import run_sync
 
-from api.schemas_jobs import JobDocument
+from api.schemas_jobs import JobDocument, ResolvedJobDocument
+from api.services.dry_run import resolved_config
 from api.services.jobs import JobService
 from jobs.spec import Job
 from jobs.states import Status
@@ -72,6 +73,11 @@ class JobDocuments:
             task = self._writing[key] = asyncio.create_task(self._write(key, owner))
         return await asyncio.shield(task)  # one who leaves does not end it for the others
 
+    async def resolved(self, job_id: str, owner: str) -> Written:
+        """The job's document as it is now, with its resolved config; it is rarely asked for, and not kept."""
+        job, body = await run_sync(self._read_resolved, job_id, owner)
+        return Written(job.version, body, None, 0.0)
+
     async def _write(self, key: _Key, owner: str) -> Written:
         job_id, _, change = key
         until = asyncio.get_running_loop().time() + QUEUED_S
@@ -93,5 +99,12 @@ class JobDocuments:
 
     def _read(self, job_id: str, owner: str) -> tuple[Job, bytes]:
         job = self._jobs.get(job_id, owner)
-        document = JobDocument.of(job, self._jobs.diagnosis(job), self._jobs.queue_place(job))
-        return job, document.model_dump_json().encode()
+        return job, self._document(job).model_dump_json().encode()
+
+    def _read_resolved(self, job_id: str, owner: str) -> tuple[Job, bytes]:
+        job = self._jobs.get(job_id, owner)
+        fields, config = vars(self._document(job)), resolved_config(job.spec, job.resolved)
+        return job, ResolvedJobDocument(**fields, resolved_config=config).model_dump_json().encode()
+
+    def _document(self, job: Job) -> JobDocument:
+        return JobDocument.of(job, self._jobs.diagnosis(job), self._jobs.queue_place(job))

@@ -20,7 +20,7 @@ from jobs.scoring_wire import ModelSource
 from jobs.spec import Job, JobSpec, PPOSpec, ScoreSpec
 from jobs.states import Action, Status
 from jobs.store import Created, Store
-from jobs.store_jobs import JobAt, JobChange, JobFilter, QueuePlace
+from jobs.store_jobs import GENTLE, Ending, JobAt, JobChange, JobFilter, QueuePlace
 from rlhf_core.config.ppo import LoraConfig, PPOConfig
 from rlhf_core.config.rewards import urls_of
 from rlhf_core.diagnosis import Finding
@@ -145,9 +145,11 @@ class JobService:
         """A job that has ended, with all it has. Raises IllegalTransition, JobInUse."""
         self._store.delete_job(known_shape(job_id), owner)
 
-    def request(self, action: Action, job_id: str, owner: str, reason: str | None = None) -> Job:
+    def request(
+        self, action: Action, job_id: str, owner: str, reason: str | None = None, ending: Ending = GENTLE
+    ) -> Job:
         """Pause, resume or cancel (jobs.states.REQUESTS). Raises IllegalTransition."""
-        job = self._store.request(known_shape(job_id), action, owner, reason=reason)
+        job = self._store.request(known_shape(job_id), action, owner, reason=reason, ending=ending)
         self._wake()
         return job
 

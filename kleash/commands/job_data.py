@@ -87,6 +87,8 @@ def metrics(
 def samples(
     job_id: JobId,
     step: Annotated[int | None, typer.Option(help="Only of this step.")] = None,
+    from_step: Annotated[int | None, typer.Option(help="The first step.")] = None,
+    to_step: Annotated[int | None, typer.Option(help="The last step.")] = None,
     kind: Annotated[str | None, typer.Option(help="rollout, or eval: the held-out prompts.")] = None,
     order_by: Annotated[str | None, typer.Option(help="step, kl or reward.")] = None,
     descending: Annotated[bool, typer.Option("--desc", help="The last, or the largest, first.")] = False,
@@ -104,7 +106,8 @@ def samples(
         return f"{visible(head)}\n    {visible(sample['prompt'])}▸{visible(sample['completion'])}"
 
     def work(client: "Client") -> int:
-        options: Any = {"step": step, "kind": kind, "tokens": as_json, "order_by": order_by}
+        options: Any = {"step": step, "from_step": from_step, "to_step": to_step}
+        options |= {"kind": kind, "tokens": as_json, "order_by": order_by}
         options["order"] = "desc" if descending else None
         return show_each(islice(client.jobs.iterate_samples(job_id, **options), limit), as_json, line)
 

@@ -88,13 +88,25 @@ def list_jobs(
 
 
 @app.command("show")
-def show_job(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = False) -> None:
+def show_job(
+    job_id: JobId,
+    resolved: Annotated[bool, typer.Option("--resolved", help="And its config with every default.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
     """Show one job."""
     from kleash import render
 
     def work(client: "Client") -> int:
-        job = client.jobs.get(job_id)
-        return show(job, as_json, lambda: print(f"{render.visible(job['id'])}  {render.job_view(job)}"))
+        job = client.jobs.get(job_id, include="resolved_config" if resolved else None)
+
+        def view() -> None:
+            print(f"{render.visible(job['id'])}  {render.job_view(job)}")
+            if resolved:
+                print(json.dumps(job["resolved_config"], indent=2))
+
+        return show(job, as_json, view)
 
     ask(work, url, key, as_json)
 
@@ -136,10 +148,25 @@ def resume(job_id: JobId, url: Url = None, key: Key = None, as_json: Json = Fals
 
 @app.command()
 def cancel(
-    job_id: JobId, reason: Why = None, url: Url = None, key: Key = None, as_json: Json = False
+    job_id: JobId,
+    reason: Why = None,
+    save_checkpoint: Annotated[
+        bool | None, typer.Option("--save/--no-save", help="A last checkpoint, or killed at once.")
+    ] = None,
+    grace_period_s: Annotated[
+        float | None, typer.Option("--grace", help="Seconds to save and stop before it is killed.")
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
 ) -> None:
     """Ask a job to end."""
-    ask(lambda client: _show_state(client.jobs.cancel(job_id, reason=reason), as_json), url, key, as_json)
+    how: Any = {"save_checkpoint": save_checkpoint, "grace_period_s": grace_period_s}
+
+    def work(client: "Client") -> int:
+        return _show_state(client.jobs.cancel(job_id, reason=reason, **how), as_json)
+
+    ask(work, url, key, as_json)
 
 
 @app.command()

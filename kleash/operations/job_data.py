@@ -95,6 +95,8 @@ def samples(
     job_id: str,
     *,
     step: int | None = None,
+    from_step: int | None = None,
+    to_step: int | None = None,
     kind: Kind | None = None,
     tokens: bool | None = None,
     limit: int | None = None,
@@ -105,6 +107,8 @@ def samples(
     """Completions: `kind` is `rollout` or `eval` (held-out prompts); `tokens=False` leaves out their columns."""
     query = {
         "step": step,
+        "from_step": from_step,
+        "to_step": to_step,
         "kind": kind,
         "tokens": tokens,
         "limit": limit,

@@ -48,9 +48,10 @@ def list_(
     return Call("jobs_list", "GET", JOBS, document, query=query, repeatable=True)
 
 
-def get(job_id: str) -> Call[Job]:
-    """The job as it is now."""
-    return Call("jobs_get", "GET", JOB, document, {"job_id": job_id}, repeatable=True)
+def get(job_id: str, *, include: Literal["resolved_config"] | None = None) -> Call[Job]:
+    """The job as it is now; `include="resolved_config"` adds its config with every default."""
+    query = {"include": include}
+    return Call("jobs_get", "GET", JOB, document, {"job_id": job_id}, query, repeatable=True)
 
 
 def poll(job_id: str, etag: str | None, wait_s: int) -> Call[Answer]:
@@ -89,11 +90,20 @@ def resume(job_id: str) -> Call[Job]:
     return _action("resume", job_id)
 
 
-def cancel(job_id: str, *, reason: str | None = None) -> Call[Job]:
-    """Ask for the end; a running job is `cancelling` until its process has stopped."""
-    return _action("cancel", job_id, reason)
+def cancel(
+    job_id: str,
+    *,
+    reason: str | None = None,
+    save_checkpoint: bool | None = None,
+    grace_period_s: float | None = None,
+) -> Call[Job]:
+    """Ask for the end; a running job is `cancelling` until its process has saved and stopped.
+
+    It has `grace_period_s` for that, and is killed at once if `save_checkpoint` is False.
+    """
+    return _action("cancel", job_id, reason, save_checkpoint=save_checkpoint, grace_period_s=grace_period_s)
 
 
-def _action(name: str, job_id: str, reason: str | None = None) -> Call[Job]:
-    body = given(reason=reason) or None
+def _action(name: str, job_id: str, reason: str | None = None, **more: Any) -> Call[Job]:
+    body = given(reason=reason, **more) or None
     return Call(f"jobs_{name}", "POST", f"{JOB}/{name}", document, {"job_id": job_id}, body=body)

@@ -57,6 +57,16 @@ def test_nothing_is_made(client: TestClient, store: SqlStore, broker: Any, spec:
     assert told["resolved_config"]["kl"]["beta"] == 0.05
 
 
+def test_the_job_shows_the_config_that_the_dry_run_showed(client: TestClient, spec: dict[str, Any]) -> None:
+    for asked in (spec, {"type": "score", "config": {"items": ["A text."]}}):
+        told = dry(client, asked)["resolved_config"]
+        job_id = create(client, asked)["id"]
+        shown = client.get(f"/v1/jobs/{job_id}", params={"include": "resolved_config"}).json()
+        assert shown["resolved_config"] == told
+        assert (shown["config"] == told) == (asked is spec)  # which names no models
+    assert told["policy"]
+
+
 def test_it_refuses_what_a_creation_refuses(client: TestClient, spec: dict[str, Any]) -> None:
     for model in ("nobody", "../..", "tuned"):
         bad = spec | {"config": spec["config"] | {"model": {"name": model}}}

@@ -91,8 +91,12 @@ def test_what_cannot_be_kept_is_not_accepted(
 ) -> None:
     job_id = in_state(store, spec, "running")
     url = f"/v1/jobs/{job_id}/{action}"
-    unfit: list[Any] = [{"reason": ""}, {"reason": "x" * 201}, {"reason": 5}, {"save_checkpoint": False}, []]
-    for body in [*unfit, {"grace_period_s": 5}, "why"]:
+    unfit: list[Any] = [{"reason": ""}, {"reason": "x" * 201}, {"reason": 5}, [], "why", {"save": True}]
+    endings: list[Any] = [{"save_checkpoint": False}, {"grace_period_s": 5}]
+    if action == "cancel":
+        endings = [{"save_checkpoint": no} for no in (None, 0, "no")]
+        endings += [{"grace_period_s": no} for no in (-1, 3600.1, "5", True)]
+    for body in [*unfit, *endings]:
         assert client.post(url, json=body).status_code == 422, body
     form = client.post(url, content='{"reason":"x"}', headers={"Content-Type": "text/plain"})
     assert (form.status_code, form.json()["code"]) == (415, "unsupported_media_type")
@@ -118,6 +122,31 @@ def test_the_last_reason_stands_until_a_resume(
     job = client.get(url).json()
     assert (job["status"], job["reason"]) == ("cancelled", "x" * 200)
     assert job["cancel_requested_at"] == asked["cancel_requested_at"] <= job["finished_at"]
+
+
+@pytest.mark.parametrize("state", ["running", "pausing"])
+def test_the_first_cancel_says_how_the_process_ends(
+    client: TestClient, store: SqlStore, spec: dict[str, Any], state: str
+) -> None:
+    """In the row that its worker reads with the next heartbeat, in the transaction of the cancel itself."""
+    wishes: list[tuple[dict[str, Any], tuple[bool, float | None]]] = [
+        ({}, (True, None)),
+        ({"grace_period_s": 0}, (True, 0.0)),
+        ({"save_checkpoint": False}, (False, None)),
+        ({"save_checkpoint": True, "grace_period_s": 3600.0}, (True, 3600.0)),
+    ]
+    for body, kept in wishes:
+        job_id = in_state(store, spec, state)
+        url = f"/v1/jobs/{job_id}/cancel"
+        assert client.post(url, json=body).status_code == 202
+        assert client.post(url, json={"save_checkpoint": not kept[0], "grace_period_s": 1}).status_code == 202
+        job = store.heartbeat(job_id, 1, lease_s=60)
+        assert (job.cancel_saves, job.cancel_grace_s) == kept
+        told = {name: wish for name, wish in body.items() if wish is not True}
+        assert store.list_events(job_id)[-1].data == told
+    job_id = in_state(store, spec, "paused")
+    assert client.post(f"/v1/jobs/{job_id}/cancel", json={"save_checkpoint": False}).status_code == 200
+    assert store.list_events(job_id)[-1].data == {}  # there was no process
 
 
 def test_a_failure_says_of_which_attempt_and_whether_a_repeat_may_help(

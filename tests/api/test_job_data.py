@@ -1,5 +1,6 @@
 """What hangs on a job, over HTTP: metrics, samples, events, checkpoints, and why it failed."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -138,6 +139,17 @@ def test_events_and_samples_page_by_page(client: TestClient, store: SqlStore, sp
     assert found(limit=5, order="desc") == places[::-1]
     assert found(limit=1, kind="eval", step=2) == [(2, "eval", 0), (2, "eval", 1)]
     assert client.get(url, params={"tokens": "false"}).json()["data"][0]["data"] == {"reward": 1.0}
+    bounds = (None, 0, 2, 9, 11)
+    for low, high in product(bounds, bounds):
+        window = {"from_step": low, "to_step": high}
+        inside = [p for p in places if (low or 0) <= p[0] <= (11 if high is None else high)]
+        given = {name: step for name, step in window.items() if step is not None}
+        assert found(limit=3, **given) == inside
+        assert found(limit=3, order="desc", kind="eval", **given) == [
+            p for p in inside[::-1] if p[1] == "eval"
+        ]
+        assert found(step=2, **given) == [p for p in inside if p[0] == 2]
+    assert client.get(url, params={"from_step": -1}).status_code == 422
 
     # Numbers that repeat, that no decimal of a cursor would hold, and none: sorted in Python, page by page.
     numbers = [0.1 + 0.2, None, 5e-324, 0.3, -1.5, 0.3, float("nan"), 1e300, 2, None, 0.1, 0.3]
@@ -160,6 +172,8 @@ def test_events_and_samples_page_by_page(client: TestClient, store: SqlStore, sp
     for limit in (1, 5):
         assert found(limit=limit, order_by="kl") == rising + without
         assert found(limit=limit, order_by="kl", order="desc") == rising[::-1] + without[::-1]
+        early = [place for place in rising + without if place[0] <= 2]
+        assert found(limit=limit, order_by="kl", to_step=2) == early
     assert found(order_by="kl", after="10.eval.9") == [], "behind what is not there"
     assert client.get(url, params={"order_by": "length"}).status_code == 422
     for bad_cursor in ("1", "1.x.0", "99999999999.eval.0", "1.eval.4294967296"):

@@ -145,6 +145,32 @@ def test_no_replica_takes_back_what_another_has_told(
     assert client.get(url, headers={"If-None-Match": f'"{told.version}"'}).status_code == 304
 
 
+def test_another_representation_has_another_tag_and_waits_as_well(
+    client: TestClient, elsewhere: SqlStore, made: str
+) -> None:
+    url, resolved = f"/v1/jobs/{made}", {"include": "resolved_config"}
+    plain, shown = client.get(url), client.get(url, params=resolved)
+    tags = [plain.headers["etag"], shown.headers["etag"]]
+    assert tags == ['"1"', '"1.resolved_config"']
+    assert shown.json() == plain.json() | {"resolved_config": plain.json()["config"]}
+
+    def asked(params: dict[str, str], tag: str) -> tuple[int, str]:
+        answer = client.get(url, params=params, headers={"If-None-Match": tag})
+        return answer.status_code, answer.headers["etag"]
+
+    assert asked(resolved, tags[1]) == asked(resolved, f"{tags[0]}, {tags[1]}") == (304, tags[1])
+    assert asked(resolved, tags[0]) == (200, tags[1])
+    assert [asked({}, tag) for tag in tags] == [(304, tags[0]), (200, tags[0])]  # from memory or not
+    assert asked(resolved | {"wait": "1"}, tags[1]) == (304, tags[1])
+    assert asked(resolved | {"wait": "50"}, tags[0]) == (200, tags[1])  # at once
+    changed = client.patch(url, json={"name": "n"}, headers={"If-Match": tags[1]})  # the job is the same
+    assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
+    assert client.patch(url, json={"name": "m"}, headers={"If-Match": tags[1]}).status_code == 412
+    assert asked(resolved, tags[1]) == (200, '"2.resolved_config"')
+    elsewhere.request(made, Action.CANCEL)
+    assert client.get(url, params=resolved).json()["status"] == "cancelled"
+
+
 def test_what_is_at_hand_is_so_for_its_owner_only(
     keyed_client: TestClient, new_key: Callable[[], dict[str, str]], spec: dict[str, Any]
 ) -> None:

@@ -76,6 +76,22 @@ def test_a_reason_is_sent_and_shown_without_steering_the_terminal(service: Servi
     assert "reason: too ␛[2Jslow" in kleash(service, "jobs", "show", "job_0").stdout
 
 
+def test_a_job_is_shown_with_every_default_if_asked(service: Service) -> None:
+    service.answers = [(200, {}, a_job("queued", resolved_config={"seed": 7}))]
+    assert '"seed": 7' in kleash(service, "jobs", "show", "job_0", "--resolved").stdout
+    assert service.asked[0].path.endswith("job_0?include=resolved_config")
+
+
+def test_a_cancel_may_say_how_the_process_ends(service: Service) -> None:
+    service.answers = [(202, {}, a_job("cancelling"))] * 2
+    assert kleash(service, "jobs", "cancel", "job_0", "--save", "--grace", "90").exit_code == 0
+    assert kleash(service, "jobs", "cancel", "job_0", "--no-save").exit_code == 0
+    assert [asked.body for asked in service.asked] == [
+        {"save_checkpoint": True, "grace_period_s": 90.0},
+        {"save_checkpoint": False},
+    ]
+
+
 def test_create_sends_the_file_and_prints_the_id(service: Service, tmp_path: Path) -> None:
     spec = {"type": "ppo", "config": {"seed": 3}}
     (tmp_path / "job.json").write_text(json.dumps(spec))

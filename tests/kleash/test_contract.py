@@ -193,7 +193,7 @@ def test_every_description_is_a_method_of_both_clients() -> None:
 
 
 DOCUMENTS = {
-    "Job": "JobDocument",
+    "Job": "ResolvedJobDocument",
     "Progress": "Progress",
     "JobError": "JobError",
     "DryRun": "DryRunDocument",

@@ -66,11 +66,14 @@ elif mode == "signal":
 elif mode == "obey":
     signal.signal(signal.SIGTERM, stop_cleanly)
     wait_for_ever()
+elif mode == "obey slowly":
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2.0), stop_cleanly(0, None)))
+    wait_for_ever()
 elif mode == "69 soon":
     time.sleep(1.8)  # later than half a lease, sooner than the supervisor gives up
     sys.exit(69)
 elif mode == "deaf":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "told").touch())
     subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)"], close_fds=False, stdin=subprocess.DEVNULL
     )

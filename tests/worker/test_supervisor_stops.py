@@ -10,6 +10,7 @@ from jobs.errors import StoreUnavailable
 from jobs.spec import Job
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
+from jobs.store_jobs import Ending
 from tests.worker.supervised import LONG_S, Unrenewable, assert_nothing_lives, run_and, set_row, wait_until
 
 
@@ -26,6 +27,38 @@ def test_a_client_stops_the_run(
     assert job.crash_count == 0
     log = (tmp_path / "jobs" / "job_1" / "1" / "log.txt").read_text()
     assert log == ("saved\n" if mode == "obey" else "")
+    assert_nothing_lives(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "worker_s", "ending", "log"),
+    [
+        ("obey slowly", 0.0, Ending(grace_s=LONG_S), "saved\n"),  # longer than the worker gives
+        ("deaf", LONG_S, Ending(grace_s=0.3), ""),
+        ("obey", LONG_S, Ending(saves=False), ""),  # not even asked to save
+        ("deaf", LONG_S, Ending(saves=False, grace_s=LONG_S), ""),
+    ],
+)
+def test_a_cancel_says_how_the_process_ends(
+    tmp_path: Path, store: SqlStore, start: Any, mode: str, worker_s: float, ending: Ending, log: str
+) -> None:
+    run = start(mode, stop_grace_s=worker_s)
+    status = run_and(run, tmp_path, lambda: store.request("job_1", Action.CANCEL, ending=ending))
+    assert status is store.get_job("job_1").status is Status.CANCELLED
+    assert (tmp_path / "jobs" / "job_1" / "1" / "log.txt").read_text() == log
+    assert_nothing_lives(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [Ending(saves=False), Ending(grace_s=0.3)])
+def test_a_cancel_hurries_a_process_that_was_told_to_pause(
+    tmp_path: Path, store: SqlStore, start: Any, ending: Ending
+) -> None:
+    def pause_and_cancel() -> None:
+        store.request("job_1", Action.PAUSE)
+        wait_until((tmp_path / "told").exists)
+        store.request("job_1", Action.CANCEL, ending=ending)
+
+    assert run_and(start("deaf"), tmp_path, pause_and_cancel) is Status.CANCELLED
     assert_nothing_lives(tmp_path)
 
 

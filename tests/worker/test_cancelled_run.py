@@ -1,0 +1,61 @@
+"""A cancel of a real training process: with a last checkpoint, from which another job goes on, or with none."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import Settings
+from jobs.spec import PPOSpec
+from jobs.sql_store import SqlStore
+from jobs.states import Action, Status
+from jobs.store_jobs import Ending
+from rlhf_core.checkpoint import verify_checkpoint
+from tests.worker.supervised import LONG_S, wait_until
+from worker.supervisor import Supervisor
+
+NEVER = 10_000  # steps that no test waits for
+
+
+def spec(steps: int) -> PPOSpec:
+    config = {
+        "model": {"name": "tiny", "lora": {"rank": 2}},
+        "data": {"prompts": ["The cat", "A lovely"]},
+        "reward": {"kind": "length", "target_tokens": 4},
+        "rollout": {"batch_size": 2, "max_new_tokens": 4},
+        "optimization": {"steps": steps, "minibatches": 1},
+        "checkpoint": {"every_steps": NEVER},
+    }
+    return PPOSpec.model_validate({"config": config})
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_cancelled_run_leaves_what_its_client_wanted(
+    tmp_path: Path, store: SqlStore, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
+) -> None:
+    monkeypatch.setenv("KLEASH_DATA", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = Settings(data=tmp_path, heartbeat_s=0.05, lease_s=60.0, stop_grace_s=0.0)
+    supervisor = Supervisor(store, settings, worker="w")
+    model = {"model": {"path": str(tiny_model)}}
+    store.create_job("job_1", "me", spec(NEVER), model)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(supervisor.run, "job_1", 1)
+        wait_until(lambda: store.get_job("job_1").step >= 2 or run.done())
+        store.request("job_1", Action.CANCEL, ending=Ending(saves=saves, grace_s=LONG_S))
+        assert run.result() is Status.CANCELLED
+    job, saved = store.get_job("job_1"), store.list_checkpoints("job_1")
+    folders = [path.name for path in (settings.artifacts / "job_1").glob("*/*") if path.is_dir()]
+    assert folders == [checkpoint.name for checkpoint in saved]
+    if not saves:
+        assert saved == []
+        return
+    (last,) = saved
+    assert (last.name, last.step) == (f"step-{job.step}", job.step)
+    verify_checkpoint(settings.artifacts / last.path, last.sha256)
+
+    start = {"path": last.path, "sha256": last.sha256, "step": last.step, "job_id": "job_1"}
+    start |= {"name": last.name, "same_kl": True, "same_evaluation": True}
+    store.create_job("job_2", "me", spec(last.step + 1), model | {"resume_from": start})
+    assert supervisor.run("job_2", 1) is Status.SUCCEEDED
+    assert [row.step for row in store.list_metrics("job_2")] == [last.step + 1]
