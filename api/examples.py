@@ -104,7 +104,8 @@ JOB_CANCELS: dict[str, Any] = {
     "now": {"summary": "Killed at once", "value": {"save_checkpoint": False}},
 }
 CHECKPOINT_CHANGES: dict[str, Any] = {
-    "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}}
+    "keep": {"summary": "Kept whatever the job's keep_last", "value": {"pinned": True}},
+    "expire": {"summary": "Gone by itself", "value": {"expires_at": "2035-01-31T12:00:00Z"}},
 }
 WEBHOOKS: dict[str, Any] = {
     "ends": {

@@ -1,9 +1,19 @@
 """The JSON documents that clients read: problems and probes, and what all the others share."""
 
+import re
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    Strict,
+)
 
 
 def rfc3339(seconds: float) -> str:
@@ -19,6 +29,24 @@ Timestamp = Annotated[
     PlainSerializer(rfc3339, return_type=str),
     Field(json_schema_extra={"type": "string", "format": "date-time"}),
 ]
+DATE = re.compile(r"\d{4}-\d\d-\d\dT", re.ASCII)
+TEN_YEARS_S = 3650 * 86_400
+
+
+def _is_text(value: object) -> object:
+    if not (isinstance(value, str) and DATE.match(value)):
+        raise ValueError("must be text like 2027-01-31T12:00:00Z")
+    return value
+
+
+def _is_ahead(value: datetime) -> datetime:
+    if not 0 < value.timestamp() - time.time() <= TEN_YEARS_S:
+        raise ValueError("must be in the future, and within ten years")
+    return value
+
+
+# A time in a request's body. JSON has no type for it, so that it is text although all else is strict.
+FutureInstant = Annotated[AwareDatetime, Strict(False), BeforeValidator(_is_text), AfterValidator(_is_ahead)]
 Number = float | None  # null where it is not finite, or not scored
 
 

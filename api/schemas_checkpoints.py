@@ -2,12 +2,13 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from api.schemas import Document, Page, Timestamp
+from api.schemas import Document, FutureInstant, Page, Timestamp
 from api.schemas_job_data import CheckpointDocument
 from api.services.artifacts import Artifact
 from api.services.checkpoints import Content
+from jobs.store_data import CheckpointValues
 
 
 class CheckpointFile(Document):
@@ -38,11 +39,31 @@ class CheckpointDetail(CheckpointDocument):
 
 
 class CheckpointChange(BaseModel):
-    """What may be changed of a checkpoint."""
+    """What may be changed of a checkpoint; what is not named stays."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
 
-    pinned: StrictBool = Field(description="Retention leaves a pinned one alone.")
+    pinned: StrictBool = Field(False, description="Retention leaves a pinned one alone.")
+    expires_at: FutureInstant | None = Field(
+        None,
+        description="It is deleted then, or when its job has ended, unless it is pinned or another job needs it. "
+        "null: it stays.",
+    )
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("name what to change: pinned, expires_at")
+        return self
+
+    def values(self) -> CheckpointValues:
+        """What the request names."""
+        values = CheckpointValues()
+        if "pinned" in self.model_fields_set:
+            values["pinned"] = self.pinned
+        if "expires_at" in self.model_fields_set:
+            values["expires_at"] = None if self.expires_at is None else self.expires_at.timestamp()
+        return values
 
 
 class ArtifactDocument(Document):

@@ -70,6 +70,7 @@ class CheckpointDocument(Document):
     sha256: str
     bytes: int
     pinned: bool
+    expires_at: Timestamp | None
     attempt: int
     created_at: Timestamp
 

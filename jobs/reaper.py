@@ -21,7 +21,7 @@ FORGET_EVERY_S, DAY_S = 60.0, 86_400.0
 
 
 class Reaper:
-    """One loop. It also removes keys, webhook messages and (if a retention is set) jobs that had their time."""
+    """One loop. It also removes what had its time: keys, webhook messages, checkpoints, and jobs by retention."""
 
     def __init__(self, store: Store, settings: Settings, files: Files | None = None) -> None:
         self._store, self._every_s = store, settings.reap_every_s
@@ -43,6 +43,8 @@ class Reaper:
         """Remove what has had its time, a bounded part of it. Raises StoreUnavailable."""
         self._store.forget_expired_keys()
         self._store.forget_deliveries(older_than_s=self._deliveries_kept_s)
+        for checkpoint_id in self._store.expire_checkpoints():
+            log.info("%s: deleted, its time is over", checkpoint_id)
         if self._retention_days is None:
             return
         for job_id in self._store.expired_jobs(older_than_s=DAY_S * self._retention_days):

@@ -142,6 +142,7 @@ job_checkpoints = Table(
     Column("sha256", String, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("pinned", Boolean, nullable=False),  # retention leaves it alone
+    Column("expires_at", Double, index=True),  # a client's word: from then on nobody needs it
     Column("attempt", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
     UniqueConstraint("job_id", "name"),

@@ -213,6 +213,7 @@ class Checkpoint:
     sha256: str  # of the manifest
     bytes: int
     pinned: bool  # another job was created to go on from it: retention leaves it alone
+    expires_at: float | None  # it goes then, if it is not pinned and its job has ended
     attempt: int
     created_at: float
 

@@ -89,6 +89,7 @@ def checkpoint_of(row: Any) -> Checkpoint:
         sha256=row.sha256,
         bytes=row.bytes,
         pinned=row.pinned,
+        expires_at=row.expires_at,
         attempt=row.attempt,
         created_at=row.created_at,
     )

@@ -1,9 +1,16 @@
 """The part of the port to the rows that reads what hangs on a job, and what a client may change of it."""
 
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from jobs.metric_series import RunMark, SeriesAnswer, SeriesQuery
 from jobs.spec import Checkpoint
+
+
+class CheckpointValues(TypedDict, total=False):
+    """What a client may set of a checkpoint."""
+
+    pinned: bool  # retention leaves it alone
+    expires_at: float | None
 
 
 class DataStore(Protocol):
@@ -25,12 +32,21 @@ class DataStore(Protocol):
         """By its id. Raises CheckpointNotFound, also when `owner` is given and its job is not theirs."""
         ...
 
-    def pin_checkpoint(self, checkpoint_id: str, owner: str, *, pinned: bool) -> Checkpoint:
-        """Have retention leave it alone, or not.
+    def change_checkpoint(
+        self, checkpoint_id: str, owner: str, **values: Unpack[CheckpointValues]
+    ) -> Checkpoint:
+        """Set what is given.
 
         Raises:
             CheckpointNotFound: no such checkpoint of this owner.
             CheckpointInUse: it is to be unpinned, and a job needs it.
+        """
+        ...
+
+    def expire_checkpoints(self, *, limit: int = 100) -> list[str]:
+        """Delete those whose time is over and whose job has ended, but none that is pinned or that a job needs.
+
+        Returns their ids, of `limit` at most.
         """
         ...
 

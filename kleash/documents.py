@@ -167,6 +167,7 @@ class Checkpoint(TypedDict):
     sha256: str
     bytes: int
     pinned: bool
+    expires_at: str | None
     attempt: int
     created_at: str
     archive_url: NotRequired[str]

@@ -60,7 +60,7 @@ def show(checkpoint_id: str, owner: Owner, checkpoints: CheckpointsDep) -> Check
 @changing.patch(
     "/checkpoints/{checkpoint_id}",
     operation_id="checkpoints_update",
-    summary="Pin a checkpoint",
+    summary="Pin a checkpoint, or say when it may go",
     responses=problems(404, 409) | BODY_PROBLEMS,
 )
 def update(
@@ -69,8 +69,11 @@ def update(
     owner: Owner,
     checkpoints: CheckpointsDep,
 ) -> CheckpointDetail:
-    """A pinned one stays when the job drops its older saves. One that another job needs cannot be unpinned."""
-    return CheckpointDetail.of_content(checkpoints.pin(checkpoint_id, owner, pinned=change.pinned))
+    """Set what is named. A pinned one stays when the job drops its older saves, and when its time is over.
+
+    One that another job needs cannot be unpinned.
+    """
+    return CheckpointDetail.of_content(checkpoints.change(checkpoint_id, owner, change.values()))
 
 
 @changing.delete(

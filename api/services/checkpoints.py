@@ -15,6 +15,7 @@ from api.errors import ArtifactGone
 from jobs.errors import CheckpointNotFound
 from jobs.spec import Checkpoint
 from jobs.store import Store
+from jobs.store_data import CheckpointValues
 
 CHECKPOINT_ID = re.compile(r"ckpt_[0-9a-f]{32}")
 MANIFEST = "manifest.json"
@@ -47,10 +48,9 @@ class CheckpointService:
         """The checkpoint with the files of its manifest."""
         return self._content(self._find(checkpoint_id, owner))
 
-    def pin(self, checkpoint_id: str, owner: str, *, pinned: bool) -> Content:
-        """Keep it whatever the job's `keep_last`, or no longer. Raises CheckpointInUse."""
-        known = _known_shape(checkpoint_id)
-        return self._content(self._store.pin_checkpoint(known, owner, pinned=pinned))
+    def change(self, checkpoint_id: str, owner: str, values: CheckpointValues) -> Content:
+        """Keep it whatever the job's `keep_last`, or no longer; or until then. Raises CheckpointInUse."""
+        return self._content(self._store.change_checkpoint(_known_shape(checkpoint_id), owner, **values))
 
     def delete(self, checkpoint_id: str, owner: str) -> None:
         """Forget it; its files go later. Raises IllegalTransition, CheckpointInUse."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kleash.commands.options import Json, Key, Output, Url
-from kleash.commands.session import OK, ask, show, show_fields, written
+from kleash.commands.session import OK, USAGE, ask, fail, show, show_fields, written
 
 if TYPE_CHECKING:
     from kleash.client import Client
@@ -33,6 +33,26 @@ def pin(checkpoint_id: CheckpointId, url: Url = None, key: Key = None, as_json: 
 def unpin(checkpoint_id: CheckpointId, url: Url = None, key: Key = None, as_json: Json = False) -> None:
     """Let `keep_last` drop a save."""
     _pin(checkpoint_id, False, url, key, as_json)
+
+
+@app.command()
+def expire(
+    checkpoint_id: CheckpointId,
+    at: Annotated[str | None, typer.Option(help="A time like 2027-01-31T12:00:00Z.")] = None,
+    never: Annotated[bool, typer.Option("--never", help="It stays until it is deleted.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Have a save go by itself at a time, or when its job has ended; a pinned one stays."""
+    if (at is None) is not never:
+        fail(USAGE, "invalid_request", "give one of --at and --never", as_json)
+    ask(
+        lambda client: show_fields(client.checkpoints.update(checkpoint_id, expires_at=at), as_json),
+        url,
+        key,
+        as_json,
+    )
 
 
 def _pin(checkpoint_id: str, pinned: bool, url: str | None, key: str | None, as_json: bool) -> None:

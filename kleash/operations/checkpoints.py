@@ -1,5 +1,7 @@
 """/v1/checkpoints: the saves of jobs."""
 
+from typing import Any, Literal
+
 from kleash.calls import Call, document, nothing
 from kleash.documents import Checkpoint
 
@@ -12,9 +14,17 @@ def get(checkpoint_id: str) -> Call[Checkpoint]:
     return Call("checkpoints_get", "GET", CHECKPOINT, document, names, repeatable=True)
 
 
-def update(checkpoint_id: str, *, pinned: bool) -> Call[Checkpoint]:
-    """A pinned checkpoint is not dropped by `keep_last`."""
-    names, body = {"checkpoint_id": checkpoint_id}, {"pinned": pinned}
+def update(
+    checkpoint_id: str, *, pinned: bool | None = None, expires_at: str | Literal[False] | None = False
+) -> Call[Checkpoint]:
+    """A pinned checkpoint is not dropped by `keep_last`. It expires at a time like 2027-01-31T12:00:00Z, or never
+    (None); what is not given stays as it is.
+    """
+    names, body = {"checkpoint_id": checkpoint_id}, dict[str, Any]()
+    if pinned is not None:
+        body["pinned"] = pinned
+    if expires_at is not False:
+        body["expires_at"] = expires_at
     return Call("checkpoints_update", "PATCH", CHECKPOINT, document, names, body=body)
 
 

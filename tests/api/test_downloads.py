@@ -249,7 +249,12 @@ def test_a_pinned_checkpoint(
     assert (refused.status_code, refused.json()["code"]) == (409, "checkpoint_in_use")
     client.post(f"/v1/jobs/{job['id']}/cancel")
     assert client.patch(url, json={"pinned": False}).json()["pinned"] is False
-    for body in ({}, {"pinned": "true"}, {"pinned": True, "x": 1}):
+    late = client.patch(url, json={"expires_at": "2035-01-31T12:00:00+01:00"}).json()
+    assert (late["expires_at"], late["pinned"]) == ("2035-01-31T11:00:00.000Z", False)
+    assert client.patch(url, json={"pinned": True}).json()["expires_at"] == late["expires_at"]
+    assert client.patch(url, json={"expires_at": None}).json()["expires_at"] is None
+    past, zoneless = {"expires_at": "2020-01-31T12:00:00Z"}, {"expires_at": "2035-01-31T12:00:00"}
+    for body in ({}, {"pinned": "true"}, {"pinned": True, "x": 1}, {"pinned": None}, past, zoneless):
         assert client.patch(url, json=body).status_code == 422
     assert client.patch(f"/v1/checkpoints/ckpt_{'0' * 32}", json={"pinned": True}).status_code == 404
 

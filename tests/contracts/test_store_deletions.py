@@ -77,7 +77,7 @@ def test_a_job_that_may_go_on_keeps_its_checkpoints(store: SqlStore, state: str)
             store.delete_checkpoint(save.id, "me")
         assert store.list_checkpoints("job_1") == [save]
         return
-    store.pin_checkpoint(save.id, "me", pinned=True)
+    store.change_checkpoint(save.id, "me", pinned=True)
     store.delete_checkpoint(save.id, "me")
     assert (store.list_checkpoints("job_1"), store.deleted_folders()) == ([], [save.path])
     assert store.get_job("job_1") == before, "an ended job does not change"
@@ -239,6 +239,41 @@ def test_retention_takes_what_ended_long_ago_and_nobody_needs(
     with pytest.raises(JobInUse):  # pinned since the reaper looked
         store.delete_job("job_3", spare_pinned=True)
     store.delete_job("job_3")
+
+
+def test_a_checkpoint_goes_when_its_time_is_over_and_nobody_needs_it(
+    store: SqlStore, clock: Any, tmp_path: Path
+) -> None:
+    reaper = Reaper(store, Settings(data=tmp_path))
+
+    def left() -> set[str]:
+        reaper.forget()
+        return {save.name for save in store.list_checkpoints("job_1")}
+
+    in_state(store, "running")
+    names = ("pinned", "needed", "late", "soon", "for ever")
+    saves = {
+        name: store.record_checkpoint("job_1", 1, **CHECKPOINT | {"name": name, "path": name})  # type: ignore[arg-type]
+        for name in names
+    }
+    used = {"job_id": "job_1", "name": "needed", "sha256": saves["needed"].sha256, "step": 1}
+    store.create_job("job_2", "me", SPEC, {"resume_from": used})
+    with store.writing() as connection:  # resuming pins as well; here the need alone shall hold it
+        connection.execute(update(job_checkpoints).values(pinned=job_checkpoints.c.name == "pinned"))
+    for name in ("pinned", "needed", "soon"):
+        store.change_checkpoint(saves[name].id, "me", expires_at=clock.time + 1)
+    assert store.change_checkpoint(saves["late"].id, "me", expires_at=clock.time + 2).expires_at
+    clock.time += 1
+    assert left() == set(names), "its job may have to go on from there"
+    store.finish("job_1", 1, Status.FAILED)
+    assert left() == {"pinned", "needed", "late", "for ever"}
+    assert store.deleted_folders() == ["soon"]
+    store.change_checkpoint(saves["late"].id, "me", expires_at=None)
+    clock.time += 1
+    store.request("job_2", Action.CANCEL)
+    assert left() == {"pinned", "late", "for ever"}
+    with pytest.raises(CheckpointNotFound):
+        store.change_checkpoint(saves["soon"].id, "me", expires_at=None)
 
 
 def test_a_round_of_retention_is_bounded(store: SqlStore, clock: Any) -> None:
