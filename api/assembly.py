@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from api.deps import Parts
@@ -14,6 +15,7 @@ from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.files import FileService
+from api.services.histories import Histories
 from api.services.job_data import JobData
 from api.services.job_documents import JobDocuments
 from api.services.job_files import JobFiles
@@ -29,6 +31,7 @@ from jobs.outbound import Outbound
 from jobs.ports import Broker, Scorer
 from jobs.reaper import Reaper
 from jobs.settings import Settings
+from jobs.spec import Event
 from jobs.store import Store
 from jobs.system import SystemRng
 from jobs.upload_folder import UploadFolder, UploadSweep
@@ -81,6 +84,7 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         models=models,
         jobs=jobs,
         live=live,
+        histories=Histories(partial(_history, store), event_frame),
         documents=documents,
         job_data=JobData(store, analysis, settings.artifacts),
         metrics=MetricService(store),
@@ -103,3 +107,7 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         sender,
     ]
     return Assembly(parts, loops, dispatcher.wake)
+
+
+def _history(store: Store, job_id: str, after: int, limit: int) -> list[Event]:
+    return store.list_events(job_id, after=after, limit=limit)

@@ -12,6 +12,7 @@ from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
 from api.services.files import FileService
+from api.services.histories import Histories
 from api.services.job_data import JobData
 from api.services.job_documents import JobDocuments
 from api.services.jobs import JobService
@@ -43,6 +44,7 @@ class Parts:
     checkpoints: CheckpointService
     artifacts: ArtifactService
     live: Live
+    histories: Histories
     documents: JobDocuments
     keyring: Keyring
     rates: RequestRates

@@ -2,7 +2,8 @@
 
 Frames: `snapshot`, the job; then each event once, its `seq` as id; a comment after PING_S of silence; and `done`,
 when the job has ended and its last event is out. Who comes back with Last-Event-ID goes on after that event. Each
-frame is built once for all who follow the job (api/services/tails.py), and a stream waits without a thread.
+frame is built once for all who follow the job (api/services/tails.py, older ones in histories.py), and a stream
+waits without a thread.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
-from anyio.to_thread import run_sync
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.abortable import abort
 from api.held import gone
 from api.schemas_job_data import EventDocument
+from api.services.histories import Histories
 from api.services.live import Live, Watch
 from api.services.tails import Tail
 from jobs.errors import StoreUnavailable
@@ -30,10 +31,8 @@ PATIENCE_S = 15.0  # for a client to read what it was sent
 LAST_PATIENCE_S = 0.5  # the same once the process is to end
 LONGEST_S = 3600.0  # of one stream
 KEY_CHECK_S = 2.0  # a key that was revoked or has expired does not follow a job for longer
-PAGE = 100  # events
 CHUNK_BYTES = 1 << 15
 
-Backfill = Callable[[int, int], list[Event]]  # events of the job after a seq, at most so many
 Allowed = Callable[[], Awaitable[bool]]  # whether the caller may still follow
 
 
@@ -73,12 +72,19 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, live: Live, job_id: str, *, snapshot: bytes, after: int, backfill: Backfill, allowed: Allowed
+        self,
+        live: Live,
+        histories: Histories,
+        job_id: str,
+        *,
+        snapshot: bytes,
+        after: int,
+        allowed: Allowed,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._live, self._job_id, self._snapshot = live, job_id, snapshot
-        self._sent, self._backfill, self._allowed = after, backfill, allowed
+        self._live, self._histories, self._job_id = live, histories, job_id
+        self._snapshot, self._sent, self._allowed = snapshot, after, allowed
         self._limit: asyncio.Timeout | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,10 +148,9 @@ class EventStream(Response):
                     ping = now() + PING_S
 
     async def _new(self, tail: Tail) -> list[bytes]:
-        """Frames that follow what was sent: those at hand, or else a page from the database."""
+        """Frames that follow what was sent: those at hand, or else a page of its history."""
         frames = tail.after(self._sent)
         if frames is None:
-            events = await run_sync(self._backfill, self._sent, PAGE)
-            frames = [event_frame(self._job_id, event) for event in events]
+            frames = await self._histories.after(self._job_id, self._sent)
         self._sent += len(frames)
         return frames

@@ -1,9 +1,8 @@
 """Lists of jobs: found in an index that has all one can filter by, and only then read."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, UnaryExpression, and_, func, or_, select, union_all
 
 from jobs.schema import jobs
 from jobs.schema_jobs import job_labels, label_of
@@ -30,10 +29,10 @@ class ListingRows(SqlBase):
         limit: int = 20,
     ) -> list[Job]:
         """See jobs.store_jobs.JobsStore. Raises ValueError for a status that does not exist."""
-        found = _page(_matching(owner, where), after, oldest_first).limit(limit)
+        found = _page(owner, where, after, oldest_first, limit)
         with self.reading() as connection:
             ids = list(connection.execute(found).scalars())
-            rows = connection.execute(_page(select(jobs), None, oldest_first).where(jobs.c.id.in_(ids)))
+            rows = connection.execute(select(jobs).where(jobs.c.id.in_(ids)).order_by(_by_time(oldest_first)))
             return [job_of(row) for row in rows]
 
     def list_versions(
@@ -46,17 +45,18 @@ class ListingRows(SqlBase):
         limit: int = 20,
     ) -> list[JobAt]:
         """See jobs.store_jobs.JobsStore."""
-        found = _page(_matching(owner, where), after, oldest_first).limit(limit)
+        found = _page(owner, where, after, oldest_first, limit)
         with self.reading() as connection:
             ids = list(connection.execute(found).scalars())
-            versions = _page(select(jobs.c.id, jobs.c.version), None, oldest_first).where(jobs.c.id.in_(ids))
-            return [JobAt(job_id, version) for job_id, version in connection.execute(versions)]
+            versions = select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(ids))
+            rows = connection.execute(versions.order_by(_by_time(oldest_first)))
+            return [JobAt(job_id, version) for job_id, version in rows]
 
     def count_jobs(self, *, owner: str | None = None, where: JobFilter = ALL) -> int:
         """See jobs.store_jobs.JobsStore."""
         with self.reading() as connection:
             counted: int = connection.execute(
-                select(func.count()).select_from(_matching(owner, where).subquery())
+                select(func.count()).select_from(union_all(*_matching(owner, where)).subquery())
             ).scalar_one()
             return counted
 
@@ -77,13 +77,26 @@ class ListingRows(SqlBase):
             return QueuePlace(1 + counted, now - job.queued_at, job.dispatched_epoch == job.epoch)
 
 
-def _page(query: Select[Any], after: str | None, oldest_first: bool) -> Select[Any]:
+def _page(
+    owner: str | None, where: JobFilter, after: str | None, oldest_first: bool, limit: int
+) -> Select[tuple[str]]:
+    """The page's ids. Of each status it takes no more than fit on the page."""
+    some = _matching(owner, where)
     if after is not None:
-        query = query.where(jobs.c.id > after if oldest_first else jobs.c.id < after)
-    return query.order_by(jobs.c.id.asc() if oldest_first else jobs.c.id.desc())
+        some = [query.where(jobs.c.id > after if oldest_first else jobs.c.id < after) for query in some]
+    some = [query.order_by(_by_time(oldest_first)).limit(limit) for query in some]
+    if len(some) == 1:
+        return some[0]
+    found = union_all(*(select(query.subquery()) for query in some)).subquery()
+    return select(found.c.id).order_by(found.c.id.asc() if oldest_first else found.c.id.desc()).limit(limit)
 
 
-def _matching(owner: str | None, where: JobFilter) -> Select[tuple[str]]:
+def _by_time(oldest_first: bool) -> UnaryExpression[str]:
+    return jobs.c.id.asc() if oldest_first else jobs.c.id.desc()
+
+
+def _matching(owner: str | None, where: JobFilter) -> list[Select[tuple[str]]]:
+    """The jobs' ids: a query for each status, so that each runs along an index, and none has another's jobs."""
     query: Select[tuple[str]] = select(jobs.c.id).where(*_conditions(where))
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
@@ -92,12 +105,11 @@ def _matching(owner: str | None, where: JobFilter) -> Select[tuple[str]]:
         if owner is not None:
             labelled = labelled.where(job_labels.c.owner == owner)
         query = query.where(jobs.c.id.in_(labelled))
-    return query
+    names = dict.fromkeys(where.statuses)
+    return [query.where(_has_status(name)) for name in names] or [query]
 
 
 def _conditions(where: JobFilter) -> Iterator[ColumnElement[bool]]:
-    if where.statuses:
-        yield or_(*(_has_status(name) for name in where.statuses))
     if where.type is not None:
         yield jobs.c.type == where.type
     if where.created_from is not None:

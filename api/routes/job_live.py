@@ -99,9 +99,9 @@ async def stream(
     snapshot = await parts.documents.get(job_id, owner, seen.version)
     return EventStream(
         parts.live,
+        parts.histories,
         job_id,
         snapshot=snapshot_frame(snapshot.body),
         after=after if last_event_id is None else last_event_id,
-        backfill=lambda sent, limit: parts.store.list_events(job_id, after=sent, limit=limit),
         allowed=allowed,
     )

@@ -11,10 +11,11 @@ from pathlib import Path
 from benchmarks.http.overload import overload
 from benchmarks.http.polls import idle, require_wrk
 from benchmarks.http.service import service
+from benchmarks.http.streams import streams
 
-PARTS = ("polls", "overload")
-MOST = {"poll_304_over_bare": 1.5, "poll_200_over_bare": 3.0}
-LEAST = {"overload_goodput_over_peak": 0.8}
+PARTS = ("polls", "streams", "overload")
+MOST = {"poll_304_over_bare": 1.5, "poll_200_over_bare": 3.0, "streams_late_over_tick": 2.0}
+LEAST = {"overload_goodput_over_peak": 0.8, "streams_polls_beside_silent": 0.9}
 
 
 def main() -> int:
@@ -29,6 +30,8 @@ def main() -> int:
     with service(options.registry) as ours:
         if "polls" in options.only:
             told |= idle(ours, options.rounds)
+        if "streams" in options.only:
+            told |= streams(ours, options.rounds)
         if "overload" in options.only:
             told |= overload(ours, max(1, options.rounds // 2))
     print(json.dumps(told))

@@ -1,7 +1,7 @@
 """Four times as many scoring requests as the service can answer: how much of its peak it still gives.
 
-Peak is what a closed loop of a few clients gets. Overload is an open loop: requests arrive at their times whether
-the earlier ones were answered or not, and nobody tries again.
+Peak is the most that closed loops of some numbers of clients get. Overload is an open loop: requests arrive at
+their times whether the earlier ones were answered or not, and nobody tries again.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ import httpx2
 from benchmarks.http.polls import TEXT
 from benchmarks.http.service import Service
 
-DEADLINE_S, ROUND_S, CLIENTS, OVERLOAD = 10, 12.0, 8, 4
+DEADLINE_S, ROUND_S, OVERLOAD = 10, 12.0, 4
+CLIENTS, CLIMB_S = (8, 16, 32), 8.0  # tried for the peak, so long each
 LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
 
 
@@ -29,14 +30,16 @@ async def _overload(service: Service, rounds: int) -> dict[str, Any]:
     async with httpx2.AsyncClient(
         base_url=service.url, headers=service.authorization, limits=LIMITS, timeout=2 * DEADLINE_S
     ) as client:
-        await _peak(client, 2.0)
+        await _answered(client, CLIENTS[0], 2.0)
         for number in range(rounds):
-            peak = await _peak(client, ROUND_S)
+            ladder = {clients: await _answered(client, clients, CLIMB_S) for clients in CLIENTS}
+            peak = max(ladder.values())
             answers = await _arrive(client, OVERLOAD * peak, ROUND_S, number)
             good = answers["200"] / ROUND_S
             ratios.append(good / peak)
             statuses += answers
-            print(f"peak {peak:.1f}/s; {OVERLOAD} times that asked for: {good:.1f}/s answered")
+            climbed = ", ".join(f"{per_s:.1f}/s for {clients} clients" for clients, per_s in ladder.items())
+            print(f"{climbed}; {OVERLOAD} times the peak asked for: {good:.1f}/s answered")
     unexpected = set(statuses) - {"200", "503 with Retry-After", "429 with Retry-After", "504"}
     if unexpected:
         raise RuntimeError(f"answers under overload: {dict(statuses)}")
@@ -51,8 +54,8 @@ async def _score(client: httpx2.AsyncClient, name: str) -> str:
     return str(answer.status_code) + (" with Retry-After" if "retry-after" in answer.headers else "")
 
 
-async def _peak(client: httpx2.AsyncClient, seconds: float) -> float:
-    """Answers a second that CLIENTS get who each wait for their answer before they ask again."""
+async def _answered(client: httpx2.AsyncClient, clients: int, seconds: float) -> float:
+    """Answers a second that so many clients get who each wait for their answer before they ask again."""
     began, done = time.monotonic(), 0
 
     async def loop(place: int) -> None:
@@ -62,7 +65,7 @@ async def _peak(client: httpx2.AsyncClient, seconds: float) -> float:
             assert status == "200", status
             done += 1
 
-    await asyncio.gather(*map(loop, range(CLIENTS)))
+    await asyncio.gather(*map(loop, range(clients)))
     return done / (time.monotonic() - began)
 
 

@@ -58,15 +58,13 @@ def _latency(told: str, share: str) -> float:
 def idle(service: Service, rounds: int) -> dict[str, Any]:
     """Interleaved rounds, of a job that has ended."""
     job_id = ended(service.client())
-    url, tag = f"{service.url}/v1/jobs/{job_id}", _tag(service, job_id)
+    url, tag = f"{service.url}/v1/jobs/{job_id}", tag_of(service, job_id)
     found: dict[str, list[Polls]] = {"bare": [], "304": [], "200": []}
     with bare() as (constant, process):
         for _ in range(rounds + 1):  # the first fills caches
             ours = service.authorization
             found["bare"].append(wrk(constant, process, {}, 200, connections=CONNECTIONS))
-            found["304"].append(
-                wrk(url, service.api, ours | {"If-None-Match": tag}, 304, connections=CONNECTIONS)
-            )
+            found["304"].append(wrk(url, service.api, ours | tag, 304, connections=CONNECTIONS))
             found["200"].append(wrk(url, service.api, ours, 200, connections=CONNECTIONS))
     table = {name: runs[1:] for name, runs in found.items()}
     told = {}
@@ -89,9 +87,10 @@ def ended(client: Client) -> str:
     return job_id
 
 
-def _tag(service: Service, job_id: str) -> str:
+def tag_of(service: Service, job_id: str) -> dict[str, str]:
+    """The header of a poll that is answered by 304."""
     answer = httpx2.get(f"{service.url}/v1/jobs/{job_id}", headers=service.authorization)
-    return answer.headers["etag"]
+    return {"If-None-Match": answer.headers["etag"]}
 
 
 def prompts(count: int) -> Sequence[str]:

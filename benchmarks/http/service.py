@@ -34,6 +34,7 @@ class Service(NamedTuple):
     url: str
     key: str
     api: int  # the process that answers
+    database: str  # its URL
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -51,7 +52,7 @@ def service(registry: Path) -> Iterator[Service]:
     with running(registry, KLEASH_REQUESTS_PER_MINUTE="0") as (url, data):
         processes = marked(f"KLEASH_DATA={data}")
         api = next(each for each in processes if b"\0-m\0api\0" in Path(f"/proc/{each}/cmdline").read_bytes())
-        yield Service(url, (data / "key").read_text().strip(), api)
+        yield Service(url, (data / "key").read_text().strip(), api, f"sqlite:///{data}/kleash.db")
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api import event_stream, keyring
-from api.services import tails
+from api.services import histories, tails
 from api.services.live import TICK_S
 from jobs.settings import Settings
-from jobs.spec import Job, NewEvent
+from jobs.spec import Event, Job, NewEvent
 from jobs.sql_store import SqlStore
 from jobs.states import Status
 from tests.api.acting import claimed, queued
@@ -96,7 +96,7 @@ def test_streams_cut_at_any_point_give_each_event_once_in_order(
     """Also where the events at hand begin later than a stream has come: then a page comes from the database."""
     monkeypatch.setattr("api.services.tails.HELD", held)
     monkeypatch.setattr("api.services.live.HELD", held)
-    monkeypatch.setattr(event_stream, "PAGE", 4)
+    monkeypatch.setattr(histories, "PAGE", 4)
 
     async def follow(port: int, seed: int) -> list[int]:
         rng, seen = random.Random(seed), list[int]()
@@ -168,6 +168,59 @@ def test_many_streams_cost_one_query_a_tick_and_one_more_for_what_is_new(
 
     with listening(served) as port:
         asyncio.run(follow(port))
+
+
+def test_a_crowd_that_follows_a_job_from_its_beginning_reads_its_history_once(
+    served: FastAPI, store: SqlStore, job: Job
+) -> None:
+    """What lies before the events at hand is read by page: once, not once for each stream."""
+    pages = 5
+    notes = [
+        NewEvent(type="note", message=str(number)) for number in range(tails.HELD + pages * histories.PAGE)
+    ]
+    with store.writing() as connection:
+        store.change_run(connection, job.id, job.attempt, {}, notes)
+    store.finish(job.id, job.attempt, Status.SUCCEEDED)
+
+    async def follow_all(port: int) -> None:
+        with counted(store, "FROM job_events") as reads:
+            found = await asyncio.gather(*(followed(port, job) for _ in range(FOLLOWERS // 4)))
+            assert reads() <= pages + 2  # and what the last HELD are read by
+        expected = list(range(1, len(notes) + 4))
+        assert [seqs(frames) for frames in found] == [expected] * len(found)
+        assert found[0][1:] == found[-1][1:]
+
+    with listening(served) as port:
+        asyncio.run(follow_all(port))
+
+
+def test_a_history_keeps_no_more_than_it_may(store: SqlStore, job: Job) -> None:
+    """And gives the same when a page has to be read again, or was not full yet when it was read before."""
+
+    async def walk(history: histories.Histories, after: int) -> list[bytes]:
+        found: list[bytes] = []
+        while frames := await history.after(job.id, after + len(found)):
+            found += frames
+        return found
+
+    async def check() -> None:
+        small = histories.Histories(read, event_stream.event_frame, most_bytes=60_000)
+        first = await walk(small, 0)
+        assert len(first) == 253
+        assert len(small._kept) == 1  # of two that are full
+        assert small._bytes == sum(len(frame) for page in small._kept.values() for frame in page) <= 60_000
+        note(store, job)
+        again = await walk(small, 130)
+        assert again[:-1] == first[130:]
+        assert b"id: 254\n" in again[-1]
+
+    def read(job_id: str, after: int, limit: int) -> list[Event]:
+        return store.list_events(job_id, after=after, limit=limit)
+
+    with store.writing() as connection:
+        notes = [NewEvent(type="note", message="x" * 200)] * 251
+        store.change_run(connection, job.id, job.attempt, {}, notes)
+    asyncio.run(check())
 
 
 def test_a_key_that_is_revoked_or_expires_ends_its_streams(
