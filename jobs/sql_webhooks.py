@@ -29,9 +29,11 @@ class WebhookRows(IdempotencyRows):
         most: int = 20,
     ) -> CreatedWebhook:
         """See jobs.store_webhooks.WebhookStore."""
-        with self.writing() as connection:
-            if idempotency_key is not None:
-                use = KeyUse(owner, CREATE, idempotency_key, request_sha256)
+        use = None
+        if idempotency_key is not None:
+            use = KeyUse(owner, CREATE, idempotency_key, request_sha256)
+        with self.key_held(use), self.writing() as connection:
+            if use is not None:
                 before = self.claim_key(connection, use, webhook_id)
                 if before is not None:
                     row = _one(connection, before, owner)
