@@ -1,6 +1,6 @@
 """Webhooks and their outbox in the database."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
@@ -131,13 +131,13 @@ class WebhookRows(IdempotencyRows):
             query = select(webhook_deliveries).where(messages.id == made)
             return _delivery(connection.execute(query).one())
 
-    def claim_delivery(self, *, lease_s: float) -> ClaimedDelivery | None:
+    def claim_delivery(self, *, lease_s: float, busy: Collection[str] = ()) -> ClaimedDelivery | None:
         """See jobs.store_webhooks.WebhookStore. Looks first: an idle outbox takes no write lock."""
         due = and_(messages.status == "pending", messages.next_at <= self.now())
         first = (
             select(messages.id)
             .join(webhooks, webhooks.c.id == messages.webhook_id)
-            .where(due, webhooks.c.enabled)
+            .where(due, webhooks.c.enabled, webhooks.c.id.not_in(busy))
             .order_by(messages.next_at, messages.id)
             .limit(1)
         )
