@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from api.connections import Census, LimitedConnection
-from jobs.settings import Settings
+from jobs.settings import Settings, settings_or_exit
 
 SETTLE_S = 0.3  # between the last new connection and the end of those without a request
 STARTUP_FAILED = 3
@@ -56,7 +56,7 @@ def server_config(application: Any, settings: Settings, **options: Any) -> uvico
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT."""
-    settings = Settings()
+    settings = settings_or_exit()
     allow_files(settings.max_connections + FILES_BESIDE)
     config = server_config(
         "api.app:create_app",

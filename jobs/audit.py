@@ -94,7 +94,7 @@ def _head(text: str) -> AuditHead:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 if something is wrong with the log."""
-    from jobs.settings import Settings
+    from jobs.settings import settings_or_exit
     from jobs.sql_store import open_store
 
     parser = argparse.ArgumentParser(prog="python -m jobs.audit", description=__doc__.partition("\n")[0])
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     show = commands.add_parser("show", help="print the rows as JSON, one a line")
     show.add_argument("--after", type=int, default=0, metavar="SEQ", help="begin behind this row")
     options = parser.parse_args(arguments)
-    with closing(open_store(Settings())) as store:
+    with closing(open_store(settings_or_exit())) as store:
         if options.command == "show":
             _print_rows(store, options.after)
             return 0

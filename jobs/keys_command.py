@@ -14,7 +14,7 @@ import uuid_utils
 from jobs.audit import AuditEntry
 from jobs.errors import KeyNotFound
 from jobs.keys import ALL_SCOPES, FIRST_OWNER, KEY_ID, OWNER, Grant, StoredKey, new_key, scopes_of
-from jobs.settings import Settings
+from jobs.settings import settings_or_exit
 from jobs.sql_store import SqlStore, open_store
 from jobs.system import SystemRng
 
@@ -26,7 +26,7 @@ PAGE = 100
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options = _parser().parse_args(arguments)
-    with closing(open_store(Settings())) as store:
+    with closing(open_store(settings_or_exit())) as store:
         options.run(store, options)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs.faults import point
 from jobs.keys import ALL_SCOPES, FIRST_OWNER, Grant, new_key, parse
-from jobs.settings import Settings
+from jobs.settings import settings_or_exit
 from jobs.sql_base import database_url, make_engine
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m jobs.migrate", description=__doc__)
     parser.add_argument("--first-key", type=Path, metavar="FILE", help="where the first API key is kept")
     options = parser.parse_args()
-    url = Settings().database_url.get_secret_value()
+    url = settings_or_exit().database_url.get_secret_value()
     upgrade(url)
     if options.first_key is not None:
         store = SqlStore(url)

@@ -7,13 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from jobs.scoring_wire import ModelSource
+from jobs.signatures import LEAST_SECRET_BYTES, PREFIX, key_of
 
 CLIENT_SHARE = 0.5  # of the scorer's queue, in tokens: one client alone never shuts the others out
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+SECRETS = ("database_url", "broker_url", "reward_secret")  # each may lie in a file, named by KLEASH_…_FILE
+REWARD_SECRET = frozenset({"KLEASH_REWARD_SECRET", "KLEASH_REWARD_SECRET_FILE"})  # for those who sign alone
 
 
 class RegisteredModel(BaseModel):
@@ -55,7 +66,9 @@ class Registry(BaseModel):
 class Settings(BaseSettings):
     """One process's view of the deployment."""
 
-    model_config = SettingsConfigDict(env_prefix="KLEASH_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="KLEASH_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     database_url: SecretStr = SecretStr("sqlite:///.kleash/kleash.db")
     broker_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
@@ -137,11 +150,35 @@ class Settings(BaseSettings):
     @classmethod
     def _secrets_from_files(cls, values: Any) -> Any:
         """`KLEASH_DATABASE_URL_FILE` names a file that holds `KLEASH_DATABASE_URL`."""
-        for name in ("database_url", "broker_url", "reward_secret"):
-            path = os.environ.get(f"KLEASH_{name.upper()}_FILE")
+        for name in SECRETS:
+            variable = f"KLEASH_{name.upper()}_FILE"
+            path = os.environ.get(variable)
             if path and name not in values:
-                values[name] = Path(path).read_text().strip()
+                try:
+                    values[name] = Path(path).read_text().strip()
+                except (OSError, ValueError) as error:
+                    reason = getattr(error, "strerror", None) or "it is no text"
+                    raise ValueError(f"{variable} names a file that cannot be read: {reason}") from None
         return values
+
+    @field_validator("reward_secret", mode="before")
+    @classmethod
+    def _empty_signs_nothing(cls, given: object) -> object:
+        return None if given == "" else given
+
+    @field_validator("reward_secret")
+    @classmethod
+    def _can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
+        """It is used in the middle of runs, which is too late to find out."""
+        if secret is None:
+            return None
+        try:
+            known = secret.get_secret_value().startswith(PREFIX) and len(key_of(secret.get_secret_value()))
+        except ValueError:
+            known = False
+        if not known or known < LEAST_SECRET_BYTES:
+            raise ValueError(f"must be {PREFIX} and the base64 of {LEAST_SECRET_BYTES} bytes or more")
+        return secret
 
     @property
     def scorer_urls(self) -> list[str]:
@@ -177,3 +214,21 @@ class Settings(BaseSettings):
             for name, model in registry.models.items()
         }
         return registry.model_copy(update={"models": models})
+
+
+def settings_or_exit() -> Settings:
+    """The environment's, for a process that starts. Raises SystemExit with what is wrong, and with no secret."""
+    try:
+        return Settings()
+    except (ValidationError, SettingsError) as error:
+        raise SystemExit(f"kleash cannot start with this environment: {_complaints(error)}") from None
+
+
+def _complaints(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):  # a list or an object that is no JSON
+        return str(error)
+    found = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        name = "_".join(str(part) for part in item["loc"]).upper()
+        found.append((f"KLEASH_{name}: " if name else "") + item["msg"].removeprefix("Value error, "))
+    return "; ".join(found)

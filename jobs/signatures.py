@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32
+LEAST_SECRET_BYTES = 24  # Standard Webhooks, "Signature scheme"
 
 
 def new_secret() -> str:

@@ -114,6 +114,7 @@ class SqlBase:
         self, url: str, *, now: Callable[[], float] | None = None, lock_wait_s: float = LOCK_WAIT_S
     ) -> None:
         self.engine = make_engine(url, lock_wait_s=lock_wait_s)
+        self.lock_wait_s = lock_wait_s
         self._reader = self.engine.execution_options(**{READ_ONLY: True})
         self._bound_now = now
         self._listeners: list[Callable[[Collection[str]], None]] = []

@@ -39,9 +39,11 @@ class ClientRows(IdempotencyRows, QuotaRows):
         queued_limit: int = 0,
     ) -> Created:
         """See jobs.store.Store."""
-        with self.writing() as connection:
-            if idempotency_key is not None:
-                use = KeyUse(owner, CREATE, idempotency_key, request_sha256 or "")
+        use = None
+        if idempotency_key is not None:
+            use = KeyUse(owner, CREATE, idempotency_key, request_sha256 or "")
+        with self.key_held(use), self.writing() as connection:
+            if use is not None:
                 before = self.claim_key(connection, use, job_id)
                 if before is not None:
                     return Created(job=_made(connection, before), replayed=True)

@@ -23,9 +23,11 @@ class FileRows(IdempotencyRows):
         self, file: NewFile, *, owner_may_have: int, idempotency_key: str | None = None
     ) -> CreatedFile:
         """See jobs.store_files.FileStore."""
-        with self.writing() as connection:
-            if idempotency_key is not None:
-                use = KeyUse(file.owner, "files_create", idempotency_key, _request_sha256(file))
+        use = None
+        if idempotency_key is not None:
+            use = KeyUse(file.owner, "files_create", idempotency_key, _request_sha256(file))
+        with self.key_held(use), self.writing() as connection:
+            if use is not None:
                 before = self.claim_key(connection, use, file.id)
                 if before is not None:
                     try:

@@ -32,7 +32,7 @@ class KeyRows(IdempotencyRows):
         }
         if grant.expires_in_s is not None:
             values["expires_at"] = self.now() + grant.expires_in_s
-        with self.writing() as connection:
+        with self.key_held(use), self.writing() as connection:
             before = None if use is None else self.claim_key(connection, use, key_id)
             if before is None:
                 connection.execute(insert(api_keys).values(**values))

@@ -1,6 +1,6 @@
 """Webhooks and their outbox in the database."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
@@ -29,9 +29,11 @@ class WebhookRows(IdempotencyRows):
         most: int = 20,
     ) -> CreatedWebhook:
         """See jobs.store_webhooks.WebhookStore."""
-        with self.writing() as connection:
-            if idempotency_key is not None:
-                use = KeyUse(owner, CREATE, idempotency_key, request_sha256)
+        use = None
+        if idempotency_key is not None:
+            use = KeyUse(owner, CREATE, idempotency_key, request_sha256)
+        with self.key_held(use), self.writing() as connection:
+            if use is not None:
                 before = self.claim_key(connection, use, webhook_id)
                 if before is not None:
                     row = _one(connection, before, owner)
@@ -129,13 +131,13 @@ class WebhookRows(IdempotencyRows):
             query = select(webhook_deliveries).where(messages.id == made)
             return _delivery(connection.execute(query).one())
 
-    def claim_delivery(self, *, lease_s: float) -> ClaimedDelivery | None:
+    def claim_delivery(self, *, lease_s: float, busy: Collection[str] = ()) -> ClaimedDelivery | None:
         """See jobs.store_webhooks.WebhookStore. Looks first: an idle outbox takes no write lock."""
         due = and_(messages.status == "pending", messages.next_at <= self.now())
         first = (
             select(messages.id)
             .join(webhooks, webhooks.c.id == messages.webhook_id)
-            .where(due, webhooks.c.enabled)
+            .where(due, webhooks.c.enabled, webhooks.c.id.not_in(busy))
             .order_by(messages.next_at, messages.id)
             .limit(1)
         )

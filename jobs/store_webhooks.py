@@ -1,6 +1,6 @@
 """The store's part for webhooks, as a Protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -129,8 +129,11 @@ class WebhookStore(Protocol):
         """A delivery of type `webhook.test`."""
         ...
 
-    def claim_delivery(self, *, lease_s: float) -> ClaimedDelivery | None:
-        """The next message that is due, for nobody else for `lease_s`; None if nothing is."""
+    def claim_delivery(self, *, lease_s: float, busy: Collection[str] = ()) -> ClaimedDelivery | None:
+        """The next message that is due, for nobody else for `lease_s`; None if nothing is.
+
+        Those of the webhooks `busy` wait.
+        """
         ...
 
     def end_delivery(self, delivery_id: str, attempt: int, tried: Tried) -> bool:

@@ -7,6 +7,7 @@ the lease ends, under the same id: at least once. Nothing of the answer but its 
 import logging
 import random
 import threading
+from collections import Counter
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
 LEASE_S = 60.0
-AT_ONCE = 8  # in one process
+AT_ONCE = 64  # in one process
+AT_ONCE_PER_WEBHOOK = 2  # so that the 20 webhooks of one owner, all of them dead, leave room for others
 # before the 2nd, 3rd, … try (Standard Webhooks, "Retry schedule"): three days in all
 DELAYS_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 LONGEST_S = 86_400.0
@@ -31,11 +33,17 @@ JITTER = 0.2  # a delay is up to so much longer
 
 
 class WebhookSender:
-    """One loop, with a thread for each message under way."""
+    """One loop, with a thread for each message under way. A webhook that does not answer holds up its own only."""
 
     def __init__(self, store: WebhookStore, outbound: Outbound, *, every_s: float) -> None:
         self._store, self._outbound, self._every_s = store, outbound, every_s
-        self._free = threading.Semaphore(AT_ONCE)
+        self._under_way: Counter[str] = Counter()  # by webhook
+        self._lock, self._ended = threading.Lock(), threading.Event()
+
+    @property
+    def under_way(self) -> int:
+        """How many messages are being delivered just now."""
+        return self._under_way.total()
 
     def run_once(self) -> int:
         """Deliver what is due, one after the other; how many were tried. Raises StoreUnavailable."""
@@ -57,26 +65,38 @@ class WebhookSender:
     def run(self, stop: threading.Event) -> None:
         """Deliver, and look every `every_s`, until `stop` is set; what is under way then ends with the process."""
         while not stop.is_set():
-            if not self._free.acquire(timeout=self._every_s):
-                continue
-            claimed = None
-            try:
-                claimed = self._store.claim_delivery(lease_s=LEASE_S)
-            except StoreUnavailable as error:
-                log.warning("no webhook sent: %s", error)
-            if claimed is None:
-                self._free.release()
-                stop.wait(self._every_s)
+            self._ended.clear()
+            claimed = self._claim()
+            if claimed is not None:
+                with self._lock:
+                    self._under_way[claimed.webhook_id] += 1
+                threading.Thread(target=self._deliver_and_leave, args=(claimed,), daemon=True).start()
+            elif self.under_way:  # the webhook of one that ends may have another waiting
+                self._ended.wait(self._every_s)
             else:
-                threading.Thread(target=self._deliver_and_free, args=(claimed,), daemon=True).start()
+                stop.wait(self._every_s)
 
-    def _deliver_and_free(self, claimed: ClaimedDelivery) -> None:
+    def _claim(self) -> ClaimedDelivery | None:
+        with self._lock:
+            busy = {webhook for webhook, n in self._under_way.items() if n >= AT_ONCE_PER_WEBHOOK}
+            full = self.under_way >= AT_ONCE
+        if full:
+            return None
+        try:
+            return self._store.claim_delivery(lease_s=LEASE_S, busy=busy)
+        except StoreUnavailable as error:
+            log.warning("no webhook sent: %s", error)
+            return None
+
+    def _deliver_and_leave(self, claimed: ClaimedDelivery) -> None:
         try:
             self.deliver(claimed)
         except StoreUnavailable as error:
             log.warning("a webhook was sent and will be again: %s", error)
         finally:
-            self._free.release()
+            with self._lock:
+                self._under_way -= Counter([claimed.webhook_id])
+            self._ended.set()
 
     def _post(self, claimed: ClaimedDelivery) -> Answer | OutboundError:
         body = body_of(claimed)

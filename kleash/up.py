@@ -27,6 +27,7 @@ TICK_S = 0.5
 COLOURS = {"valkey": 35, "migrate": 33, "scorer": 36, "worker": 32, "api": 34}
 VALKEY = "--port 0 --unixsocketperm 700 --appendonly yes --maxmemory-policy noeviction --loglevel warning"
 CELERY = "-A worker.app worker --pool prefork -c 1 -Q cpu,gpu.any --without-gossip --without-mingle -l INFO"
+REWARD_SECRET = ("KLEASH_REWARD_SECRET", "KLEASH_REWARD_SECRET_FILE")  # for the worker, which signs, alone
 QUIET = {  # idle processes sleep instead of spinning
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",  # some microseconds: between two layers, not between two requests
@@ -52,6 +53,8 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], lock: int) -> None:
         self.name = name
         self.tail: deque[str] = deque(maxlen=15)
+        if name != "worker":
+            env = {key: value for key, value in env.items() if key not in REWARD_SECRET}
         self.process = spawn(command, stderr=subprocess.STDOUT, env=env, pass_fds=(lock,))
         self._pump = threading.Thread(target=self._copy_log, daemon=True)
         self._pump.start()

@@ -127,6 +127,17 @@ def test_settings_accept_the_environment_of_each_service(
     assert settings.unsafe_no_auth is False
 
 
+def test_no_environment_of_the_caller_s_opens_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API listens on all addresses of its container, where open mode would be refused, and would be no use."""
+    monkeypatch.setenv("KLEASH_UNSAFE_NO_AUTH", "true")
+    monkeypatch.setenv("KLEASH_HOST", "127.0.0.1")
+    services = json.loads(compose("--format", "json"))["services"]
+    assert services["api"]["environment"]["KLEASH_HOST"] == "0.0.0.0"
+    assert not any(
+        "UNSAFE" in name for service in services.values() for name in service.get("environment", {})
+    )
+
+
 def test_whoever_shares_the_artifacts_is_the_same_user(stack: dict[str, Any]) -> None:
     """The scorer reads checkpoints and the API the first key, which only their owner may read."""
     sharing = {

@@ -17,7 +17,7 @@ from jobs import deleted_folders
 from jobs.errors import StoreUnavailable
 from jobs.files import LocalFiles
 from jobs.queue import MESSAGE_SETTINGS, PRIORITIES, RUN_JOB
-from jobs.settings import Settings
+from jobs.settings import settings_or_exit
 from jobs.sql_store import SqlStore, open_store
 from worker import messages
 from worker.alive import sign_of_life
@@ -25,7 +25,7 @@ from worker.presence import Presence, card, worker_id
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
-settings = Settings()
+settings = settings_or_exit()
 messages.guard()
 WORKER = worker_id()  # of the main process, from which the pool process is forked
 

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jobs.attempt_log import LOG_NAME
@@ -15,9 +15,13 @@ from worker.failures import EXIT_CRASHED, EXIT_DISK, EXIT_FAILED, EXIT_UNREACHAB
 
 
 class Child:
-    """One run of the training command, in a session of its own; its output goes to `folder`/log.txt."""
+    """One run of the training command, in a session of its own; its output goes to `folder`/log.txt.
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
+    Environment variables named in `withheld` are not handed on to it.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, *, withheld: Collection[str] = ()) -> None:
+        self._withheld = withheld
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._oom_kills = _oom_kills()
@@ -33,7 +37,7 @@ class Child:
             stdin=subprocess.PIPE,  # held open: its end of file means that we are gone (jobs.lifeline)
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(),
+            env={k: v for k, v in _environment().items() if k not in self._withheld},
             start_new_session=True,
         )
 

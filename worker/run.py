@@ -23,6 +23,7 @@ from rlhf_core.rewards import Endpoints, make_reward
 from rlhf_core.update import TrainState, fresh_state
 from worker.failures import EXIT_STOPPED
 from worker.saves import FINAL, Restored, Saves
+from worker.scorer.sources import AllowedSources
 from worker.texts import texts_of
 
 EVENTS_PER_PAGE = 1000
@@ -55,17 +56,29 @@ class TrainingRun:
     """One attempt at one job."""
 
     def __init__(
-        self, store: Store, job: Job, folder: Path, device: str, endpoints: Endpoints | None = None
+        self,
+        store: Store,
+        job: Job,
+        folder: Path,
+        device: str,
+        endpoints: Endpoints | None = None,
+        *,
+        sources: AllowedSources,
     ) -> None:
         self.store, self.job, self.device, self.endpoints = store, job, device, endpoints
+        self._sources = sources
         self.config = job.ppo
         self.saves = Saves(store, job, folder, device)
         self.step: int | None = None  # the last one completed
 
     def run(self, stop: Stop) -> int:
-        """Train to the end, or save and stop after SIGTERM; returns the exit code."""
+        """Train to the end, or save and stop after SIGTERM; returns the exit code.
+
+        Raises ScoringRefused if the model or a classifier is not where the API found it, below the roots.
+        """
         self.saves.tidy()
         self.store.set_phase(self.job.id, self.job.attempt, "loading")
+        self._sources.whole_model(self.job.resolved["model"]["path"])
         policy, state, final = self.saves.restore() or self._fresh()
         self.step, stop.state = state.step, state
         steps = self.config.optimization.steps
@@ -93,7 +106,10 @@ class TrainingRun:
         forget_other_baseline(state, eval_prompts, self.config.evaluation.best_of_n)
         self._tell_best_of_n(state)
         self._audit(policy, state, prompts)
-        classifiers = Classifiers(resolved.get("classifiers"), device=self.device)
+        paths = {
+            name: self._sources.whole_model(path) for name, path in resolved.get("classifiers", {}).items()
+        }
+        classifiers = Classifiers(paths, device=self.device)
         gold = self.config.evaluation.gold_reward
         steps = train(
             policy,

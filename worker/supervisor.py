@@ -18,11 +18,12 @@ from jobs.faults import point
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
 from jobs.ports import Clock, Files
-from jobs.settings import Settings
+from jobs.settings import REWARD_SECRET, Settings
 from jobs.spec import Job, JobFailure
 from jobs.states import Desired, Status
 from jobs.store import Store
 from jobs.system import SystemClock
+from rlhf_core.config.rewards import urls_of
 from worker.child import Child
 from worker.failures import EXIT_DISK, EXIT_FAILED, EXIT_STOPPED, EXIT_UNREACHABLE, FULL, HINTS
 from worker.shared_gpu import scorers_asleep
@@ -178,7 +179,7 @@ class Supervisor:
         command: Sequence[str] = TRAIN,
         clock: Clock | None = None,
         files: Files | None = None,
-        start_child: Callable[[Sequence[str], Path], Child] = Child,
+        start_child: Callable[..., Child] = Child,
     ) -> None:
         self._store, self._settings, self._worker = store, settings, worker
         self._command, self._clock = command, clock or SystemClock()
@@ -211,7 +212,8 @@ class Supervisor:
     def _run(self, job: Job, heart: Heartbeat) -> Status | None:
         folder = self._settings.artifacts / job.id / str(job.attempt)
         try:
-            child = self._start_child([*self._command, job.id, str(job.attempt)], folder)
+            command = [*self._command, job.id, str(job.attempt)]
+            child = self._start_child(command, folder, withheld=withheld(job))
         except OSError as error:
             return self._settle(heart, None, *_start_failure(error))
         run = Run(self._store, child, heart, settings=self._settings, clock=self._clock)
@@ -280,6 +282,15 @@ class Supervisor:
     def _fail(self, job: Job, failure: JobFailure) -> Status:
         self._store.finish(job.id, job.attempt, Status.FAILED, error=failure)
         return Status.FAILED
+
+
+def withheld(job: Job) -> frozenset[str]:
+    """The variables that the job's child has no use for: only requests to reward endpoints are signed."""
+    if job.spec.type == "ppo":
+        gold = job.ppo.evaluation.gold_reward
+        if urls_of(job.ppo.reward) or (gold is not None and urls_of(gold)):
+            return frozenset()
+    return REWARD_SECRET
 
 
 def _start_failure(error: OSError) -> tuple[JobFailure, int | None]:

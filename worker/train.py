@@ -84,16 +84,17 @@ def main() -> int:
 
 def run_of(store: Store, job: Job, folder: Path, settings: Settings) -> TrainingRun | ScoreRun:
     """One attempt, as the job's type says."""
+    sources = AllowedSources(settings)
     if job.spec.type == "score":
         return ScoreRun(
             store,
             job,
             folder,
             fixed_device(),
-            sources=AllowedSources(settings),
+            sources=sources,
             max_batch_tokens=settings.max_batch_tokens,
         )
-    return TrainingRun(store, job, folder, fixed_device(), endpoints_of(settings))
+    return TrainingRun(store, job, folder, fixed_device(), endpoints_of(settings), sources=sources)
 
 
 def worth_another_try(run: TrainingRun, error: Exception, code: str) -> bool:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,13 +19,16 @@ from pydantic import SecretStr
 from jobs.keys import ALL_SCOPES, Grant, new_key
 from jobs.migrate import upgrade
 from jobs.settings import Settings
-from jobs.spec import PPOSpec
+from jobs.signatures import new_secret
+from jobs.spec import JOB_SPEC, PPOSpec
 from jobs.sql_store import SqlStore
 from jobs.system import SystemRng
 from tests.api.serving import ROOT, serving
+from worker.supervisor import Supervisor
 
 DATABASE, BROKER = "canary-database-5e1f", "canary-broker-77b2"
-SPEC = {
+REWARD = new_secret()
+SPEC: dict[str, Any] = {
     "config": {
         "model": {"name": "m"},
         "data": {"prompts": ["a"]},
@@ -31,6 +36,7 @@ SPEC = {
         "optimization": {"steps": 1},
     }
 }
+HTTP = {"kind": "http", "url": "https://rewards.example/"}
 UNDER_SOAK = pytest.mark.skipif("KLEASH_SOAK" not in os.environ, reason="three more processes: KLEASH_SOAK=1")
 
 
@@ -56,15 +62,18 @@ def environment(database_url: str, folder: Path) -> dict[str, str]:
         "KLEASH_BROKER_URL": f"redis://:{BROKER}@127.0.0.1:1/0",  # nobody there
         "KLEASH_DATA": str(folder),
         "KLEASH_UNSAFE_NO_AUTH": "false",
+        "KLEASH_REWARD_SECRET": REWARD,
     }
 
 
-def dump(database_url: str) -> str:
-    """Every row of every table as text."""
+def dump(database_url: str, *, but: str = "") -> str:
+    """Every row of every table, or of all but one, as text."""
     with psycopg.connect(database_url) as connection:
         names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
         rows = [
-            connection.execute(f'SELECT t::text FROM "{name}" t'.encode()).fetchall() for (name,) in names
+            connection.execute(f'SELECT t::text FROM "{name}" t'.encode()).fetchall()
+            for (name,) in names
+            if name != but
         ]
     return str(rows)
 
@@ -111,7 +120,87 @@ def test_an_api_that_works_and_fails_tells_no_secret(
     assert statuses >= {200, 201, 401, 415, 503}
     places = {"answers": "".join(f"{answer.headers}{answer.text}" for answer in answers)}
     places |= {"log": log.read_text(), "database": dump(database_url), "command lines": lines}
-    absent([DATABASE, BROKER, key.secret, wrong.secret], places)
+    absent([DATABASE, BROKER, REWARD, key.secret, wrong.secret], places)
+
+
+def test_a_webhook_s_secrets_are_told_once_and_kept_in_one_table(
+    database_url: str, store: SqlStore, tmp_path: Path
+) -> None:
+    """Through a delivery that is signed with both, and fails."""
+    nobody = "127.0.0.1:1"
+    (tmp_path / "models.json").write_text("{}")
+    settings = Settings(database_url=SecretStr(database_url), models_file=tmp_path / "models.json")
+    key = new_key(SystemRng())
+    store.create_key(key.id, key.secret_sha256, Grant(owner="them", name="test", scopes=ALL_SCOPES))
+    variables = environment(database_url, tmp_path) | {"KLEASH_OUTBOUND_ALLOW": f'["{nobody}"]'}
+    answers = []
+    with (
+        serving(settings, tmp_path, **variables) as (url, log, _),
+        httpx2.Client(
+            base_url=f"{url}/v1",
+            headers={"Authorization": f"Bearer {key}"},
+            trust_env=False,
+        ) as client,
+    ):
+        made = client.post("/webhooks", json={"url": f"http://{nobody}/hook", "event_types": ["*"]}).json()
+        rotated = client.post(f"/webhooks/{made['id']}/rotate").json()
+        secrets = [made["secret"], rotated["secret"]]
+        client.post(f"/webhooks/{made['id']}/test")
+        while True:
+            tried = client.get(f"/webhooks/{made['id']}/deliveries")
+            if tried.json()["data"][0]["error"] is not None:
+                break
+            time.sleep(0.05)
+        assert tried.json()["data"][0]["error"] == "connect_failed"
+        answers += [tried, client.get("/webhooks"), client.get(f"/webhooks/{made['id']}")]
+        answers += [client.patch(f"/webhooks/{made['id']}", json={"secret": secrets[0], "description": "x"})]
+        answers += [
+            client.patch(f"/webhooks/{made['id']}", json={"description": "x"}),
+            client.get("/webhooks/wh_other"),
+        ]
+        lines = command_lines()
+    assert len(set(secrets)) == 2
+    assert all(secret in dump(database_url) for secret in secrets), "signing needs them"
+    places = {
+        "answers": "".join(f"{answer.headers}{answer.text}" for answer in answers),
+        "command lines": lines,
+    }
+    places |= {"log": log.read_text(), "other tables": dump(database_url, but="webhooks")}
+    absent([*secrets, REWARD], places)
+
+
+@pytest.mark.parametrize(
+    ("spec", "signs"),
+    [
+        (SPEC, False),
+        ({"type": "score", "config": {"items": ["a"]}}, False),
+        ({"config": SPEC["config"] | {"reward": HTTP}}, True),
+        ({"config": SPEC["config"] | {"evaluation": {"gold_reward": HTTP}}}, True),
+    ],
+    ids=["no endpoint", "score", "reward", "gold reward"],
+)
+def test_only_a_child_that_signs_is_given_the_reward_secret(
+    database_url: str,
+    store: SqlStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: dict[str, Any],
+    signs: bool,
+) -> None:
+    """As /proc shows it, of the child itself."""
+    for name, value in environment(database_url, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "secret").write_text(REWARD)
+    monkeypatch.setenv("KLEASH_REWARD_SECRET_FILE", str(tmp_path / "secret"))
+    job_id = f"job_{uuid.uuid4().hex}"
+    store.create_job(job_id, "me", JOB_SPEC.validate_python(spec), {})
+    look = "import os, shutil; shutil.copy('/proc/self/environ', os.environ['KLEASH_DATA'] + '/seen')"
+    settings = Settings()
+    Supervisor(store, settings, worker="w", command=[sys.executable, "-c", look]).run(job_id, 1)
+    seen = dict(item.split("=", 1) for item in (tmp_path / "seen").read_text().split("\0") if item)
+    assert (seen.get("KLEASH_REWARD_SECRET") == REWARD) is signs
+    assert ("KLEASH_REWARD_SECRET_FILE" in seen) is signs
+    assert seen["KLEASH_DATABASE_URL"] == database_url, "all else is handed on"
 
 
 @UNDER_SOAK
@@ -140,7 +229,8 @@ def test_a_job_that_fails_tells_no_secret(
     files = {str(path): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert bool(files) == up  # error.json
     absent(
-        [DATABASE, BROKER], files | {"out": child.stdout, "log": child.stderr, "database": dump(database_url)}
+        [DATABASE, BROKER, REWARD],
+        files | {"out": child.stdout, "log": child.stderr, "database": dump(database_url)},
     )
 
 
@@ -166,4 +256,4 @@ def test_a_worker_without_its_broker_tells_no_secret(
                 break
         lines = command_lines()
         worker.kill()
-    absent([DATABASE, BROKER], {"log": "".join(said), "command lines": lines})
+    absent([DATABASE, BROKER, REWARD], {"log": "".join(said), "command lines": lines})

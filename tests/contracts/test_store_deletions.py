@@ -1,11 +1,12 @@
 """jobs.store.Store, on SQLite and on PostgreSQL: jobs are deleted, and keys have had their time."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, event, func, select, update
 
 from jobs.errors import (
     CheckpointGone,
@@ -16,13 +17,13 @@ from jobs.errors import (
     JobDeleted,
     JobInUse,
     JobNotFound,
+    StoreUnavailable,
 )
 from jobs.reaper import DAY_S, Reaper
 from jobs.schema import idempotency_keys, job_checkpoints, metadata
 from jobs.schema_jobs import deleted_folders
 from jobs.settings import Settings
 from jobs.spec import JOB_SPEC, PPOSpec
-from jobs.sql_idempotency import KeyUse
 from jobs.sql_store import SqlStore
 from jobs.states import TERMINAL, Action, Status
 from jobs.store_jobs import KEY_LIFE_S
@@ -313,17 +314,34 @@ def test_keys_are_forgotten_after_their_time(store: SqlStore, clock: Any) -> Non
 
 
 def test_a_key_that_another_transaction_holds_is_in_progress(clean: SqlStore) -> None:
-    if clean.engine.dialect.name == "sqlite":
-        pytest.skip("one writer at a time: who waits has not begun")
     url = clean.engine.url.render_as_string(hide_password=False)
-    impatient = SqlStore(url, lock_wait_s=0.05)
-    with clean.engine.connect() as connection, connection.begin() as transaction:
-        assert clean.claim_key(connection, KeyUse("me", "jobs_create", "k", "a"), "job_1") is None
-        with pytest.raises(IdempotencyInProgress):
-            create(impatient, "job_2", idempotency_key="k", request_sha256="a")
-        create(impatient, "job_3", idempotency_key="l", request_sha256="a")
-        transaction.rollback()
+    holder, impatient = SqlStore(url), SqlStore(url, lock_wait_s=0.05)
+    holds, fails = threading.Event(), threading.Event()
+
+    def hang(_: Connection) -> None:
+        holds.set()
+        fails.wait(60)
+        raise ZeroDivisionError
+
+    event.listen(holder.engine, "commit", hang)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(create, holder, "job_1", idempotency_key="k", request_sha256="a")
+        try:
+            assert holds.wait(60)
+            with pytest.raises(IdempotencyInProgress):
+                create(impatient, "job_2", idempotency_key="k", request_sha256="a")
+            if clean.engine.dialect.name == "sqlite":  # one writer at a time
+                with pytest.raises(StoreUnavailable):
+                    create(impatient, "job_3", idempotency_key="l", request_sha256="a")
+            else:
+                create(impatient, "job_3", idempotency_key="l", request_sha256="a")
+        finally:
+            fails.set()
+        with pytest.raises(ZeroDivisionError):
+            first.result()
     assert create(impatient, "job_2", idempotency_key="k", request_sha256="a").id == "job_2"
+    assert create(impatient, "job_3", idempotency_key="l", request_sha256="a").id == "job_3"
+    holder.close()
     impatient.close()
     with clean.reading() as connection:
         assert connection.execute(select(func.count()).select_from(idempotency_keys)).scalar_one() == 2

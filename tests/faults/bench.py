@@ -1,6 +1,7 @@
 """A database, a tiny model and attempts at jobs as forked children: the ground of resume.py and bad_runs.py."""
 
 import hashlib
+import json
 import os
 import random
 import sys
@@ -72,7 +73,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(data=folder, database_url=f"sqlite:///{folder}/kleash.db")  # type: ignore[arg-type]
-        os.environ["KLEASH_DATA"] = str(folder)
+        os.environ |= {"KLEASH_DATA": str(folder), "KLEASH_MODEL_ROOTS": json.dumps([str(folder)])}
         os.environ["KLEASH_DATABASE_URL"] = self.settings.database_url.get_secret_value()
         self.model, self._jobs = folder / "tiny", 0
         self._in_child(self._make_model)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -114,10 +114,16 @@ class ForkedChild(Child):
     """The supervisor's child, from a fork server: `arguments` are what it gets before the command's last two."""
 
     def __init__(
-        self, command: Sequence[str], folder: Path, *, server: ForkServer, arguments: Sequence[str]
+        self,
+        command: Sequence[str],
+        folder: Path,
+        *,
+        server: ForkServer,
+        arguments: Sequence[str],
+        withheld: Collection[str] = (),
     ) -> None:
         self._server, self._arguments = server, arguments
-        super().__init__(command, folder)
+        super().__init__(command, folder, withheld=withheld)
 
     def _start(self, command: Sequence[str], output: int) -> subprocess.Popen[bytes]:
         return self._server.start([*self._arguments, *command[-2:]], output)  # type: ignore[return-value]

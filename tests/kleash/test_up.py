@@ -1,5 +1,6 @@
 """`kleash up` with its real processes, on a registry without a default pair: nothing is loaded, all else runs."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.signatures import new_secret
 from kleash import Client, KleashError
 from kleash.claims import UpError, free_port, locked, socket_folder
 from tests.stack import PATIENCE_S, Stack, alive, nobody_is_left
@@ -60,11 +62,14 @@ def test_up_stops_cleanly_finds_its_data_again_and_leaves_nothing_after_kill_9(
     for name in ("jobs", "api", "worker", "celery"):  # what lies where the caller stands is not run
         (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    first = Stack(data, models)
+    reward = {"KLEASH_REWARD_SECRET": new_secret()}
+    first = Stack(data, models, env=reward)
     ready = first.ready()
     sockets = Path(json.loads((data / "run.json").read_text())["sockets"])
     assert sockets.stat().st_mode & 0o777 == 0o700
     assert {role for role in ROLES for command in alive(data).values() if role in command} == ROLES
+    assert {command for command in given(data, reward) if "celery" not in command} == set(), "who signs alone"
+    assert given(data, reward)
     assert ready["key_file"] == str(data / "key")
     assert (data / "key").stat().st_mode & 0o777 == 0o600
     assert data.stat().st_mode & 0o777 == 0o700
@@ -94,6 +99,17 @@ def test_up_stops_cleanly_finds_its_data_again_and_leaves_nothing_after_kill_9(
     assert left.exists()  # nobody was there to remove it …
     with locked(data), socket_folder(data, "http://unused"):
         assert not left.exists()  # … so the next start does
+
+
+def given(data: Path, variables: dict[str, str]) -> list[str]:
+    """The processes of the stack that were handed one of the variables."""
+    marks = {f"{name}={value}".encode() for name, value in variables.items()}
+    found = []
+    for pid, command in alive(data).items():
+        with contextlib.suppress(OSError):
+            if marks & set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                found.append(command)
+    return found
 
 
 @linux

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from jobs.migrate import upgrade
+from jobs.settings import Settings
 from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from rlhf_core.errors import ModelLoadError
 from tests.tiny_classifiers import save_decoder, save_encoder
 from worker.run import Stop, TrainingRun
+from worker.scorer.sources import AllowedSources
 
 CONFIG = {
     "model": {"name": "tiny", "lora": {"rank": 2}},
@@ -38,7 +40,8 @@ def run(folder: Path, model: Path, config: dict[str, Any]) -> SqlStore:
     assert job is not None
     place = folder / "jobs" / job.id / str(job.attempt)
     place.mkdir(parents=True)
-    assert TrainingRun(store, job, place, "cpu").run(Stop()) == 0
+    sources = AllowedSources(Settings(data=folder, model_roots=[folder, model]))
+    assert TrainingRun(store, job, place, "cpu", sources=sources).run(Stop()) == 0
     return store
 
 

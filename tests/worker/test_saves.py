@@ -22,6 +22,7 @@ from rlhf_core.errors import CheckpointError
 from tests.faults.bench import STEPS, spec
 from worker.failures import EXIT_STOPPED, DiskFull, StorageError
 from worker.run import Stop, TrainingRun
+from worker.scorer.sources import AllowedSources
 
 JOB = "job_1"
 
@@ -32,7 +33,8 @@ class Place:
     def __init__(self, folder: Path, model: Path) -> None:
         url = f"sqlite:///{folder}/kleash.db"
         upgrade(url)
-        self.store, self.settings, self.model = SqlStore(url), Settings(data=folder), model
+        self.store, self.model = SqlStore(url), model
+        self.settings = Settings(data=folder, model_roots=[model])
 
     def create(
         self,
@@ -62,10 +64,14 @@ class Place:
     def folder(self, job: Job) -> Path:
         return self.settings.artifacts / job.id / str(job.attempt)
 
+    def run_of(self, job: Job) -> TrainingRun:
+        sources = AllowedSources(self.settings)
+        return TrainingRun(self.store, job, self.folder(job), "cpu", sources=sources)
+
     def run(self, job_id: str = JOB, *, until: int | None = None) -> int:
         """An attempt to the end, or stopped by SIGTERM as soon as step `until` is recorded, and handed back."""
         job, stop = self.claim(job_id), Stop()
-        run = TrainingRun(self.store, job, self.folder(job), "cpu")
+        run = self.run_of(job)
         record = run._record
 
         def record_and_stop(step: Any) -> None:
@@ -417,7 +423,7 @@ def test_a_read_only_folder_is_named_as_such(place: Place, mounted: Callable[...
     job = place.claim()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(StorageError, match="Read-only") as caught:
-        TrainingRun(place.store, job, place.folder(job), "cpu").run(Stop())
+        place.run_of(job).run(Stop())
     assert caught.value.code == "storage_failed"
 
 

@@ -152,7 +152,7 @@ def test_a_command_that_cannot_start_is_a_crash(tmp_path: Path, store: SqlStore)
 def test_a_shutdown_before_there_is_a_child_hands_the_job_back(tmp_path: Path, store: SqlStore) -> None:
     store.create_job("job_1", "me", spec(), {})
 
-    def shut_down(*_: object) -> Any:
+    def shut_down(*_: object, **__: object) -> Any:
         sys.exit(0)  # as Celery does wherever we are
 
     supervisor = Supervisor(store, Settings(data=tmp_path), worker="w", start_child=shut_down)

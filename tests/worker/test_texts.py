@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from jobs.migrate import upgrade
+from jobs.settings import Settings
 from jobs.spec import PPOSpec
 from jobs.sql_store import SqlStore
 from worker.failures import DatasetError
 from worker.run import Stop, TrainingRun
+from worker.scorer.sources import AllowedSources
 from worker.texts import read_texts, texts_of
 
 
@@ -33,7 +35,8 @@ def test_a_run_mixes_in_the_texts_of_the_file(tiny_model: Path, tmp_path: Path) 
     assert job is not None
     place = tmp_path / "jobs" / job.id / str(job.attempt)
     place.mkdir(parents=True)
-    assert TrainingRun(store, job, place, "cpu").run(Stop()) == 0
+    sources = AllowedSources(Settings(data=tmp_path, model_roots=[tiny_model]))
+    assert TrainingRun(store, job, place, "cpu", sources=sources).run(Stop()) == 0
     (row,) = store.list_metrics("job_1")
     assert row.metrics["loss/ptx"] == pytest.approx(0.5 * row.metrics["ptx/nats_per_token"])
 

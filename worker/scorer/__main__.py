@@ -19,7 +19,7 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
 from jobs.errors import ScoringRefused  # noqa: E402
-from jobs.settings import Settings  # noqa: E402
+from jobs.settings import Settings, settings_or_exit  # noqa: E402
 from rlhf_core.errors import RLHFError  # noqa: E402
 from rlhf_core.kernels import scores as kernels  # noqa: E402
 from rlhf_core.models import Body, ModelPair, WeightSource, load_pair  # noqa: E402
@@ -60,7 +60,7 @@ class DrainingServer(uvicorn.Server):
 def main() -> int:
     """Serve until told to stop; 1 if the default pair cannot be loaded or the models' thread crashes."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    settings = Settings()
+    settings = settings_or_exit()
     sources = AllowedSources(settings)
     batcher = Batcher(
         PairCache(_load, memory_bytes=take_share(settings)),

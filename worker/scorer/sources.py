@@ -1,7 +1,8 @@
-"""Which weights this process may open: registered ones, folders below the model roots or the artifacts, and hub
-ids where the deployment allows them.
+"""Which weights a scorer or the child of a job may open: registered ones, folders below the model roots or the
+artifacts, and hub ids where the deployment allows them.
 
-The API resolves names to folders under the same rule; it is checked again here, where the files are opened.
+The API resolves names to folders under the same rule; it is checked again here, where the files are opened: since
+then a folder may have become a link, or the registry another.
 """
 
 import os
@@ -31,6 +32,10 @@ class AllowedSources:
         if (Path(full_model) / "adapter_config.json").is_file():  # its own config would name the base to open
             raise ScoringRefused("model_load_failed", "an adapter cannot be loaded without its base")
         return WeightSource(source.path, source.base)
+
+    def whole_model(self, path: str) -> str:
+        """The path of a model that needs no base. Raises ScoringRefused."""
+        return self.weights(ModelSource(path=path)).path
 
     def _allows(self, path: str) -> bool:
         if path in self._registered:

@@ -125,7 +125,7 @@ def _run_one(site: Site, process: Process, job_id: str, epoch: int) -> None:
         worker=process.name,
         clock=SimClock(site.gate),
         files=SimFiles(site.gate),
-        start_child=lambda command, folder: SimChild(site.world, command, folder),
+        start_child=lambda command, folder, **_: SimChild(site.world, command, folder),
     )
     with suppress(StoreUnavailable):
         supervisor.run(job_id, epoch)
