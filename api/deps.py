@@ -11,6 +11,7 @@ from api.request_counts import RequestCounts
 from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
+from api.services.feeds import Feeds
 from api.services.files import FileService
 from api.services.job_data import JobData
 from api.services.job_documents import JobDocuments
@@ -43,6 +44,7 @@ class Parts:
     checkpoints: CheckpointService
     artifacts: ArtifactService
     live: Live
+    feeds: Feeds
     documents: JobDocuments
     keyring: Keyring
     rates: RequestRates
