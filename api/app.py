@@ -20,6 +20,7 @@ from api.routes import (
     checkpoints,
     divergences,
     docs,
+    events,
     files,
     health,
     info,
@@ -36,6 +37,7 @@ from api.routes import (
     workers,
 )
 from api.scorer import HttpScorer
+from api.services.feeds import Feeds
 from api.services.live import Live
 from api.termination import on_termination
 from api.version import VERSION
@@ -50,6 +52,7 @@ THREADS = 56  # of the routes; what waits for scores needs none meanwhile
 ROUTERS = (
     job_live.polled,
     job_live.router,
+    events.router,
     health.router,
     service_metrics.router,
     info.router,
@@ -104,7 +107,7 @@ def create_app(
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
-        lifespan=_running(parts.live, *loops, wake=wake, own=own),
+        lifespan=_running(parts.live, parts.feeds, *loops, wake=wake, own=own),
         openapi_tags=openapi.TAGS,
         separate_input_output_schemas=False,
     )
@@ -124,11 +127,11 @@ def create_app(
 
 
 def _running(
-    live: Live, *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
+    live: Live, feeds: Feeds, *loops: Loop, wake: Callable[[], None], own: AsyncExitStack
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """A lifespan during which `live` polls and each loop has a thread; `wake` ends a pause when they shall stop.
+    """A lifespan during which `live` and `feeds` poll and each loop has a thread.
 
-    `own` is closed at its end.
+    `wake` ends a pause when they shall stop; `own` is closed at the end.
     """
 
     @asynccontextmanager
@@ -141,7 +144,7 @@ def _running(
         ]
         for thread in threads:
             thread.start()
-        async with live.running():
+        async with feeds.running(), live.running():
             with on_termination(live.stop):
                 yield
         stop.set()

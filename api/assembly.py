@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from api.deps import Parts
 from api.event_stream import event_frame
+from api.feed_stream import feed_frame
 from api.keyring import Keyring
 from api.rates import RequestRates
 from api.request_counts import RequestCounts
@@ -14,6 +15,7 @@ from api.services.analysis import RunAnalysis
 from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
+from api.services.feeds import Feeds
 from api.services.files import FileService
 from api.services.histories import Histories
 from api.services.job_data import JobData
@@ -85,6 +87,7 @@ def assemble(settings: Settings, store: Store, broker: Broker, scorer: Scorer) -
         jobs=jobs,
         live=live,
         histories=Histories(partial(_history, store), event_frame),
+        feeds=Feeds(store, feed_frame),
         documents=documents,
         job_data=JobData(store, analysis, settings.artifacts),
         metrics=MetricService(store),

@@ -11,6 +11,7 @@ from api.request_counts import RequestCounts
 from api.services.api_keys import ApiKeys
 from api.services.artifacts import ArtifactService
 from api.services.checkpoints import CheckpointService
+from api.services.feeds import Feeds
 from api.services.files import FileService
 from api.services.histories import Histories
 from api.services.job_data import JobData
@@ -45,6 +46,7 @@ class Parts:
     artifacts: ArtifactService
     live: Live
     histories: Histories
+    feeds: Feeds
     documents: JobDocuments
     keyring: Keyring
     rates: RequestRates

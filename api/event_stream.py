@@ -7,8 +7,8 @@ waits without a thread.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, suppress
 from typing import Any
 
 import orjson
@@ -66,30 +66,24 @@ def chunks(frames: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-class EventStream(Response):
-    """The events of a job with seq > after, behind a snapshot of it."""
+class FrameStream(Response):
+    """Frames for one client. `watch` of `live` is what it waits with: a job's id, or another name."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        live: Live,
-        histories: Histories,
-        job_id: str,
-        *,
-        snapshot: bytes,
-        after: int,
-        allowed: Allowed,
-    ) -> None:
+    def __init__(self, live: Live, watch: str, allowed: Allowed) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._live, self._histories, self._job_id = live, histories, job_id
-        self._snapshot, self._sent, self._allowed = snapshot, after, allowed
+        self._live, self._watch, self._allowed = live, watch, allowed
         self._limit: asyncio.Timeout | None = None
 
+    def frames(self, watch: Watch, leaving: "asyncio.Task[Any]") -> AsyncGenerator[bytes]:
+        """What to send, to the end; it may raise StoreUnavailable."""
+        raise NotImplementedError
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send frames until the job or the process ends, or the client goes or does not read."""
-        with self._live.watch(self._job_id) as watch, self._live.tail(self._job_id) as tail:
+        """Send frames until they or the process end, or the client goes or does not read."""
+        with self._live.watch(self._watch) as watch:
             watch.stopping = self._hurry
             leaving = asyncio.create_task(gone(receive))
             leaving.add_done_callback(watch.nudge)
@@ -97,10 +91,11 @@ class EventStream(Response):
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 await self._send(send, start)
                 with suppress(StoreUnavailable):  # it ends without `done`, to be asked for again
-                    async for frames in self._frames(watch, tail, leaving):
-                        await self._send(
-                            send, {"type": "http.response.body", "body": frames, "more_body": True}
-                        )
+                    async with aclosing(self.frames(watch, leaving)) as frames:
+                        async for body in frames:
+                            await self._send(
+                                send, {"type": "http.response.body", "body": body, "more_body": True}
+                            )
                 await self._send(send, {"type": "http.response.body"})
             except TimeoutError:
                 abort(scope)
@@ -124,28 +119,63 @@ class EventStream(Response):
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(asyncio.get_running_loop().time() + LAST_PATIENCE_S)
 
-    async def _frames(self, watch: Watch, tail: Tail, leaving: "asyncio.Task[Any]") -> AsyncIterator[bytes]:
-        yield self._snapshot
+    async def until_it_ends(
+        self, watch: Watch, leaving: "asyncio.Task[Any]", new: Callable[[], Awaitable[list[bytes] | None]]
+    ) -> AsyncGenerator[bytes]:
+        """What `new` gives whenever there is news, and comments; to its None, if nothing else ends it before."""
         now = asyncio.get_running_loop().time
         end, ping = now() + LONGEST_S, now() + PING_S
         while not leaving.done() and not self._live.stopping and now() < end and await self._allowed():
-            seen = watch.seen
-            if seen is None:  # deleted
+            frames = await new()
+            if frames is None:
                 return
-            if frames := await self._new(tail):
+            if frames:
                 for chunk in chunks(frames):
                     yield chunk
                 ping = now() + PING_S
-            elif seen.done and self._sent >= seen.event_seq:
-                yield done_frame(self._job_id, seen.status)
-                return
-            else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(KEY_CHECK_S, ping - now())):
-                        await watch.news()
-                if now() >= ping:
-                    yield KEEPALIVE_COMMENT
-                    ping = now() + PING_S
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(KEY_CHECK_S, ping - now())):
+                    await watch.news()
+            if now() >= ping:
+                yield KEEPALIVE_COMMENT
+                ping = now() + PING_S
+
+
+class EventStream(FrameStream):
+    """The events of a job with seq > after, behind a snapshot of it."""
+
+    def __init__(
+        self,
+        live: Live,
+        histories: Histories,
+        job_id: str,
+        *,
+        snapshot: bytes,
+        after: int,
+        allowed: Allowed,
+    ) -> None:
+        super().__init__(live, job_id, allowed)
+        self._histories, self._job_id, self._snapshot = histories, job_id, snapshot
+        self._sent, self._done = after, False
+
+    async def frames(self, watch: Watch, leaving: "asyncio.Task[Any]") -> AsyncGenerator[bytes]:
+        """See FrameStream."""
+        with self._live.tail(self._job_id) as tail:
+            yield self._snapshot
+
+            async def new() -> list[bytes] | None:
+                seen = watch.seen
+                if seen is None or self._done:  # deleted; or all is said
+                    return None
+                frames = await self._new(tail)
+                if frames or not seen.done or self._sent < seen.event_seq:
+                    return frames
+                self._done = True
+                return [done_frame(self._job_id, seen.status)]
+
+            async for chunk in self.until_it_ends(watch, leaving, new):
+                yield chunk
 
     async def _new(self, tail: Tail) -> list[bytes]:
         """Frames that follow what was sent: those at hand, or else a page of its history."""

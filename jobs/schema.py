@@ -107,6 +107,18 @@ job_events = Table(
     Column("data", Json, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
+    Column(
+        "owner", String
+    ),  # of the job; this and the next are null in events from before there were positions
+    Column("position", BigInteger),  # among all events of the owner, in the order of their commits
+    Index("ix_job_events_owner_position", "owner", "position", unique=True),
+)
+
+event_heads = Table(
+    "event_heads",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("position", BigInteger, nullable=False),  # of the owner's last event
 )
 
 job_metrics = Table(

@@ -14,7 +14,6 @@ from sqlalchemy import (
     Select,
     create_engine,
     event,
-    insert,
     literal,
     make_url,
     select,
@@ -24,14 +23,16 @@ from sqlalchemy import exc as sql_errors
 from sqlalchemy.dialects import postgresql, sqlite
 
 from jobs.errors import JobNotFound, LeaseLost, StoreUnavailable
+from jobs.event_order import insert_in_order
 from jobs.faults import point
 from jobs.outbox import enqueue_events
-from jobs.schema import EpochNow, job_events, jobs
+from jobs.schema import EpochNow, jobs
 from jobs.spec import NewEvent
 from jobs.states import Status
 
 READ_ONLY = "kleash_read_only"
 CHANGED = "kleash_changed"  # in a connection's info: ids of the jobs that the transaction has changed
+EVENTS = "kleash_events"  # there too: the events to insert at its end
 LOCK_WAIT_S = 5.0
 NUL = "\x00"  # no id holds one, and PostgreSQL refuses to compare with it
 NOT_MIGRATED = ("42P01", "42703")  # PostgreSQL's undefined_table and undefined_column
@@ -144,9 +145,12 @@ class SqlBase:
     @contextmanager
     def _writing(self, method: str) -> Iterator[Connection]:
         changed: set[str] = set()
+        events: list[dict[str, Any]] = []
         with _outages(), self.engine.begin() as connection:
-            connection.info[CHANGED] = changed
+            connection.info[CHANGED], connection.info[EVENTS] = changed, events
             yield connection
+            if events:
+                insert_in_order(connection, self.insert, events, self.now())
             point(f"commit.{method}.before")
         point(f"commit.{method}.after")
         if changed:
@@ -193,9 +197,10 @@ class SqlBase:
         connection.info[CHANGED].add(job_id)
         if events:
             last = connection.execute(
-                select(jobs.c.event_seq, jobs.c.attempt).where(jobs.c.id == job_id)
+                select(jobs.c.event_seq, jobs.c.attempt, jobs.c.owner).where(jobs.c.id == job_id)
             ).one()
-            self.write_events(connection, job_id, last.attempt, last.event_seq - len(events), events)
+            after = last.event_seq - len(events)
+            self.write_events(connection, job_id, last.owner, last.attempt, after, events)
         return True
 
     def change_run(
@@ -212,24 +217,31 @@ class SqlBase:
             raise LeaseLost(f"{job_id}: attempt {attempt} does not own a running job")
 
     def write_events(
-        self, connection: Connection, job_id: str, attempt: int, after: int, events: Sequence[NewEvent]
+        self,
+        connection: Connection,
+        job_id: str,
+        owner: str,
+        attempt: int,
+        after: int,
+        events: Sequence[NewEvent],
     ) -> None:
-        """Insert events numbered from `after` + 1, and their deliveries; the caller holds the job's row."""
-        connection.execute(
-            insert(job_events).values(created_at=self.now()),
-            [
-                {
-                    "job_id": job_id,
-                    "seq": after + offset,
-                    "type": item.type,
-                    "level": item.level,
-                    "message": item.message,
-                    "data": item.data or {},
-                    "attempt": attempt,
-                }
-                for offset, item in enumerate(events, start=1)
-            ],
-        )
+        """Insert events numbered from `after` + 1, and their deliveries; the caller holds the job's row.
+
+        The events themselves when the transaction ends (jobs/event_order.py).
+        """
+        connection.info[EVENTS] += [
+            {
+                "job_id": job_id,
+                "seq": after + offset,
+                "type": item.type,
+                "level": item.level,
+                "message": item.message,
+                "data": item.data or {},
+                "attempt": attempt,
+                "owner": owner,
+            }
+            for offset, item in enumerate(events, start=1)
+        ]
         enqueue_events(connection, self.now(), job_id, [item.type for item in events])
 
 

@@ -54,7 +54,8 @@ class ClientRows(IdempotencyRows, QuotaRows):
             write_labels(connection, job_id, owner, spec.metadata)
             write_uses(connection, job_id, spec.type, resolved)
             hold_files(connection, job_id, resolved)
-            self.write_events(connection, job_id, 0, 0, [NewEvent(type="job.created", message="Queued.")])
+            created = NewEvent(type="job.created", message="Queued.")
+            self.write_events(connection, job_id, owner, 0, 0, [created])
             return Created(job=job_of(one_row(connection, job_id)), replayed=False)
 
     def _first_values(

@@ -21,6 +21,14 @@ class JobVersion(NamedTuple):
         return self.status in TERMINAL
 
 
+class OwnerEvent(NamedTuple):
+    """An event, and its place among all events of its job's owner."""
+
+    position: int
+    job_id: str
+    event: Event
+
+
 class LiveStore(Protocol):
     """Reads of many jobs at once, and word of the changes that this process made."""
 
@@ -40,4 +48,12 @@ class LiveStore(Protocol):
 
         At most `limit`, so of the last job that it holds the later events may be missing, and of others all.
         """
+        ...
+
+    def event_heads(self, owners: Collection[str]) -> dict[str, int]:
+        """The position of each owner's last event: all up to there are committed. 0 without an event."""
+        ...
+
+    def owner_events(self, owner: str, *, after: int, limit: int) -> list[OwnerEvent]:
+        """Events of all jobs of the owner with position > after, ascending; none below the last can come later."""
         ...

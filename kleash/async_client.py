@@ -104,6 +104,7 @@ class Jobs(Noun):
     events = once(job_data.events)
     iterate_events = many(sequences.iterate_events)
     stream_events = many(following.stream_events)
+    stream_all_events = many(following.stream_all_events)
     metrics = once(job_data.metrics)
     metric_rows = once(job_data.metric_rows)
     frontier = once(job_data.frontier)

@@ -10,7 +10,7 @@ RETRY_S = 3.0
 
 
 class Frame(NamedTuple):
-    """One event of a job's stream: `snapshot`, `done`, or the type of what happened; `id` is its `seq`."""
+    """One event of a stream: `snapshot`, `ready`, `done`, or what happened; `id` is where it stands."""
 
     event: str
     data: dict[str, Any]

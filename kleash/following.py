@@ -1,6 +1,7 @@
 """Following a job: polls that the service holds, and the stream of its events. Plans, as in `kleash.plans`."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from kleash.calls import NOT_MODIFIED, Call, document
@@ -13,6 +14,7 @@ from kleash.plans import MAX_TRIES, Item, Pause, Plan, Read, Request, attempts
 HELD_S = 30  # of one poll
 OUTAGE_S = 60.0  # of a service that is restarted while somebody waits for a job
 AGAIN_S = 1.0
+STARTS = ("snapshot", "ready")  # frames that begin a stream
 
 
 def watch(job_id: str, *, every_s: float = 1.0, timeout_s: float | None = None) -> Plan[Job]:
@@ -55,18 +57,32 @@ def stream_events(job_id: str, *, after: int | None = None) -> Plan[Frame]:
 
     A stream that breaks is asked for again where it was; the snapshot is shown the first time only.
     """
-    failures, snapshots = 0, 0
+    return _streamed(lambda after: job_data.events_stream(job_id, after=after), after)
+
+
+def stream_all_events(*, after: int | None = None) -> Plan[Frame]:
+    """Follow what happens to all jobs: `ready`, then each event once, without end; `id` is where it stands.
+
+    A stream that breaks is asked for again where it was; `ready` is shown the first time, and again if the service
+    has lost that place (`lost`).
+    """
+    return _streamed(lambda after: job_data.all_events_stream(after=after), after)
+
+
+def _streamed(ask: Callable[[int | None], Call[None]], after: int | None) -> Plan[Frame]:
+    """The frames of a stream after an id, of all the streams that it takes."""
+    failures, starts = 0, 0
     while True:
         frames = Frames()
         try:
-            yield from attempts(job_data.events_stream(job_id, after=after))
+            yield from attempts(ask(after))
             while chunk := (yield Read()):
                 assert isinstance(chunk, bytes)
                 for frame in frames(chunk):
                     failures = 0
                     after = frame.id if frame.id is not None else after
-                    snapshots += frame.event == "snapshot"
-                    if frame.event != "snapshot" or snapshots == 1:
+                    starts += frame.event in STARTS
+                    if frame.event not in STARTS or starts == 1 or frame.data.get("lost"):
                         yield Item(frame)
                     if frame.event == "done":
                         return

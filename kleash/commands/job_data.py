@@ -57,6 +57,27 @@ def events(
 
 
 @app.command()
+def follow(
+    after: Annotated[int | None, typer.Option(help="The last id already known.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """What happens to all jobs from now on, one event a line, until Ctrl-C."""
+    from kleash.render import visible
+
+    def line(event: Mapping[str, Any]) -> str:
+        said = f"{event['level']}  {event['type']}  {event['message']}"
+        return visible(f"{event['created_at']}  {event['job_id']}  {said}")
+
+    def work(client: "Client") -> int:
+        frames = client.jobs.stream_all_events(after=after)
+        return show_each((frame.data for frame in frames if frame.event != "ready"), as_json, line)
+
+    ask(work, url, key, as_json)
+
+
+@app.command()
 def metrics(
     job_id: JobId,
     keys: Annotated[str | None, typer.Option(help="Separated by commas; * stands for anything.")] = None,

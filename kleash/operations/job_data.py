@@ -42,6 +42,20 @@ def events_stream(job_id: str, *, after: int | None = None) -> Call[None]:
     )
 
 
+def all_events_stream(*, after: int | None = None) -> Call[None]:
+    """The stream of the events of all jobs, from the one after `after`, or from now on."""
+    return Call(
+        "events_stream",
+        "GET",
+        "/v1/events/stream",
+        lambda _: None,
+        query={"after": after},
+        headers={"accept": "text/event-stream"},
+        repeatable=True,
+        streamed=True,
+    )
+
+
 def metrics(
     job_id: str,
     *,

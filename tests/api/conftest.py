@@ -128,6 +128,12 @@ def roots(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams without an end have one, for those who ask every operation."""
+    monkeypatch.setattr("api.event_stream.LONGEST_S", 0.05)
+
+
+@pytest.fixture
 def settings(tmp_path: Path, roots: Path) -> Settings:
     """Open mode; the registry has `base` and `tuned` (an adapter), which are the default pair."""
     models = {

@@ -30,6 +30,9 @@ from tests.api.operations import (
 NewKey = Callable[..., dict[str, str]]
 
 
+pytestmark = pytest.mark.usefixtures("short_streams")
+
+
 @pytest.fixture
 def world(store: SqlStore, keyed_client: TestClient, spec: dict[str, Any], answering: None) -> World:
     return World(store, keyed_client, spec)

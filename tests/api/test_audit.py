@@ -21,7 +21,12 @@ def entries(store: SqlStore) -> list[AuditEntry]:
 
 
 def test_every_operation_that_changes_something_is_recorded_and_no_other(
-    keyed_client: TestClient, store: SqlStore, spec: dict[str, Any], new_key: NewKey, answering: None
+    keyed_client: TestClient,
+    store: SqlStore,
+    spec: dict[str, Any],
+    new_key: NewKey,
+    answering: None,
+    short_streams: None,
 ) -> None:
     assert isinstance(keyed_client.app, FastAPI)
     world = World(store, keyed_client, spec)

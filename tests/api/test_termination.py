@@ -45,6 +45,14 @@ def test_who_waits_is_answered_and_streams_end_before_the_process_does(
             frames = [stream.frames() for stream in streams]
             for each in frames:
                 assert (await anext(each))["event"] == "snapshot"
+            feeds = [await Connection.to(port) for _ in range(OF_EACH)]
+            for feed in feeds:
+                feed.ask("/v1/events/stream")
+                await feed.head()
+            all_jobs = [feed.frames() for feed in feeds]
+            for each in all_jobs:
+                assert (await anext(each))["event"] == "ready"
+            frames += all_jobs
             await asyncio.sleep(0.3)
             process.send_signal(signal.SIGTERM)
             sent = time.monotonic()

@@ -100,7 +100,7 @@ def test_a_transaction_that_fails_leaves_no_message(store: SqlStore, receiver: R
     made = hook(store, receiver.url)
     create(store, "job_1")
     with suppress(RuntimeError), store.writing() as connection:
-        store.write_events(connection, "job_1", 0, 1, [NewEvent(type="job.more", message="")])
+        store.write_events(connection, "job_1", "me", 0, 1, [NewEvent(type="job.more", message="")])
         raise RuntimeError
     assert deliveries(store, made.webhook.id) == [("job.created", "pending", 0)]
 

@@ -50,9 +50,9 @@ def config(server: Served, role: str) -> str:
         ]
     lines += [
         "[[operations]]",
-        'include-operation-id = "jobs_events_stream"',
+        'include-operation-id = ["jobs_events_stream", "events_stream"]',
         "enabled = false",
-    ]  # it has no end
+    ]  # they have no end
     return "\n".join(lines) + "\n"
 
 

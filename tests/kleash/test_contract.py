@@ -36,6 +36,7 @@ NOT_SENT = {  # what the client leaves to curl
     ("jobs_metrics", "if-none-match"),
     ("jobs_get", "wait"),  # it says so in a header
     ("jobs_events_stream", "last-event-id"),  # `after` says the same
+    ("events_stream", "last-event-id"),
 }
 
 
@@ -184,7 +185,8 @@ def test_every_description_is_a_method_of_both_clients() -> None:
         assert inspect.signature(method) == inspect.signature(public(AsyncClient)[name]), name
         assert inspect.getdoc(method), name
     wrapped = {method.__wrapped__ for method in public(Client).values()}
-    inside = {jobs.poll, job_data.events_stream, job_data.results, scores.stream, files.content}
+    inside = {jobs.poll, job_data.events_stream, job_data.all_events_stream, job_data.results}
+    inside |= {scores.stream, files.content}
     inside |= {
         checkpoints.archive,
         checkpoints.file,

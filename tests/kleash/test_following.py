@@ -102,6 +102,21 @@ def test_a_stream_that_breaks_goes_on_where_it_was_and_repeats_nothing() -> None
     assert [query for query in seen if isinstance(query, list)] == [[], [("after", "1")]]
 
 
+def test_the_stream_of_all_jobs_begins_where_it_broke_and_tells_of_what_is_lost() -> None:
+    head = Answer(200, {}, b"", "here")
+    lost = frame("ready", {"position": 2, "lost": True}, 2) + frame("job.created", {}, 3)
+    script = [
+        *(head, frame("ready", {"position": 7, "lost": False}, 7), b""),  # broken before the first event
+        *(head, frame("ready", {"position": 7, "lost": False}, 7) + frame("job.started", {}, 9)),
+        *(unreachable("here", "reset"), head, frame("ready", {"position": 9, "lost": False}, 9), b""),
+        *(head, lost, b"", head, frame("done", {})),  # no service sends this one
+    ]
+    seen = steps(following.stream_all_events(), script)
+    assert [item.id for item in seen if isinstance(item, Frame)] == [7, 9, 2, 3, None]
+    asked = [query for query in seen if isinstance(query, list)]
+    assert asked == [[], [("after", "7")], [("after", "9")], [("after", "9")], [("after", "3")]]
+
+
 def test_a_stream_that_never_comes_is_given_up() -> None:
     gone = [unreachable("here", "refused")] * 100
     with pytest.raises(KleashError, match="refused"):
