@@ -72,7 +72,9 @@ def hostile_names(host: str, port: int) -> list[str]:
     return NAMES[host] if host in NAMES else system_resolve(host, port)
 
 
-def post(outbound: Outbound, url: str, *, timeout_s: float = PATIENCE_S, read: bool = True) -> tuple[int, bytes]:
+def post(
+    outbound: Outbound, url: str, *, timeout_s: float = PATIENCE_S, read: bool = True
+) -> tuple[int, bytes]:
     answer = outbound.post(url, b"{}", {"Content-Type": "application/json"}, timeout_s=timeout_s, read=read)
     return answer.status, answer.body
 
