@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from api.event_stream import event_frame
 from api.prefer import wait_s
+from api.services.job_documents import QUEUED_S
 from api.services.live import GOOD_FOR_TICKS, TICK_S, Live
 from jobs.settings import Settings
 from jobs.spec import JobFailure
@@ -122,14 +124,17 @@ def test_an_unchanged_poll_reads_nothing_and_others_the_version_alone(
 ) -> None:
     url = f"/v1/jobs/{made}"
     first = client.get(url)
+    began = time.monotonic()
     with counted(store, "FROM jobs") as queries:
         for _ in range(50):
             assert client.get(url, headers={"If-None-Match": first.headers["etag"]}).status_code == 304
-    assert queries() < 25
+    assert queries() < 25 + 2 * (time.monotonic() - began) / TICK_S
+    began = time.monotonic()
     with counted(store, "jobs.spec") as rows_read:
         for _ in range(20):
             assert client.get(url).content == first.content
-    assert rows_read() <= 1  # the document is written once, and of a queued job once a second
+    # The document is written once, and of a queued job once a second.
+    assert rows_read() <= 1 + (time.monotonic() - began) / QUEUED_S
 
 
 def test_no_replica_takes_back_what_another_has_told(
@@ -266,19 +271,19 @@ def test_a_waiter_learns_what_another_process_did(
     async def wait(port: int) -> None:
         poll, other = await Connection.to(port), await Connection.to(port)
         async with poll, other:
-            began = asyncio.get_running_loop().time()
-            other.ask(f"/v1/jobs/{idle}?wait=1", If_None_Match='"1"')
             first = await poll.get(f"/v1/jobs/{made}")
-            poll.ask(f"/v1/jobs/{made}", If_None_Match=first.headers["etag"], Prefer="wait=30")
-            await until(lambda: waiting(served) == 2)
+            began = asyncio.get_running_loop().time()
+            poll.ask(f"/v1/jobs/{made}", If_None_Match=first.headers["etag"], Prefer="wait=55")
+            await until(lambda: waiting(served) == 1)
             version = claimed(elsewhere, made).version
             changed = await poll.answer()
-            assert asyncio.get_running_loop().time() - began < 10
+            assert asyncio.get_running_loop().time() - began < 50
             assert (changed.status, changed.document["status"]) == (200, "running")
             assert changed.headers["etag"] == f'"{version}"'
-            assert changed.headers["preference-applied"] == "wait=30"
+            assert changed.headers["preference-applied"] == "wait=55"
 
-            unchanged = await other.answer()
+            began = asyncio.get_running_loop().time()
+            unchanged = await other.get(f"/v1/jobs/{idle}?wait=1", If_None_Match='"1"')
             assert (unchanged.status, unchanged.body, unchanged.headers["etag"]) == (304, b"", '"1"')
             assert unchanged.headers["preference-applied"] == "wait=1"
             assert asyncio.get_running_loop().time() - began > 1
@@ -310,7 +315,8 @@ def test_a_thousand_waiters_cost_one_query_a_tick_and_no_thread(
         began = asyncio.get_running_loop().time()
         with counted(store, POLLED) as queries:
             await until(lambda: queries() >= 3)
-            assert queries() <= (asyncio.get_running_loop().time() - began) / TICK_S + 1
+            # One more, because a tick of before may reach the database only now.
+            assert queries() <= (asyncio.get_running_loop().time() - began) / TICK_S + 2
         with counted(store, "jobs.spec") as rows_read:
             for job_id in jobs:
                 claimed(elsewhere, job_id)
@@ -341,7 +347,7 @@ def test_without_a_database_polls_are_refused_and_waiters_wait(
             await Connection.to(port) as late,
         ):
             wait.ask(url, If_None_Match='"1"', Prefer="wait=30")
-            late.ask(url, If_None_Match='"1"', Prefer="wait=1")
+            late.ask(url, If_None_Match='"1"', Prefer="wait=5")  # long enough for the outage to come first
             await until(lambda: waiting(served) == 2)
             with elsewhere.writing() as connection:
                 connection.exec_driver_sql("ALTER TABLE jobs RENAME TO away")

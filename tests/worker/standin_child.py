@@ -39,12 +39,12 @@ if mode in ("succeed", "succeed and be deleted"):
     from jobs.sql_store import open_store
     from jobs.states import Status
 
+    say_started()  # who sees the job done reads it
     store = open_store(Settings())
     store.record_step(job_id, int(attempt), step=1, metrics={"a": 1.0}, timings={})
     store.finish(job_id, int(attempt), Status.SUCCEEDED, result={"model": "m"})
     if mode == "succeed and be deleted":  # by a client that has been polling
         store.delete_job(job_id)
-    say_started()
 elif mode == "succeed and linger":
     from jobs.settings import Settings
     from jobs.sql_store import open_store

@@ -154,8 +154,27 @@ def test_a_preloaded_pair_has_run_every_kind_of_batch(pair_key, packs):
 # -- drain ----------------------------------------------------------------------------------------
 
 
+# Of the batches after the first, none begins before a file is there.
+HELD = """
+import pathlib, sys, time
+from worker.scorer import batcher
+from worker.scorer.__main__ import main
+
+go_on, chosen, calls = pathlib.Path(sys.argv[1]), batcher.chosen, []
+
+def held(*given, **more):
+    calls.append(given)
+    while len(calls) > 1 and not go_on.exists():
+        time.sleep(0.01)
+    return chosen(*given, **more)
+
+batcher.chosen = held
+sys.exit(main())
+"""
+
+
 def busy(client, tiny, *, texts):
-    """A request that takes a while, and proof that its first batch has run."""
+    """A request that is held, and proof that its first batch has run."""
     body = request(
         tiny, *(f"the cat sat on the mat and the dog {n} " * 4 for n in range(texts))
     ).model_dump_json()
@@ -164,8 +183,8 @@ def busy(client, tiny, *, texts):
     return answer
 
 
-def test_sigterm_refuses_new_requests_at_once_and_answers_those_it_has(tiny, launch):
-    process, client = launch()
+def test_sigterm_refuses_new_requests_at_once_and_answers_those_it_has(tmp_path, tiny, launch):
+    process, client = launch(program=("-c", HELD, str(tmp_path / "go on")))
     wait_until(lambda: is_ready(client) or process.poll() is not None)
     answer = busy(client, tiny, texts=200)
     process.send_signal(signal.SIGTERM)
@@ -174,6 +193,7 @@ def test_sigterm_refuses_new_requests_at_once_and_answers_those_it_has(tiny, lau
     refused = client.post("/score", content=request(tiny, "the cat").model_dump_json())
     assert (refused.status_code, refused.json()["code"]) == (503, "draining")
     assert not answer.done()
+    (tmp_path / "go on").touch()
     reply = answer.result(PATIENCE_S)
     assert reply.status_code == 200
     assert len(decode_reply(reply.content).items) == 200
@@ -185,11 +205,13 @@ def test_sigterm_refuses_new_requests_at_once_and_answers_those_it_has(tiny, lau
     assert process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
 
 
-def test_a_drain_ends_with_its_grace(tiny, launch):
-    process, client = launch(environment={"KLEASH_STOP_GRACE_S": "0.2"})
+def test_a_drain_ends_with_its_grace(tmp_path, tiny, launch):
+    held = ("-c", HELD, str(tmp_path / "go on"))
+    process, client = launch(environment={"KLEASH_STOP_GRACE_S": "0.2"}, program=held)
     wait_until(lambda: is_ready(client) or process.poll() is not None)
     answer = busy(client, tiny, texts=250)
     process.send_signal(signal.SIGTERM)
     refused = answer.result(PATIENCE_S)
     assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    (tmp_path / "go on").touch()
     assert process.wait(PATIENCE_S) in (0, -signal.SIGTERM)

@@ -13,7 +13,7 @@ from jobs.scoring_wire import ChatMessage, ModelSource, ScoreItem, ScoreRequest
 from rlhf_core.batches import Capacity, next_batch
 from rlhf_core.models import WeightSource
 from rlhf_core.tokenization import TokenizedText
-from tests.worker.scorer.bench import PATIENCE_S, drain, request, wait_until
+from tests.worker.scorer.bench import PATIENCE_S, drain, request
 from worker.scorer.batcher import Batcher
 from worker.scorer.pairs import PairCache
 from worker.scorer.queue import FairQueue
@@ -218,22 +218,28 @@ def test_within_a_client_the_first_to_come_is_the_first_to_be_scored(tiny, pair_
 
 
 def test_a_single_text_passes_a_batch_of_256_in_a_running_scorer(tiny, pair_key, pairs):
+    """It comes while a batch of the other runs: the batcher's thread says so, whatever the test's has missed."""
     batcher = Batcher(pairs, max_batch_tokens=64, max_queued_tokens=50_000)
+    seen, score = [], batcher._score_texts
+
+    def score_and_be_asked(*given, **more):
+        if not seen:
+            seen.append("came")
+            small = batcher.submit(request(tiny, "hi!", client="small"), pair_key)
+            small.add_done_callback(lambda _: seen.append((batcher.stats().batches, large.done())))
+        return score(*given, **more)
+
+    batcher._score_texts = score_and_be_asked
+    texts = [f"reinforcement learning from human feedback {n}" for n in range(256)]
+    large = batcher.submit(request(tiny, *texts, client="big"), pair_key)
     thread = threading.Thread(target=batcher.run)
     thread.start()
     try:
-        texts = [f"reinforcement learning from human feedback {n}" for n in range(256)]
-        large = batcher.submit(request(tiny, *texts, client="big"), pair_key)
-        wait_until(lambda: batcher.stats().batches)
-        before = batcher.stats().batches
-        small = batcher.submit(request(tiny, "hi!", client="small"), pair_key)
-        small.add_done_callback(lambda _: passed.append(batcher.stats().batches))
-        passed = []
-        small.result(PATIENCE_S)
-        assert not large.done()
-        # The batch that runs, one that `big` leads, and the one that `small` leads.
-        assert passed[0] - before <= 3
         assert len(large.result(PATIENCE_S).items) == 256
+        _, (batches, all_done) = seen
+        assert not all_done
+        # The batch that ran, one that `big` leads, and the one that `small` leads.
+        assert batches <= 3 < batcher.stats().batches
     finally:
         batcher.close()
         thread.join()
