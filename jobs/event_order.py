@@ -5,12 +5,15 @@ transaction holds until its end; so a later number is committed later, an aborte
 whoever has read position n has seen, or can never see, all that is below it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, select
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, select
 
 from jobs.schema import event_heads, job_events
+
+HEAD = select(event_heads.c.position).where(event_heads.c.owner == bindparam("of")).scalar_subquery()
 
 
 def insert_in_order(
@@ -24,19 +27,13 @@ def insert_in_order(
     The owners' rows are held only from here to the commit. They are the last locks of every transaction, and
     taken in one order, so nobody who holds one waits for anything else: there is no deadlock through them.
     """
-    for owner in sorted({row["owner"] for row in rows}):
-        mine = [row for row in rows if row["owner"] == owner]
-        after = _reserve(connection, upsert, owner, len(mine))
-        for position, row in enumerate(mine, start=after + 1):
-            row["position"] = position
-    connection.execute(insert(job_events).values(created_at=now), list(rows))
-
-
-def _reserve(connection: Connection, upsert: Callable[..., Any], owner: str, count: int) -> int:
-    """The position before the first of `count` new ones; until the commit nobody else gets any."""
-    head = event_heads.c.position
-    new = upsert(event_heads).values(owner=owner, position=count)
-    grown = new.on_conflict_do_update(index_elements=["owner"], set_={"position": head + count})
-    connection.execute(grown)
-    last: int = connection.execute(select(head).where(event_heads.c.owner == owner)).scalar_one()
-    return last - count
+    counts = Counter(row["owner"] for row in rows)
+    for owner, count in sorted(counts.items()):
+        new = upsert(event_heads).values(owner=owner, position=count)
+        grown = {"position": event_heads.c.position + count}
+        connection.execute(new.on_conflict_do_update(index_elements=["owner"], set_=grown))
+    placed = []
+    for row in rows:
+        counts[row["owner"]] -= 1
+        placed.append({**row, "of": row["owner"], "left": counts[row["owner"]]})
+    connection.execute(insert(job_events).values(created_at=now, position=HEAD - bindparam("left")), placed)

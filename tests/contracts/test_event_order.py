@@ -1,20 +1,30 @@
 """Positions of an owner's events are in the order of their commits, whoever began first: no reader skips one."""
 
+import asyncio
+import json
 import random
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, insert, text
 
-from jobs import event_order
+from api import event_stream
+from api.app import create_app
+from api.services import feeds
+from jobs import sql_base
+from jobs.schema import job_events
+from jobs.settings import Settings
 from jobs.sql_base import READ_ONLY
 from jobs.sql_store import SqlStore
 from jobs.store_live import OwnerEvent
+from tests.api.conftest import FakeBroker, FakeScorer
+from tests.api.live_client import Connection, listening
 from tests.contracts.store_jobs import SPEC, create
 
 WRITERS, EACH, PAGE = 8, 25, 7
@@ -102,11 +112,16 @@ def test_an_event_that_is_committed_late_is_not_skipped(writer: SqlStore) -> Non
 def test_numbers_that_are_taken_before_the_commit_would_skip_it(
     writer: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a sequence gives them: the reader above does lose an event then. SQLite has one writer at a time."""
+    """The reader above does lose an event then. SQLite has one writer at a time."""
     if writer.engine.dialect.name == "sqlite":
         pytest.skip("no other transaction can write meanwhile")
-    numbers = iter(range(1000))
-    monkeypatch.setattr(event_order, "_reserve", lambda *_: next(numbers))
+    numbers = iter(range(1, 1000))
+
+    def as_a_sequence_does(connection: Any, _upsert: Any, rows: list[dict[str, Any]], now: Any) -> None:
+        placed = [row | {"position": next(numbers)} for row in rows]
+        connection.execute(insert(job_events).values(created_at=now), placed)
+
+    monkeypatch.setattr(sql_base, "insert_in_order", as_a_sequence_does)
     url = writer.engine.url.render_as_string(hide_password=False)
     assert overtaken(writer, url) == (["job_2"], True)
 
@@ -123,10 +138,9 @@ class Aborted(Exception):
     """A transaction that has written everything is rolled back."""
 
 
-def test_writers_in_any_order_lose_and_repeat_nothing(writer: SqlStore) -> None:
-    """Commits take their time, some transactions are rolled back at the end; two owners' readers follow."""
+def write_at_once(writer: SqlStore, owners: list[str]) -> list[str]:
+    """Threads make jobs of these owners; commits take their time, and some are rolled back. The jobs there are."""
     rng = random.Random(8)
-    readers, written = [Reader(writer, owner) for owner in ("me", "you")], threading.Event()
 
     def commit(connection: Any) -> None:
         if not connection.get_execution_options().get(READ_ONLY):
@@ -139,27 +153,77 @@ def test_writers_in_any_order_lose_and_repeat_nothing(writer: SqlStore) -> None:
         for count in range(EACH):
             job_id = f"job_{number}_{count}"
             with suppress(Aborted):
-                writer.create_job(job_id, readers[count % 2].owner, SPEC, {})
+                writer.create_job(job_id, owners[count % len(owners)], SPEC, {})
                 made.append(job_id)
         return made
+
+    event.listen(writer.engine, "commit", commit)
+    with ThreadPoolExecutor(WRITERS) as pool:
+        made = [job_id for done in pool.map(write, range(WRITERS)) for job_id in done]
+    event.remove(writer.engine, "commit", commit)
+    assert 0 < len(made) < WRITERS * EACH
+    return made
+
+
+def test_writers_in_any_order_lose_and_repeat_nothing(writer: SqlStore) -> None:
+    readers, written = [Reader(writer, owner) for owner in ("me", "you")], threading.Event()
 
     def follow(reader: Reader) -> None:
         while not written.is_set():
             reader.read()
         reader.read()
 
-    event.listen(writer.engine, "commit", commit)
-    with ThreadPoolExecutor(WRITERS + 2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         following = [pool.submit(follow, reader) for reader in readers]
-        writing = [pool.submit(write, number) for number in range(WRITERS)]
-        made = [job_id for done in writing for job_id in done.result()]
+        made = write_at_once(writer, ["me", "you"])
         written.set()
         for done in following:
             done.result()
-    assert len(made) < WRITERS * EACH
     assert sorted(readers[0].jobs + readers[1].jobs) == sorted(made)
     for reader in readers:
         assert [item.position for item in reader.found] == list(range(1, len(reader.found) + 1))  # no hole
+
+
+def test_streams_over_http_that_are_cut_lose_and_repeat_nothing(
+    writer: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes on from its Last-Event-ID, from memory or from the database, until it has seen the last job."""
+    monkeypatch.setattr(feeds, "HELD", 5)
+    monkeypatch.setattr(event_stream, "PAGE", PAGE)
+    app_store = SqlStore(writer.engine.url.render_as_string(hide_password=False))
+    settings = Settings(data=tmp_path, unsafe_no_auth=True)
+    app = create_app(settings, store=app_store, broker=FakeBroker(), scorer=FakeScorer())
+
+    async def follow(port: int, seed: int) -> list[str]:
+        rng, last, seen = random.Random(seed), 0, list[str]()
+        while True:
+            async with await Connection.to(port) as stream:
+                stream.ask("/v1/events/stream", Last_Event_ID=str(last))
+                await stream.head()
+                left = rng.randrange(20)
+                async for frame in stream.frames():
+                    if frame.get("event") == "job.created":
+                        assert int(frame["id"]) == last + 1
+                        last = int(frame["id"])
+                        seen.append(json.loads(frame["data"])["job_id"])
+                        if seen[-1] == "job_last":
+                            return seen
+                    left -= 1
+                    if left < 0:
+                        break  # what is under way is lost
+
+    async def follow_all(port: int) -> None:
+        following = [asyncio.create_task(follow(port, seed)) for seed in range(5)]
+        made = await asyncio.to_thread(write_at_once, writer, ["local", "another"])
+        writer.create_job("job_last", "local", SPEC, {})
+        found = await asyncio.gather(*following)
+        mine = [job_id for job_id in made if int(job_id.rpartition("_")[2]) % 2 == 0]
+        assert sorted(found[0]) == sorted([*mine, "job_last"])
+        assert found == [found[0]] * len(found)
+
+    with listening(app) as port:
+        asyncio.run(follow_all(port))
+    app_store.close()
 
 
 def test_deletions_leave_holes_and_positions_go_on(store: SqlStore) -> None:

@@ -82,13 +82,20 @@ class ModelJob:
         row |= dict.fromkeys(["progress_at", "heartbeat_at", "finished_at", "cancel_requested_at"])
         row |= dict.fromkeys(["attempt", "crash_count", "dispatched_epoch", "dispatches"], 0)
         row |= dict.fromkeys(["created_at", "queued_at", "updated_at"], now)
+        row |= {"cancel_saves": True, "cancel_grace_s": None}
         row |= {"status": "queued", "desired": "run", "epoch": 1, "version": 1, "event_seq": 0, "latest": {}}
         job = cls(row | {"step": first_step, "saved_step": first_step}, max_attempts, priority)
         job._event("job.created")
         return job
 
     # -- clients ------------------------------------------------------------------------------
-    def request(self, action: str, now: float, reason: str | None = None) -> bool:
+    def request(
+        self,
+        action: str,
+        now: float,
+        reason: str | None = None,
+        ending: tuple[bool, float | None] = (True, None),
+    ) -> bool:
         """False if it must be refused."""
         if public(self.row) not in REQUESTS[action]:
             return False
@@ -98,6 +105,7 @@ class ModelJob:
             self.row["reason"] = reason
             if action == "cancel":
                 self.row["cancel_requested_at"] = now
+                self.row["cancel_saves"], self.row["cancel_grace_s"] = ending
             if after in DESIRED:
                 self.row["desired"] = DESIRED[after]
             else:

@@ -17,7 +17,7 @@ from jobs.errors import CheckpointGone, IdempotencyKeyReused, IllegalTransition,
 from jobs.schema import metadata
 from jobs.spec import JobFailure, NewEvent, PPOSpec, Sample
 from jobs.states import Action, Status
-from jobs.store_jobs import JobChange
+from jobs.store_jobs import Ending, JobChange
 from tests.faults.model_actors import LateReaper, Save, VirtualClock, Worker, read
 from tests.faults.model_deletions import Deletions
 from tests.faults.model_job import LEASE_S, LEGAL, RESEND_S, TERMINAL, ModelJob, public
@@ -162,13 +162,16 @@ class StoreMachine(Deletions, RuleBasedStateMachine):
             data.draw(st.sampled_from(sorted(self.jobs))),
             data.draw(st.sampled_from([None, "why"])),
         )
+        saves, grace_s = data.draw(st.sampled_from([(True, None), (False, None), (True, 5.0)]))
+        ending = Ending(saves=saves, grace_s=grace_s)
         try:
-            job = self.store.request(job_id, Action(action), reason=reason)
+            job = self.store.request(job_id, Action(action), reason=reason, ending=ending)
         except IllegalTransition:
             self.saw(f"{action} refused")
             assert not self.jobs[job_id].request(action, self.now), "a legal request was refused"
             return
-        assert self.jobs[job_id].request(action, self.now, reason), "an illegal request was granted"
+        granted = self.jobs[job_id].request(action, self.now, reason, (saves, grace_s))
+        assert granted, "an illegal request was granted"
         assert job.public_status == public(self.jobs[job_id].row)
 
     def change(self, data: st.DataObject) -> None:
