@@ -9,7 +9,7 @@ from api.schemas import Number
 from api.schemas_inputs import FORMS, MAX_ITEMS, Input, Item, items_of
 from api.schemas_statistics import Attribution, EffectiveSampleSize, Estimate, SampledFrom, SequenceKL
 from api.schemas_tokens import Encoding, EncodingFormat, Offsets, TokenColumns, TopColumns
-from jobs.scoring_wire import MAX_TOP_K, Truncation
+from jobs.scoring_wire import MAX_TOP_K, Truncation, VocabMismatch
 from rlhf_core.config.base import Config
 
 Quantity = Literal[
@@ -68,6 +68,11 @@ class ScoresRequest(Config):
     truncation: Truncation = Field(
         "error", description="Which end of an item loses the tokens that the models' context has no room for."
     )
+    vocab_mismatch: VocabMismatch = Field(
+        "error",
+        description="Where one model has logits for more ids than the other (padding, as a rule): error, or "
+        "intersect: both distributions over the ids that both have, renormalised.",
+    )
     offsets: Offsets = Field("byte", description="The unit of `start` and `end`; none leaves them out.")
     encoding_format: EncodingFormat = Field(
         "float", description="base64: columns of numbers as little-endian float32 and int32."
@@ -115,7 +120,10 @@ class Tokenizer(BaseModel):
     """The tokenizer that both models share."""
 
     sha256: str
-    vocab_size: int
+    shared: Literal[True] = True
+    vocab_size: int = Field(description="Of the distributions that were compared: the smaller model's.")
+    policy_vocab_size: int
+    reference_vocab_size: int
 
 
 class Numerics(BaseModel):

@@ -56,8 +56,15 @@ def item_document(
 
 def shared_document(request: ScoresRequest, reply: ScoreReply) -> Document:
     """What holds for all items: tokenizer, numerics, encoding, note."""
+    ours, theirs = reply.vocab_sizes or (reply.vocab_size, reply.vocab_size)
     return {
-        "tokenizer": {"sha256": reply.tokenizer_sha256, "vocab_size": reply.vocab_size},
+        "tokenizer": {
+            "sha256": reply.tokenizer_sha256,
+            "shared": True,
+            "vocab_size": reply.vocab_size,
+            "policy_vocab_size": ours,
+            "reference_vocab_size": theirs,
+        },
         "numerics": {
             "weights_dtype": reply.weights_dtype,
             "logits_dtype": "float32",

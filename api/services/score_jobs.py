@@ -24,6 +24,7 @@ def as_job(request: ScoresRequest) -> ScoreSpec:
             per_token=request.per_token,
             top_k=request.top_k,
             numerics=request.numerics,
+            vocab_mismatch=request.vocab_mismatch,
             checkpoint=ShardConfig(every_items=_every_items(request)),
         ),
     )

@@ -132,6 +132,7 @@ class ScoreService:
             quantities=needed(request),
             top_k=max(request.top_k, attribution.TOP_K if request.attribution else 0),
             numerics=request.numerics,
+            vocab_mismatch=request.vocab_mismatch,
             client=owner,
         )
         return Asked(request=request, **names, wire=wire)
