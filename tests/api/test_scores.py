@@ -44,7 +44,8 @@ def test_one_text_with_the_default_pair(client, scorer):
     assert found["summary"] is None
     assert found["partial"] is False
     assert found["usage"] == {"input_tokens": 3, "scored_tokens": 2}
-    assert found["tokenizer"] == {"sha256": "ab" * 32, "vocab_size": 256}
+    sizes = {"vocab_size": 256, "policy_vocab_size": 256, "reference_vocab_size": 256}
+    assert found["tokenizer"] == {"sha256": "ab" * 32, "shared": True} | sizes
     assert "do not estimate KL" in found["note"]
 
 

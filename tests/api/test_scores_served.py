@@ -126,10 +126,8 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
             post(client, {"reference": str(tiny.foreign), "input": "ab cd"}, 422)["code"]
             == "tokenizer_mismatch"
         )
-        wider = {
-            "reference": str(tiny_models.save_padded(tiny, tiny.root / "wider", rows=47)),
-            "input": "ab cd",
-        }
+        folder = tiny_models.save_padded(tiny, tiny.root / "wider", rows=47)
+        wider = {"policy": "base", "reference": str(folder), "input": "ab cd"}
         assert post(client, wider, 422)["code"] == "tokenizer_mismatch"
         over_both = post(client, wider | {"vocab_mismatch": "intersect"})["tokenizer"]
         assert {name: size for name, size in over_both.items() if name.endswith("_size")} == {
