@@ -26,3 +26,4 @@ class ScoreOptions(TypedDict, total=False):
     offsets: Literal["byte", "codepoint", "utf16", "none"] | None
     encoding_format: Literal["float", "base64"] | None
     request_timeout_s: float | None
+    metadata: Mapping[str, str] | None

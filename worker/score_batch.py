@@ -211,7 +211,7 @@ def prepare(window: Window, pair: ModelPair, room: Capacity) -> Prepared:
                 pair.tokenizer, line.item, context=room.context, vocab_size=room.vocab_size
             )
         except UnusableInput as error:
-            problems[place] = BadLine(error.code, f"line {line.number}: {error}")
+            problems[place] = BadLine(error.code, f"line {line.number}: {error}", error.context)
     return Prepared(window, texts, problems)
 
 

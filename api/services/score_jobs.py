@@ -14,6 +14,7 @@ def as_job(request: ScoresRequest) -> ScoreSpec:
     _refuse_what_no_job_does(request)
     return ScoreSpec(
         type="score",
+        metadata=request.metadata,
         config=ScoreConfig(
             policy=request.policy,
             reference=request.reference,

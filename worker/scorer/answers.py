@@ -23,7 +23,7 @@ def tokenized(pair: LoadedPair, item: ScoreItem) -> TokenizedText | ItemError:
             pair.models.tokenizer, item, context=pair.capacity.context, vocab_size=pair.capacity.vocab_size
         )
     except UnusableInput as error:
-        return ItemError(code=error.code, detail=str(error))
+        return ItemError(code=error.code, detail=str(error), context=error.context)
 
 
 def item_scores(text: TokenizedText, scored: ScoredText, request: ScoreRequest) -> ItemScores:

@@ -35,27 +35,6 @@ def tokenizer(tiny):
     return tiny_models.PreTrainedTokenizerFast.from_pretrained(tiny.base)
 
 
-@pytest.fixture
-def score(tiny, pairs):
-    batcher = Batcher(pairs, max_batch_tokens=256, max_queued_tokens=100_000)
-
-    def call(*items, policy=None, reference=None, **rest):
-        policy, base = policy or WeightSource(str(tiny.adapter), str(tiny.base)), str(reference or tiny.base)
-        request = ScoreRequest(
-            policy=ModelSource(path=policy.path, base=policy.base),
-            reference=ModelSource(path=base),
-            items=list(items),
-            **rest,
-        )
-        wire = ScoreRequest.model_validate_json(request.model_dump_json())
-        future = batcher.submit(wire, (policy, WeightSource(base)))
-        while not future.done():
-            batcher.step()
-        return decode_reply(encode_reply(future.result(0))).items
-
-    return call
-
-
 def chat(*turns):
     return ScoreItem(messages=[ChatMessage(role=role, content=content) for role, content in turns])
 
