@@ -23,6 +23,7 @@ class ScoreSummary(BaseModel):
     object: Literal["score.summary"] = "score.summary"
     id: str
     created_at: str
+    metadata: dict[str, str]
     policy: ScoredModel
     reference: ScoredModel
     tokenizer: Tokenizer | None = Field(description="null if the scorer took no item.")

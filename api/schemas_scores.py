@@ -1,7 +1,7 @@
 """What clients send to and read from /v1/scores. Every quantity is in nats."""
 
 from functools import cached_property
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -9,7 +9,8 @@ from api.schemas import Number
 from api.schemas_inputs import FORMS, MAX_ITEMS, Input, Item, items_of
 from api.schemas_statistics import Attribution, EffectiveSampleSize, Estimate, SampledFrom, SequenceKL
 from api.schemas_tokens import Encoding, EncodingFormat, Offsets, TokenColumns, TopColumns
-from jobs.scoring_wire import MAX_TOP_K, Truncation
+from jobs.scoring_wire import MAX_TOP_K, Truncation, VocabMismatch
+from jobs.spec import MAX_METADATA, MetadataKey, MetadataValue
 from rlhf_core.config.base import Config
 
 Quantity = Literal[
@@ -31,6 +32,7 @@ Quantity = Literal[
 DEFAULT_QUANTITIES: list[Quantity] = ["policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy"]
 
 
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
 _Rewards = Annotated[list[float], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
@@ -68,11 +70,17 @@ class ScoresRequest(Config):
     truncation: Truncation = Field(
         "error", description="Which end of an item loses the tokens that the models' context has no room for."
     )
+    vocab_mismatch: VocabMismatch = Field(
+        "error",
+        description="Where one model has logits for more ids than the other (padding, as a rule): error, or "
+        "intersect: both distributions over the ids that both have, renormalised.",
+    )
     offsets: Offsets = Field("byte", description="The unit of `start` and `end`; none leaves them out.")
     encoding_format: EncodingFormat = Field(
         "float", description="base64: columns of numbers as little-endian float32 and int32."
     )
     request_timeout_s: float | None = Field(None, gt=0, description="At most what the deployment allows.")
+    metadata: Metadata = Field(default_factory=dict, description="The answer, or the job, repeats it.")
     attribution: bool = Field(
         False, description="Also say which tokens, positions, classes and vocabulary items carry the KL."
     )
@@ -115,7 +123,10 @@ class Tokenizer(BaseModel):
     """The tokenizer that both models share."""
 
     sha256: str
-    vocab_size: int
+    shared: Literal[True] = True
+    vocab_size: int = Field(description="Of the distributions that were compared: the smaller model's.")
+    policy_vocab_size: int
+    reference_vocab_size: int
 
 
 class Numerics(BaseModel):
@@ -140,6 +151,9 @@ class Score(BaseModel):
     sums: dict[Quantity, Number] = Field(description="Over the scored tokens.")
     means: dict[Quantity, Number] = Field(description="Per scored token.")
     adjusted_reward: Number = Field(description="reward − beta × Σ k1; null without a reward.")
+    warnings: list[Literal["non_finite_logits"]] = Field(
+        description="non_finite_logits: NaN or infinity in a model's logits; sums that it reaches are null."
+    )
     truncated: bool = Field(description="True if tokens were left out, as `truncation` allowed.")
     tokens: TokenColumns | None = Field(description="null if per_token is false.")
     top: TopColumns | None = Field(description="null unless top_k is given.")
@@ -150,6 +164,9 @@ class ScoreError(BaseModel):
 
     code: str
     detail: str
+    context: dict[str, Any] = Field(
+        description="Its numbers: `limit` and `actual` of a text that is too long."
+    )
 
 
 class FailedScore(BaseModel):
@@ -187,6 +204,7 @@ class ScoreList(BaseModel):
     object: Literal["list"] = "list"
     id: str
     created_at: str
+    metadata: dict[str, str]
     policy: ScoredModel
     reference: ScoredModel
     tokenizer: Tokenizer

@@ -60,6 +60,9 @@ class TopColumns(BaseModel):
     policy_logprob: list[list[Number] | None] | str
     reference_logprob: list[list[Number] | None] | str
     kl_term: list[list[Number] | None] | str
+    kl_rest: Column = Field(
+        description="The part of kl of all items that are not among these: Σ kl_term + kl_rest = kl, to float32."
+    )
 
 
 class Encoding(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from jobs.scoring_wire import MAX_TOP_K, QUANTITIES, ScoreItem
+from jobs.scoring_wire import MAX_TOP_K, QUANTITIES, ScoreItem, VocabMismatch
 from rlhf_core.config.base import Config, PathName
 
 DEFAULT_QUANTITIES = ("policy_logprob", "reference_logprob", "k1", "k3", "kl", "entropy")
@@ -84,6 +84,11 @@ class ScoreConfig(Config):
     )
     numerics: Literal["fast", "strict"] = Field(
         "fast", description="strict: a text's numbers do not depend on its neighbours; each goes alone."
+    )
+    vocab_mismatch: VocabMismatch = Field(
+        "error",
+        description="Where one model has logits for more ids than the other: error, or both distributions over "
+        "the ids that both have.",
     )
     checkpoint: ShardConfig = ShardConfig()
 

@@ -3,6 +3,7 @@
 Lines end with a line feed and nothing else: U+2028 and its kin may stand inside a JSON string.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import orjson
@@ -20,6 +21,7 @@ class BadLine(NamedTuple):
 
     code: str
     detail: str
+    context: Mapping[str, int] | None = None  # the numbers of the message, where it has some
 
 
 def parse_line(number: int, raw: bytes | None) -> BulkItem | BadLine:

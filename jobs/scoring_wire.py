@@ -24,6 +24,7 @@ MEDIA_TYPE = "application/vnd.kleash.scores"
 MAX_TOP_K = 20
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)  # org/name
 Truncation = Literal["error", "left", "right"]
+VocabMismatch = Literal["error", "intersect"]
 
 
 class ModelSource(Config):
@@ -75,6 +76,9 @@ class ScoreRequest(Config):
     )
     numerics: Literal["fast", "strict"] = Field(
         "fast", description="strict: to the bit the same whatever else is scored at the same time."
+    )
+    vocab_mismatch: VocabMismatch = Field(
+        "error", description="intersect: heads of different size are scored over the ids that both have."
     )
     client: str = Field("", description="Whose turn it is: clients share the scorer fairly.")
 
@@ -129,8 +133,9 @@ class ScoreReply:
 
     items: list[ItemScores | ItemError]
     tokenizer_sha256: str
-    vocab_size: int
+    vocab_size: int  # of both distributions: the smaller head's
     weights_dtype: str
+    vocab_sizes: tuple[int, int] | None = None  # of the heads: policy, reference; None: as vocab_size
     models: tuple[Weights, Weights] = (Weights(), Weights())  # policy, reference
     pieces: dict[int, str] = field(default_factory=dict)  # what the ids in the items' `top` stand for
     spent: dict[str, float] = field(default_factory=dict)  # seconds: queue, tokenize, compute
@@ -168,6 +173,7 @@ def encode_reply(reply: ScoreReply) -> bytes:
         "tokenizer_sha256": reply.tokenizer_sha256,
         "vocab_size": reply.vocab_size,
         "weights_dtype": reply.weights_dtype,
+        "vocab_sizes": reply.vocab_sizes,
         "models": [asdict(weights) for weights in reply.models],
         "pieces": reply.pieces,
         "spent": reply.spent,
@@ -209,6 +215,7 @@ def decode_reply(body: bytes) -> ScoreReply:
         tokenizer_sha256=header["tokenizer_sha256"],
         vocab_size=header["vocab_size"],
         weights_dtype=header["weights_dtype"],
+        vocab_sizes=None if header["vocab_sizes"] is None else tuple(header["vocab_sizes"]),
         models=(Weights(**header["models"][0]), Weights(**header["models"][1])),
         pieces={int(token_id): piece for token_id, piece in header["pieces"].items()},
         spent=header["spent"],

@@ -26,6 +26,14 @@ KL_STYLES = (
 )
 PIPE_WIDTH = 120
 SHOWN_K1 = 0.3  # nats: from here on the number stands beside the token in the running text
+SHOWN_ALWAYS = (
+    "k1",
+    "kl",
+    "policy_logprob",
+    "reference_logprob",
+    "k3",
+    "entropy",
+)  # as the service's default
 NAMED = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x1b": "␛", "\x00": "␀"}
 
 
@@ -94,9 +102,16 @@ def token_table(tokens: list[Token]) -> Table:
 
 
 def sums(score: Mapping[str, Any]) -> str:
-    """Σ k1 and Σ exact KL over the scored tokens, in nats."""
-    k1, kl = _number(score["sums"].get("k1"), "+.3f"), _number(score["sums"].get("kl"), ".4f")
-    return f"{score['n_scored']} tokens scored   Σ k1 = {k1} nats   Σ exact KL = {kl} nats"
+    """Σ k1 and Σ exact KL over the scored tokens, in nats; other sums; the adjusted reward."""
+    of, parts = score["sums"], [f"{score['n_scored']} tokens scored"]
+    if "k1" in of:
+        parts.append(f"Σ k1 = {_number(of['k1'], '+.3f')} nats")
+    if "kl" in of:
+        parts.append(f"Σ exact KL = {_number(of['kl'], '.4f')} nats")
+    parts += [f"Σ {visible(name)} = {_number(of[name], '.4f')}" for name in of if name not in SHOWN_ALWAYS]
+    if score.get("adjusted_reward") is not None:
+        parts.append(f"adjusted reward = {_number(score['adjusted_reward'], '.4f')}")
+    return "   ".join([*parts, *map(visible, score.get("warnings") or ())])
 
 
 def score_view(score: Mapping[str, Any], text: str) -> RenderableType:
@@ -104,8 +119,25 @@ def score_view(score: Mapping[str, Any], text: str) -> RenderableType:
     if score.get("error"):
         problem = score["error"]
         return Text(f"not scored: {visible(problem['detail'])} ({visible(problem['code'])})", "red")
+    total = Text(sums(score), "bold")
+    if score["tokens"] is None:
+        return total
     tokens = tokens_of(score, text)
-    return Group(running_text(tokens), token_table(tokens), Text(sums(score), "bold"))
+    top = [top_table(score["top"], tokens)] if score.get("top") else []
+    return Group(running_text(tokens), token_table(tokens), *top, total)
+
+
+def top_table(top: Mapping[str, Any], tokens: Sequence[Token]) -> Table:
+    """Per scored token the vocabulary items with the largest parts of its exact KL, and what all others have."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("token", "parts of its kl", "all others"):
+        table.add_column(name, overflow="fold")
+    for token, pieces, terms, rest in zip(tokens, top["text"], top["kl_term"], top["kl_rest"], strict=True):
+        if pieces is not None:
+            parts = (f"{visible(p)} {_number(x, '.4f')}" for p, x in zip(pieces, terms, strict=True))
+            spelled = visible(token.raw.decode(errors="backslashreplace"))
+            table.add_row(Text(spelled), Text("   ".join(parts)), _number(rest, ".4f"))
+    return table
 
 
 def legend() -> Text:

@@ -22,6 +22,8 @@ class ScoreOptions(TypedDict, total=False):
     numerics: Literal["fast", "strict"] | None
     add_special_tokens: bool | None
     truncation: Literal["error", "left", "right"] | None
+    vocab_mismatch: Literal["error", "intersect"] | None
     offsets: Literal["byte", "codepoint", "utf16", "none"] | None
     encoding_format: Literal["float", "base64"] | None
     request_timeout_s: float | None
+    metadata: Mapping[str, str] | None

@@ -15,8 +15,9 @@ def arrays(answer: Mapping[str, Any]) -> "list[dict[str, np.ndarray[Any, Any]]]"
     """The columns of each item of `client.scores.create(…)` by name, NaN where nothing is defined.
 
     Columns that came as base64 (`encoding_format="base64"`) are read-only views of the decoded bytes, without
-    another copy. Columns of the `top_k` alternatives are `top.ids`, `top.policy_logprob`, …, of tokens × k. An
-    item that could not be scored has none. Raises ImportError where numpy is not installed.
+    another copy. Columns of the `top_k` alternatives are `top.ids`, `top.policy_logprob`, …, of tokens × k;
+    `top.kl_rest` has one number per token. An item that could not be scored has none. Raises ImportError where
+    numpy is not installed.
     """
     return [_columns(item) for item in answer["data"]]
 
@@ -30,7 +31,10 @@ def _columns(item: Mapping[str, Any]) -> "dict[str, np.ndarray[Any, Any]]":
     top = item.get("top") or {}
     for name, values in top.items():
         if name not in ("k", "text"):
-            found[f"top.{name}"] = _alternatives(name, values, top["k"])
+            per_token = name == "kl_rest"
+            found[f"top.{name}"] = (
+                _column(name, values) if per_token else _alternatives(name, values, top["k"])
+            )
     return found
 
 

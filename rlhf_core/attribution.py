@@ -8,7 +8,7 @@ these texts, not what training did to cause it.
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,18 @@ SPECIAL = re.compile(
     r"<\|.*\|>|</?s>|<(pad|unk|bos|eos|mask|start_of_turn|end_of_turn)>|\[(CLS|SEP|PAD|MASK)\]"
 )
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def kl_of_others(
+    kl: npt.NDArray[np.floating[Any]], terms: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.float32]:
+    """Of each token the part of KL(policy ‖ reference) that its top terms [tokens, k] leave to all other items.
+
+    With them it is `kl`, to float32's rounding; never negative, for no term is. NaN where `kl` is not finite.
+    """
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        others = kl.astype(np.float64) - terms.astype(np.float64).sum(axis=-1)
+    return np.where(np.isfinite(kl), np.maximum(others, 0.0), np.nan).astype(np.float32)
 
 
 class Share(NamedTuple):

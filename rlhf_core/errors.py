@@ -23,6 +23,8 @@ Each class carries `code`, the stable name that a job's error or a problem docum
 they keep the arguments they take.
 """
 
+from collections.abc import Mapping
+
 
 class RLHFError(Exception):
     """Root of the core's errors."""
@@ -49,7 +51,14 @@ class TokenizerMismatch(RLHFError):
 
 
 class UnusableInput(RLHFError):
-    """One item of a request cannot be scored; the others can."""
+    """One item of a request cannot be scored; the others can. `context` has the numbers of the message."""
+
+    def __init__(self, detail: str, context: Mapping[str, int] | None = None) -> None:
+        super().__init__(detail, context)
+        self.context = dict(context or {})
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class InputTooLong(UnusableInput):

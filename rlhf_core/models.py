@@ -113,6 +113,11 @@ class ModelPair:
         self.weights_dtype = str(policy[0].model.dtype).removeprefix("torch.")
 
     @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        """Logits per token: of the policy, of the reference."""
+        return self._policy[0].causal_lm.vocab_size, self._reference[0].causal_lm.vocab_size
+
+    @property
     def packs(self) -> bool:
         """True if both models take packed texts."""
         return self._policy[0].causal_lm.packs and self._reference[0].causal_lm.packs

@@ -7,20 +7,23 @@ model and batch; only the hidden states that predict a scored token go through t
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from rlhf_core.batches import Capacity, in_batches, shared_prefix
-from rlhf_core.chunked import CHUNK_BYTES, chunked_scores
+from rlhf_core.causal_lm import CausalLM
+from rlhf_core.chunked import CHUNK_BYTES, LogitsFn, chunked_scores
 from rlhf_core.errors import TokenizerMismatch
 from rlhf_core.kl import k1, k2, k3
 from rlhf_core.layouts import lay_out
 from rlhf_core.models import ModelPair
 from rlhf_core.tokenization import Int32Array, TokenizedText
 
+VocabMismatch = Literal["error", "intersect"]
 PACKED_TOKENS_ON_CPU = 256  # a dense mask is their attention: longer rows cost more than they save
 
 
@@ -47,24 +50,33 @@ class ScoredText(NamedTuple):
     top: TopItems | None = None
 
 
-def capacity(pair: ModelPair) -> Capacity:
-    """What both models of the pair can take.
+def refuse_mismatch(pair: ModelPair, vocab_mismatch: VocabMismatch = "error") -> None:
+    """Raises TokenizerMismatch if the heads differ in size and nobody asked for their intersection."""
+    ours, theirs = pair.vocab_sizes
+    if ours != theirs and vocab_mismatch == "error":
+        raise TokenizerMismatch(
+            f"the policy has {ours} logits per token, the reference {theirs}; with vocab_mismatch intersect both "
+            f"are taken over the first {min(ours, theirs)}"
+        )
+
+
+def capacity(pair: ModelPair, vocab_mismatch: VocabMismatch = "error") -> Capacity:
+    """What both models of the pair can take; the vocabulary is the smaller one.
 
     Raises:
-        TokenizerMismatch: their logits are over vocabularies of different size.
+        TokenizerMismatch: their logits are over vocabularies of different size, and `vocab_mismatch` is `error`.
     """
+    refuse_mismatch(pair, vocab_mismatch)
     with pair.policy() as policy:
-        ours, context = policy.vocab_size, policy.context
+        context = policy.context
     with pair.reference() as reference:
-        theirs, context = reference.vocab_size, min(context, reference.context)
+        context = min(context, reference.context)
         device = reference.device
-    if ours != theirs:
-        raise TokenizerMismatch(f"the policy has {ours} logits per token, the reference {theirs}")
     packed_tokens = 0
     if pair.packs:
         most = PACKED_TOKENS_ON_CPU if device.type == "cpu" else sys.maxsize
         packed_tokens = min(context, most)  # some models have tables of positions, as long as their context
-    return Capacity(context, ours, packed_tokens, pair.caches)
+    return Capacity(context, min(pair.vocab_sizes), packed_tokens, pair.caches)
 
 
 def score_texts(
@@ -74,13 +86,17 @@ def score_texts(
     temperature: float = 1.0,
     top_k: int = 0,
     strict: bool = False,
+    vocab_mismatch: VocabMismatch = "error",
     reuse_prefixes: bool = True,
     max_batch_tokens: int = 2048,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> list[ScoredText]:
-    """Score any number of texts, longest first; the answers keep the order of `texts`. `strict`: one by one."""
+    """Score any number of texts, longest first; the answers keep the order of `texts`. `strict`: one by one.
+
+    Raises TokenizerMismatch as `capacity`.
+    """
     answers: dict[int, ScoredText] = {}
-    limits = capacity(pair)._replace(reuses_prefixes=pair.caches and reuse_prefixes)
+    limits = capacity(pair, vocab_mismatch)._replace(reuses_prefixes=pair.caches and reuse_prefixes)
     for batch in in_batches(texts, limits, max_batch_tokens=max_batch_tokens, strict=strict):
         scores = score_batch(
             pair,
@@ -107,7 +123,8 @@ def score_batch(
     """Score texts in one batch: each model's trunk once, then the scored positions through the vocabulary.
 
     A prompt that all texts share is run once. Numbers of a text move with its company by rounding alone (docs/
-    algorithms.md); a text in a batch of its own has the same to the bit, always.
+    algorithms.md); a text in a batch of its own has the same to the bit, always. Of heads of different size both
+    distributions are over the ids that both have (docs/adr/0006): who calls has looked at `capacity`.
     """
     with pair.policy() as policy:
         device = policy.device
@@ -119,15 +136,16 @@ def score_batch(
     with pair.reference() as reference:
         reference_hidden = policy_hidden if pair.same else layout.predicting(reference)
     ids = np.concatenate([text.ids[text.first_scored :] for text in texts])
+    shared = min(pair.vocab_sizes)
     scores = chunked_scores(
         policy_hidden,
         reference_hidden,
-        policy.logits,
-        reference.logits,
+        _logits_of_first(shared, policy),
+        _logits_of_first(shared, reference),
         torch.from_numpy(ids).to(device),
         temperature=temperature,
-        chunk_bytes=chunk_bytes,
-        top_k=min(top_k, policy.vocab_size),
+        chunk_bytes=_without_copy(chunk_bytes, *sorted(pair.vocab_sizes)),
+        top_k=min(top_k, shared),
     )
     ours, theirs = scores.policy_logprob, scores.reference_logprob
     quantities = {
@@ -152,6 +170,22 @@ def score_batch(
         items, *numbers = scores.top
         top = TopItems(items.int().cpu().numpy(), *(x.float().cpu().numpy() for x in numbers))
     return _unpack(texts, arrays, top)
+
+
+def _logits_of_first(shared: int, model: CausalLM) -> LogitsFn:
+    """The model's logits of ids below `shared`: their softmax is its distribution given that one is drawn."""
+    if model.vocab_size == shared:
+        return model.logits
+
+    def first(hidden: Tensor) -> Tensor:
+        return model.logits(hidden)[..., :shared].contiguous()  # the kernels take no strides
+
+    return first
+
+
+def _without_copy(chunk_bytes: int, shared: int, most: int) -> int:
+    """What two chunks of `shared` columns may take where one of them is cut from a third of `most`."""
+    return chunk_bytes if shared == most else chunk_bytes * 2 * shared // (2 * shared + most)
 
 
 def _unpack(

@@ -159,7 +159,8 @@ def _check(n_tokens: int, first_scored: int, context: int, truncation: Truncatio
     if kept <= first_scored:
         raise EmptyInput("no token is left to score: the first token of a sequence has no context")
     if n_tokens > context and truncation == "error":
-        raise InputTooLong(f"{n_tokens} tokens are more than the model's context of {context}")
+        detail = f"{n_tokens} tokens are more than the model's context of {context}"
+        raise InputTooLong(detail, {"limit": context, "actual": n_tokens})
 
 
 def _spanned(ids: Int32Array, ends: npt.NDArray[np.int64], first_scored: int) -> TokenizedText:

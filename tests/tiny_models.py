@@ -48,6 +48,16 @@ def build(root: Path) -> TinyModels:
     return tiny
 
 
+def save_padded(tiny: TinyModels, folder: Path, *, rows: int) -> Path:
+    """Another model of base's tokenizer, whose head has so many rows beyond it, with weights of their own."""
+    config = LlamaForCausalLM.from_pretrained(tiny.base).config
+    config.vocab_size += rows
+    torch.manual_seed(3)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(tiny.base).save_pretrained(folder)
+    return folder
+
+
 def byte_level_tokenizer(vocab_size: int, *, bos: bool = False) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -78,7 +78,7 @@ class ScoreRun:
                 reader.skip_to(Cursor(*(last[name] for name in Cursor._fields)))
                 counts = {name: last[name] for name in COUNTED}
             pair = self._load()
-            room = capacity(pair)
+            room = capacity(pair, self.config.vocab_mismatch)
             windows = reader.windows(len(done), self.config.checkpoint.every_items)
             self._phase("scoring")
             for prepared in ahead(prepare(window, pair, room) for window in windows):
@@ -182,6 +182,8 @@ class ScoreRun:
             **{name: counts[name] for name in COUNTED},
             "sampled_from": self.config.sampled_from,
             "tokenizer_sha256": pair.tokenizer_sha256,
+            "vocab_size": min(pair.vocab_sizes),
+            "vocab_sizes": pair.vocab_sizes,
             "weights_dtype": pair.weights_dtype,
             "summary": summarise(lines),
         }
@@ -209,7 +211,7 @@ def prepare(window: Window, pair: ModelPair, room: Capacity) -> Prepared:
                 pair.tokenizer, line.item, context=room.context, vocab_size=room.vocab_size
             )
         except UnusableInput as error:
-            problems[place] = BadLine(error.code, f"line {line.number}: {error}")
+            problems[place] = BadLine(error.code, f"line {line.number}: {error}", error.context)
     return Prepared(window, texts, problems)
 
 

@@ -12,6 +12,7 @@ import orjson
 from jobs.bulk import BulkItem, ScoreConfig
 from jobs.lines import BadLine
 from rlhf_core import statistics
+from rlhf_core.attribution import kl_of_others
 from rlhf_core.scoring import ScoredText
 
 
@@ -49,6 +50,8 @@ def scored_result(
     }
     if truncated:
         row["truncated"] = True
+    if not np.isfinite(list(sums.values())).all():
+        row["warnings"] = ["non_finite_logits"]
     if item.prompt is not None or item.messages is not None or item.score_from > 1:
         lead = scored.ids[: len(scored.ids) - n_scored]
         row["prompt_sha256"] = hashlib.sha256(lead.astype("<i4").tobytes()).hexdigest()[:16]
@@ -61,14 +64,16 @@ def scored_result(
             **{name: scored.quantities[name] for name in wanted},
         }
         if scored.top is not None:
-            row["tokens"]["top"] = scored.top._asdict()
+            rest = kl_of_others(scored.quantities["kl"], scored.top.kl_term)
+            row["tokens"]["top"] = scored.top._asdict() | {"kl_rest": rest}
     return Result(_line(row), len(scored.ids), n_scored, sums)
 
 
 def failed_result(index: int, item: BulkItem | BadLine, problem: BadLine) -> Result:
     """The line of an item that could not be scored."""
     known = _repeated(item) if isinstance(item, BulkItem) else {}
-    return Result(_line({"index": index, **known, "error": problem._asdict()}), 0, 0, {})
+    error = {name: value for name, value in problem._asdict().items() if value}
+    return Result(_line({"index": index, **known, "error": error}), 0, 0, {})
 
 
 def summarise(lines: Iterable[bytes]) -> dict[str, Any]:

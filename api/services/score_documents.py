@@ -1,6 +1,7 @@
 """From a scorer's arrays to the values of schemas_scores: each item, and what is said of them all."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from jobs.scoring_wire import ItemError, ItemScores, ScoreReply
 from rlhf_core.statistics import sequence_sums
 
 Document = dict[str, Any]
+NOTHING_SCORED = ItemError(code="empty_input", detail="no token of it was scored")
 
 
 class Scored(NamedTuple):
@@ -43,12 +45,20 @@ def scored(request: ScoresRequest, index: int, answer: ItemScores) -> Scored:
     )
 
 
+def with_scored_tokens(reply: ScoreReply) -> ScoreReply:
+    """The reply, where an item of which no token was scored is an error: it has no mean."""
+    items = [
+        item if isinstance(item, ItemError) or item.scored.any() else NOTHING_SCORED for item in reply.items
+    ]
+    return replace(reply, items=items)
+
+
 def item_document(
     request: ScoresRequest, index: int, answer: ItemScores | ItemError, pieces: Mapping[int, str]
 ) -> tuple[Document, Scored | None]:
     """The values of Score or FailedScore; `pieces` spells the ids of the answer's top."""
     if isinstance(answer, ItemError):
-        error = {"code": answer.code, "detail": answer.detail}
+        error = {"code": answer.code, "detail": answer.detail, "context": answer.context}
         return {"object": "score", "index": index, "error": error}, None
     found = scored(request, index, answer)
     return _score(request, found) | _columns(request, index, answer, pieces), found
@@ -56,8 +66,15 @@ def item_document(
 
 def shared_document(request: ScoresRequest, reply: ScoreReply) -> Document:
     """What holds for all items: tokenizer, numerics, encoding, note."""
+    ours, theirs = reply.vocab_sizes or (reply.vocab_size, reply.vocab_size)
     return {
-        "tokenizer": {"sha256": reply.tokenizer_sha256, "vocab_size": reply.vocab_size},
+        "tokenizer": {
+            "sha256": reply.tokenizer_sha256,
+            "shared": True,
+            "vocab_size": reply.vocab_size,
+            "policy_vocab_size": ours,
+            "reference_vocab_size": theirs,
+        },
         "numerics": {
             "weights_dtype": reply.weights_dtype,
             "logits_dtype": "float32",
@@ -113,8 +130,9 @@ def wanted(request: ScoresRequest) -> list[str]:
 
 
 def needed(request: ScoresRequest) -> tuple[str, ...]:
-    """Those, and what adjusted rewards, the summary and the attribution are computed from."""
+    """Those, and what adjusted rewards, the top's rest, the summary and the attribution are computed from."""
     names = ["k1"] if request.beta is not None else []
+    names += ["kl"] if request.top_k else []
     if len(request.items) > 1:
         names += ["k1", EXACT[request.sampled_from]]
     more = attribution.QUANTITIES if request.attribution else ()
@@ -126,6 +144,7 @@ def _score(request: ScoresRequest, item: Scored) -> Document:
     adjusted = None
     if request.rewards is not None and request.beta is not None:
         adjusted = request.rewards[item.item] - request.beta * item.sums["k1"]
+    finite = np.isfinite(list(sums.values())).all()
     return {
         "object": "score",
         "index": item.item,
@@ -135,6 +154,7 @@ def _score(request: ScoresRequest, item: Scored) -> Document:
         "sums": sums,
         "means": {name: value / item.n_scored for name, value in sums.items()},
         "adjusted_reward": adjusted,
+        "warnings": [] if finite else ["non_finite_logits"],
     }
 
 
@@ -144,5 +164,6 @@ def _columns(request: ScoresRequest, index: int, answer: ItemScores, pieces: Map
         item, names = request.items[index], wanted(request)
         tokens = token_columns(item, answer, names, offsets=request.offsets, encoding=encoding)
     if request.top_k and answer.top is not None:
-        top = top_columns(answer.top, answer.scored, pieces, k=request.top_k, encoding=encoding)
+        kl = answer.quantities["kl"]
+        top = top_columns(answer.top, kl, answer.scored, pieces, k=request.top_k, encoding=encoding)
     return {"truncated": answer.truncated, "tokens": tokens, "top": top}

@@ -14,6 +14,7 @@ def as_job(request: ScoresRequest) -> ScoreSpec:
     _refuse_what_no_job_does(request)
     return ScoreSpec(
         type="score",
+        metadata=request.metadata,
         config=ScoreConfig(
             policy=request.policy,
             reference=request.reference,
@@ -24,6 +25,7 @@ def as_job(request: ScoresRequest) -> ScoreSpec:
             per_token=request.per_token,
             top_k=request.top_k,
             numerics=request.numerics,
+            vocab_mismatch=request.vocab_mismatch,
             checkpoint=ShardConfig(every_items=_every_items(request)),
         ),
     )

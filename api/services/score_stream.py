@@ -22,6 +22,7 @@ from api.services.score_documents import (
     summary_document,
     unknown_document,
     usage_document,
+    with_scored_tokens,
 )
 from api.services.scores import Asked
 from jobs.errors import JobError, ScorerOverloaded, ScoringRefused
@@ -89,7 +90,8 @@ class ScoreStream:
         deadline = min(self._deadline, time.monotonic() + self._patience_s)
         while True:
             try:
-                return await self._scorer.score(request, timeout_s=deadline - time.monotonic())
+                reply = await self._scorer.score(request, timeout_s=deadline - time.monotonic())
+                return with_scored_tokens(reply)
             except ScorerOverloaded as error:
                 if group.start == 0 or time.monotonic() + error.retry_after_s >= deadline:
                     raise
@@ -140,7 +142,7 @@ def _too_long(task: asyncio.Task[ScoreReply]) -> ItemError | None:
 
 def _error(failure: JobError) -> Document:
     answer = answer_of(failure)
-    return {"code": answer.code, "detail": answer.detail}
+    return {"code": answer.code, "detail": answer.detail, "context": getattr(failure, "context", {})}
 
 
 def _line(document: Document) -> bytes:

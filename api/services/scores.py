@@ -22,6 +22,7 @@ from api.services.score_documents import (
     shared_document,
     summary_document,
     usage_document,
+    with_scored_tokens,
 )
 from jobs.errors import ScoringRefused
 from jobs.ports import Scorer
@@ -48,6 +49,7 @@ class Asked:
         return {
             "id": f"score_{uuid_utils.uuid7().hex}",
             "created_at": rfc3339(time.time()),
+            "metadata": self.request.metadata,
             "policy": {"id": self.policy, **asdict(policy)},
             "reference": {"id": self.reference, **asdict(reference)},
         }
@@ -100,7 +102,9 @@ class ScoreService:
         asked = await run_sync(self.resolve, request, owner)
         resolved = time.perf_counter()
         try:
-            reply = await self._scorer.score(asked.wire, timeout_s=self.patience_s(request))
+            reply = with_scored_tokens(
+                await self._scorer.score(asked.wire, timeout_s=self.patience_s(request))
+            )
         except ScoringRefused as refusal:
             raise _with_other_ways(refusal, count) from None
         failed = [answer for answer in reply.items if isinstance(answer, ItemError)]
@@ -132,6 +136,7 @@ class ScoreService:
             quantities=needed(request),
             top_k=max(request.top_k, attribution.TOP_K if request.attribution else 0),
             numerics=request.numerics,
+            vocab_mismatch=request.vocab_mismatch,
             client=owner,
         )
         return Asked(request=request, **names, wire=wire)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from api.schemas_inputs import Completion, Item
 from api.schemas_tokens import EncodingFormat, Offsets
 from jobs.scoring_wire import ItemScores, TopTerms
+from rlhf_core.attribution import kl_of_others
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -43,13 +44,14 @@ def text_pieces(item: Item, answer: ItemScores) -> list[str]:
 
 def top_columns(
     top: TopTerms,
+    kl: npt.NDArray[np.float32],
     scored: npt.NDArray[np.bool_],
     pieces: Mapping[int, str],
     *,
     k: int,
     encoding: EncodingFormat,
 ) -> dict[str, Any]:
-    """The values of schemas_tokens.TopColumns: the first k of those that the scorer sent."""
+    """The values of schemas_tokens.TopColumns: the first k of those that the scorer sent; `kl` of each token."""
     ids = top.ids[:, :k]
     terms = {
         "policy_logprob": top.policy_logprob[:, :k],
@@ -60,9 +62,10 @@ def top_columns(
         [pieces[token_id] for token_id in row] if is_scored else None
         for row, is_scored in zip(ids.tolist(), scored.tolist(), strict=True)
     ]
-    columns: dict[str, Any] = {"k": ids.shape[1], "text": text}
+    ints, floats = _encoders(encoding)
+    rest = floats(kl_of_others(kl, terms["kl_term"]))
+    columns: dict[str, Any] = {"k": ids.shape[1], "text": text, "kl_rest": rest}
     if encoding == "base64":
-        ints, floats = _encoders(encoding)
         hidden = ~scored[:, None]
         return columns | {
             "ids": ints(np.where(hidden, np.int32(-1), ids)),

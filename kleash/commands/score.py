@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kleash.commands.options import Json, Key, Url
-from kleash.commands.session import OK, USAGE, ask, fail, print_json
+from kleash.commands.options import Json, Key, Pairs, Url
+from kleash.commands.session import OK, USAGE, ask, fail, pairs, print_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -30,13 +30,58 @@ def score(
     policy: Annotated[str | None, typer.Option(help="A model's name, job_…@step-40, or a path.")] = None,
     reference: Annotated[str | None, typer.Option(help="As --policy.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits of both.")] = None,
+    quantity: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="kl, k1, js, …; may be repeated.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Show the vocabulary items that carry most of each KL.")
+    ] = None,
+    per_token: Annotated[bool, typer.Option(help="Or sums and means alone.")] = True,
+    sampled_from: Annotated[str | None, typer.Option(help="policy, reference or unknown.")] = None,
+    reward: Annotated[list[float] | None, typer.Option(help="One per item; needs --beta.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Adjusted reward: reward − beta × Σ k1.")] = None,
+    special: Annotated[bool, typer.Option(help="What the tokenizer puts around a text.")] = True,
+    truncation: Annotated[str | None, typer.Option(help="Of what is too long: error, left or right.")] = None,
+    vocab_mismatch: Annotated[
+        str | None, typer.Option(help="Of heads that differ in size: error or intersect.")
+    ] = None,
+    numerics: Annotated[str | None, typer.Option(help="fast, or strict: the same to the bit.")] = None,
+    offsets: Annotated[str | None, typer.Option(help="byte, codepoint, utf16 or none; needs --json.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="float or base64; needs --json.")] = None,
+    attribution: Annotated[
+        bool, typer.Option("--attribution", help="What carries the KL; needs --json.")
+    ] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that the service may take.")] = None,
+    metadata: Pairs = None,
     url: Url = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Show how far the policy is from the reference, token by token, in nats."""
+    for name, given in (("offsets", offsets), ("encoding", encoding), ("attribution", attribution or None)):
+        if given is not None and not as_json:
+            fail(USAGE, "invalid_request", f"--{name} is for programs: give --json too", as_json)
     items = _items(texts, file, prompt, as_json)
-    options: Any = {"policy": policy, "reference": reference, "temperature": temperature}
+    options: Any = {
+        "policy": policy,
+        "reference": reference,
+        "temperature": temperature,
+        "quantities": quantity or None,
+        "top_k": top_k,
+        "per_token": None if per_token else False,
+        "sampled_from": sampled_from,
+        "reward": reward or None,
+        "beta": beta,
+        "add_special_tokens": None if special else False,
+        "truncation": truncation,
+        "vocab_mismatch": vocab_mismatch,
+        "numerics": numerics,
+        "offsets": offsets,
+        "encoding_format": encoding,
+        "attribution": attribution or None,
+        "request_timeout_s": timeout,
+        "metadata": pairs(metadata, as_json) or None,
+    }
 
     def work(client: "Client") -> int:
         if stream:

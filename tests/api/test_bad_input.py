@@ -151,6 +151,7 @@ def test_a_misspelt_field_gets_a_suggestion(client: TestClient, spec: dict[str, 
     spec["config"]["optimization"]["lerning_rate"] = 1e-4
     (error,) = refused(client.post("/v1/jobs", json=spec), 422, "validation_error")["errors"]
     assert error["detail"] == "unknown field; did you mean learning_rate?"
+    assert error["pointer"] == "/config/optimization"  # a name that only the client knows is not repeated
 
 
 def test_a_thousand_mistakes_fit_into_two_kilobytes(client: TestClient, spec: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ def test_a_job_is_made_of_the_request(client, store, broker, settings):
         "top_k": 3,
         "truncation": "left",
         "sampled_from": "policy",
+        "vocab_mismatch": "intersect",
+        "metadata": {"team": "rl"},
     }
     answer = client.post("/v1/scores", json=body, headers=ASYNC)
     assert answer.status_code == 202, answer.text
@@ -28,10 +30,10 @@ def test_a_job_is_made_of_the_request(client, store, broker, settings):
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert answer.headers["preference-applied"] == "respond-async"
     assert client.get(answer.headers["location"]).json() == job
-    assert (job["type"], job["status"]) == ("score", "queued")
+    assert (job["type"], job["status"], job["metadata"]) == ("score", "queued", {"team": "rl"})
     config = store.get_job(job["id"]).score
     assert (config.temperature, config.top_k, config.per_token, config.quantities) == (0.7, 3, True, ("kl",))
-    assert config.sampled_from == "policy"
+    assert (config.sampled_from, config.vocab_mismatch) == ("policy", "intersect")
     how = {"truncation": "left"}
     told = [ScoreItem(**item.model_dump(exclude={"id", "reward"})) for item in config.items]
     assert told == [

@@ -2,14 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
 
 from api.schemas_scores import ScoresRequest
 from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, ScoringRefused
-from jobs.scoring_wire import QUANTITIES, ModelSource, ScoreItem
-from tests.api.byte_scorer import post, replying
+from jobs.scoring_wire import QUANTITIES, ItemError, ModelSource, ScoreItem, decode_reply, encode_reply
+from jobs.spec import MAX_METADATA
+from tests.api.byte_scorer import post, replying, stream
 
 T_1 = 12.7062047361746933  # the 97.5 % quantile of Student's t with 1 degree of freedom, for two clusters
 UNKNOWN = {"se": None, "low": None, "high": None}
@@ -44,7 +46,8 @@ def test_one_text_with_the_default_pair(client, scorer):
     assert found["summary"] is None
     assert found["partial"] is False
     assert found["usage"] == {"input_tokens": 3, "scored_tokens": 2}
-    assert found["tokenizer"] == {"sha256": "ab" * 32, "vocab_size": 256}
+    sizes = {"vocab_size": 256, "policy_vocab_size": 256, "reference_vocab_size": 256}
+    assert found["tokenizer"] == {"sha256": "ab" * 32, "shared": True} | sizes
     assert "do not estimate KL" in found["note"]
 
 
@@ -101,7 +104,8 @@ def test_a_text_that_fails_leaves_the_others(client, scorer):
     scorer.answer = replying(1.0, 0.0, 1.0)
     found = post(client, {"input": ["ab", "", "abc"]})
     assert found["partial"] is True
-    assert found["data"][1]["error"] == {"code": "empty_input", "detail": "no token is left to score"}
+    detail = "no token is left to score"
+    assert found["data"][1]["error"] == {"code": "empty_input", "detail": detail, "context": {}}
     assert [score["index"] for score in found["data"]] == [0, 1, 2]
     assert found["summary"]["n_items"] == 2
     assert found["usage"]["input_tokens"] == 5
@@ -112,11 +116,56 @@ def test_a_request_whose_every_text_fails_is_refused(client, scorer):
     assert post(client, {"input": ""}, 422)["code"] == "empty_input"
 
 
-def test_infinities_are_null(client, scorer):
+def test_an_item_of_which_no_token_was_scored_fails_alone(client, scorer):
+    """A scorer says so itself; one that does not must not make a mean of nothing."""
+
+    def answer(request):
+        reply = replying(*[0.5] * len(request.items))(request)
+        first = reply.items[0]
+        return replace(reply, items=[replace(first, scored=first.scored & False), *reply.items[1:]])
+
+    scorer.answer = answer
+    found = post(client, {"input": ["ab", "abc"], "attribution": True, "top_k": 1})
+    assert found["data"][0]["error"]["code"] == "empty_input"
+    assert found["data"][1]["means"]["k1"] == 0.5
+    assert (found["partial"], found["usage"]) == (True, {"input_tokens": 3, "scored_tokens": 2})
+    assert post(client, {"input": "ab"}, 422)["code"] == "empty_input"
+    line, summary = stream(client, {"input": "ab"})
+    assert (line["error"]["code"], summary["failed"]) == ("empty_input", 1)
+
+
+def test_an_item_keeps_the_numbers_of_its_error(client, scorer):
+    error = ItemError(code="input_too_long", detail="5 > 4", context={"limit": 4, "actual": 5})
+
+    def answer(request):
+        reply = replying(*[0.5] * len(request.items))(request)
+        return decode_reply(encode_reply(replace(reply, items=[error, *reply.items[1:]])))
+
+    scorer.answer = answer
+    expected = {"code": "input_too_long", "detail": "5 > 4", "context": {"limit": 4, "actual": 5}}
+    assert post(client, {"input": ["abcde", "ab"]})["data"][0]["error"] == expected
+    assert stream(client, {"input": ["abcde", "ab"]})[0]["error"] == expected
+    assert post(client, {"input": "abcde"}, 413)["context"] == expected["context"]
+
+
+def test_what_is_said_of_a_request_comes_back_with_its_answer(client, scorer):
+    scorer.answer = replying(0.5)
+    metadata = {"team": "rl", "run": "7"}
+    assert post(client, {"input": "ab"})["metadata"] == {}
+    assert post(client, {"input": "ab", "metadata": metadata})["metadata"] == metadata
+    assert stream(client, {"input": "ab", "metadata": metadata})[-1]["metadata"] == metadata
+    too_many = {"metadata": {str(n): "" for n in range(MAX_METADATA + 1)}}
+    assert post(client, {"input": "ab"} | too_many, 422)["errors"][0]["pointer"] == "/metadata"
+
+
+def test_infinities_are_null_and_said(client, scorer):
+    scorer.answer = replying(0.5)
+    assert post(client, {"input": "ab"})["data"][0]["warnings"] == []
     scorer.answer = replying(math.inf, -math.inf)
     found = post(client, {"input": ["ab", "abc"], "reward": [1.0, 1.0], "beta": 0.5})
     assert found["data"][0]["tokens"]["k1"] == [None, None]
     assert found["data"][0]["sums"]["k1"] is None
+    assert [item["warnings"] for item in found["data"]] == [["non_finite_logits"]] * 2
     assert found["data"][0]["adjusted_reward"] is None
     assert found["summary"]["sums"]["k1"] == {"mean": None} | UNKNOWN
 

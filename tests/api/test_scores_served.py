@@ -116,7 +116,11 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
         assert "".join(answer["tokens"]["text"][t] for t in scored) == "the cat<|end|>"
         assert answer["top"]["ids"][0] is None
         assert all(len(answer["top"]["text"][t]) == 2 for t in scored)
-        assert all(0 < sum(answer["top"]["kl_term"][t]) <= answer["tokens"]["kl"][t] * 1.001 for t in scored)
+        for t in scored:
+            terms, rest = answer["top"]["kl_term"][t], answer["top"]["kl_rest"][t]
+            assert min(*terms, rest) > 0
+            assert sum(terms) + rest == pytest.approx(answer["tokens"]["kl"][t], rel=1e-6)
+        assert answer["top"]["kl_rest"][0] is None
         for wrong, code in (([5, 400], "token_id_out_of_range"), ([5], "empty_input")):
             assert post(client, {"input": wrong}, 422)["code"] == code
 
@@ -126,7 +130,18 @@ def test_end_to_end(settings, store, broker, real_scorer, tiny, tmp_path):
             post(client, {"reference": str(tiny.foreign), "input": "ab cd"}, 422)["code"]
             == "tokenizer_mismatch"
         )
-        assert post(client, {"input": "x" * 400}, 413)["code"] == "input_too_long"
+        folder = tiny_models.save_padded(tiny, tiny.root / "wider", rows=47)
+        wider = {"policy": "base", "reference": str(folder), "input": "ab cd"}
+        assert post(client, wider, 422)["code"] == "tokenizer_mismatch"
+        over_both = post(client, wider | {"vocab_mismatch": "intersect"})["tokenizer"]
+        assert {name: size for name, size in over_both.items() if name.endswith("_size")} == {
+            "vocab_size": 377,
+            "policy_vocab_size": 377,
+            "reference_vocab_size": 424,
+        }
+        refused = post(client, {"input": "x" * 400}, 413)
+        assert refused["code"] == "input_too_long"
+        assert refused["context"]["limit"] == tiny_models.CONTEXT < refused["context"]["actual"]
         assert post(client, {"input": ["ab cd", "x" * 400]})["partial"] is True
         check_models(client, found)
 

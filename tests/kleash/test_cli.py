@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from api.schemas_scores import ScoresRequest
 from kleash.cli import app
+from kleash.score_options import ScoreOptions
 from tests.kleash.scripted import Service, a_finding, a_job, a_score, problem
 
 
@@ -18,6 +20,63 @@ def test_score_prints_the_text_its_numbers_and_the_sums(service: Service) -> Non
     assert done.exit_code == 0
     assert "Σ k1 = +1.609 nats" in done.stdout
     assert service.asked[0].body == {"input": ["Oh certainly"], "policy": "job_1@final", "reference": "base"}
+
+
+def test_score_has_the_options_of_a_request(service: Service) -> None:
+    """What is not said is left to the service; the names are those of ScoreOptions, which the API's schema has."""
+    service.answers = [(200, {}, {"data": [a_score()]})]
+    said = (
+        "--policy p --reference r --temperature 0.5 --quantity kl --quantity js --top-k 3 --no-per-token "
+        "--sampled-from policy --reward 1.5 --beta 0.1 --no-special --truncation left --vocab-mismatch intersect "
+        "--numerics strict --offsets utf16 --encoding base64 --attribution --timeout 5 --metadata team=rl --json"
+    )
+    assert kleash(service, "score", "x", *said.split()).exit_code == 0
+    body = service.asked[0].body
+    assert body == {
+        "input": ["x"],
+        "policy": "p",
+        "reference": "r",
+        "temperature": 0.5,
+        "quantities": ["kl", "js"],
+        "top_k": 3,
+        "per_token": False,
+        "sampled_from": "policy",
+        "reward": [1.5],
+        "beta": 0.1,
+        "add_special_tokens": False,
+        "truncation": "left",
+        "vocab_mismatch": "intersect",
+        "numerics": "strict",
+        "offsets": "utf16",
+        "encoding_format": "base64",
+        "attribution": True,
+        "request_timeout_s": 5.0,
+        "metadata": {"team": "rl"},
+    }
+    assert (
+        set(body) - {"input"}
+        == set(ScoreOptions.__annotations__)
+        == set(ScoresRequest.model_fields) - {"input"}
+    )
+
+
+@pytest.mark.parametrize("option", ["--offsets=utf16", "--encoding=base64", "--attribution"])
+def test_what_cannot_be_drawn_needs_json(service: Service, option: str) -> None:
+    done = kleash(service, "score", "x", option)
+    assert done.exit_code == 2
+    assert "--json" in done.stderr
+    assert not service.asked
+
+
+def test_score_shows_sums_alone_and_the_items_that_carry_the_kl(service: Service) -> None:
+    alone = a_score() | {"tokens": None, "sums": {"js": 0.25}, "warnings": ["non_finite_logits"]}
+    top = {"k": 2, "text": [None, ["A", "\x1b"]], "kl_term": [None, [0.3, 0.1]], "kl_rest": [None, 0.0125]}
+    service.answers = [(200, {}, {"data": [alone, a_score() | {"top": top, "adjusted_reward": 1.5}]})]
+    shown = kleash(service, "score", "Oh certainly", "Oh certainly").stdout
+    assert "1 tokens scored   Σ js = 0.2500   non_finite_logits" in shown
+    assert "A 0.3000   ␛ 0.1000" in shown
+    assert "0.0125" in shown
+    assert "adjusted reward = 1.5000" in shown
 
 
 def test_score_takes_a_prompt_and_standard_input(service: Service) -> None:

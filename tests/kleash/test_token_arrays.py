@@ -14,13 +14,16 @@ def packed(values: list[float], kind: str) -> str:
 
 
 def test_columns_have_the_numbers_of_the_answer_and_nan_where_there_is_none() -> None:
-    item = a_score() | {"top": {"k": 2, "ids": [None, [5, 6]], "text": [None, ["a", "b"]]}}
+    item = a_score() | {
+        "top": {"k": 2, "ids": [None, [5, 6]], "text": [None, ["a", "b"]], "kl_rest": [None, 0.25]}
+    }
     (columns,) = arrays({"data": [item]})
     assert columns["ids"].tolist() == [1, 2]
     assert math.isnan(columns["kl"][0])
     assert columns["kl"][1] == 0.5
     assert columns["kl"].dtype == np.float32
     assert columns["top.ids"].tolist() == [[-1, -1], [5, 6]]
+    assert columns["top.kl_rest"][1] == 0.25
     assert "text" not in columns
 
 

@@ -15,6 +15,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from rlhf_core.attribution import kl_of_others
 from rlhf_core.causal_lm import split
 from rlhf_core.errors import TokenizerMismatch
 from rlhf_core.models import WeightSource, load_pair
@@ -55,8 +56,8 @@ def texts(pair):
     return [tokenize(pair.tokenizer, text, prompt, context=limit) for text, prompt in TEXTS]
 
 
-def naive(tiny, text, prompt, temperature):
-    """All quantities of the scored tokens, from log-softmaxes over the whole vocabulary in float64."""
+def in_float64(tiny, text, prompt, temperature):
+    """Both log-softmaxes over the whole vocabulary that predict the scored tokens, and these tokens."""
     tokenizer = AutoTokenizer.from_pretrained(tiny.base)
     lead = [] if prompt is None else tokenizer(prompt)["input_ids"]
     ids = lead + tokenizer(text)["input_ids"]
@@ -70,7 +71,18 @@ def naive(tiny, text, prompt, temperature):
             torch.log_softmax(m(input_ids=torch.tensor([ids])).logits[0, first - 1 : -1] / temperature, -1)
             for m in (policy.eval(), reference.eval())
         )
-    token = torch.tensor(ids[first:])[:, None]
+    return lp, lq, torch.tensor(ids[first:])[:, None]
+
+
+def all_terms(tiny, text, prompt):
+    """Of each scored token the term of every vocabulary item, [tokens, vocab]."""
+    lp, lq, _ = in_float64(tiny, text, prompt, 1.0)
+    return lp.exp() * (lp - lq) - lp.exp() + lq.exp()
+
+
+def naive(tiny, text, prompt, temperature):
+    """All quantities of the scored tokens, from log-softmaxes over the whole vocabulary in float64."""
+    lp, lq, token = in_float64(tiny, text, prompt, temperature)
     ours, theirs = lp.gather(-1, token)[:, 0], lq.gather(-1, token)[:, 0]
     d = ours - theirs
     return {
@@ -214,6 +226,32 @@ def test_top_terms_are_the_largest_parts_of_the_kl(tiny, pair, texts):
     few = score_texts(pair, texts[:1], top_k=3)[0].top
     assert few is not None
     assert few.ids.shape == (len(texts[0].ids), 3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_what_the_top_terms_leave_is_the_sum_of_all_the_others(tiny, pair, texts, k):
+    """The others' terms p ln(p/q) − p + q, summed in float64 from log-softmaxes of the whole vocabulary."""
+    some = score_texts(pair, texts, top_k=k)
+    for score, (text, prompt) in zip(some, TEXTS, strict=True):
+        assert score.top is not None
+        kl = score.quantities["kl"]
+        rest = kl_of_others(kl, score.top.kl_term)
+        assert np.isnan(rest[~score.scored]).all()
+        terms = all_terms(tiny, text, prompt)
+        listed = torch.from_numpy(score.top.ids[score.scored]).long()
+        others = terms.scatter(1, listed, 0.0).sum(1).numpy()
+        assert others.min() > 0
+        np.testing.assert_allclose(rest[score.scored], others, rtol=1e-4, atol=2e-6)
+        whole = score.top.kl_term[score.scored].sum(1) + rest[score.scored]
+        np.testing.assert_allclose(whole, kl[score.scored], rtol=1e-6)
+
+
+def test_an_infinite_kl_leaves_no_number():
+    kl = np.array([np.inf, 0.5, 0.5], np.float32)
+    terms = np.array([[np.inf, 1.0], [0.25, 0.125], [0.5, 1e-8]], np.float32)
+    rest = kl_of_others(kl, terms)
+    assert np.isnan(rest[0])
+    assert rest[1:].tolist() == [0.125, 0.0]
 
 
 def test_one_model_is_run_once_and_is_at_zero_from_itself(tiny, texts):

@@ -59,13 +59,13 @@ class Place:
         self.file = folder / "items.jsonl"
         self.file.write_text("".join(f"{line_of(number)}\n" for number in range(1, ITEMS + 1)))
 
-    def create(self, job_id: str, **config: Any) -> None:
+    def create(self, job_id: str, *, reference: Path | None = None, **config: Any) -> None:
         config = {"items_file": str(self.file), "checkpoint": {"every_items": EVERY}} | config
         job = {"type": "score", "config": config, "limits": {"max_attempts": 20}}
         resolved = {
             "names": {"policy": "tuned", "reference": "base"},
             "policy": {"path": str(self.tiny.adapter), "base": str(self.tiny.base)},
-            "reference": {"path": str(self.tiny.base), "base": None},
+            "reference": {"path": str(reference or self.tiny.base), "base": None},
             "items_file": config.get("items_file"),
         }
         self.store.create_job(job_id, "me", JOB_SPEC.validate_python(job), resolved)

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from jobs.bulk import RESULTS
 from jobs.errors import LeaseLost, ScoringRefused
 from jobs.states import Action, Status
+from rlhf_core.errors import TokenizerMismatch
 from rlhf_core.models import WeightSource, load_pair
 from rlhf_core.scoring import score_texts
 from rlhf_core.tokenization import tokenize
-from tests.tiny_models import CONTEXT, build
+from tests.tiny_models import CONTEXT, build, save_padded
 from tests.worker.score_place import BAD, EVERY, ITEMS, Place, line_of, text_of
 from worker.failures import DatasetError
 from worker.run import Stop
@@ -289,3 +290,20 @@ def wait_until(holds: Callable[[], Any]) -> None:
     while not holds():
         assert time.monotonic() < give_up_at
         time.sleep(0.02)
+
+
+def test_heads_of_different_size_are_scored_over_the_ids_that_both_have(place: Place) -> None:
+    """Only where the job asks for it; its result says over how many."""
+    wider = save_padded(place.tiny, place.tiny.root / "wider", rows=47)
+    items = ["the cat sat on the mat", {"token_ids": [1, 377]}]
+    place.create("job_refused", reference=wider, items_file=None, items=items)
+    with pytest.raises(TokenizerMismatch):
+        place.attempt("job_refused")
+    place.create("job_intersect", reference=wider, items_file=None, items=items, vocab_mismatch="intersect")
+    place.attempt("job_intersect")
+    scored, beyond = place.rows("job_intersect")
+    assert scored["sums"]["kl"] > 0
+    assert beyond["error"]["code"] == "token_id_out_of_range"
+    result = place.store.get_job("job_intersect").result
+    assert result is not None
+    assert (result["vocab_size"], result["vocab_sizes"]) == (377, [377, 424])

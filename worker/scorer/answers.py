@@ -23,7 +23,7 @@ def tokenized(pair: LoadedPair, item: ScoreItem) -> TokenizedText | ItemError:
             pair.models.tokenizer, item, context=pair.capacity.context, vocab_size=pair.capacity.vocab_size
         )
     except UnusableInput as error:
-        return ItemError(code=error.code, detail=str(error))
+        return ItemError(code=error.code, detail=str(error), context=error.context)
 
 
 def item_scores(text: TokenizedText, scored: ScoredText, request: ScoreRequest) -> ItemScores:
@@ -78,6 +78,7 @@ def timed_reply(
         items=[ticket.answers[item] for item in range(len(ticket.request.items))],
         tokenizer_sha256=pair.models.tokenizer_sha256,
         vocab_size=pair.capacity.vocab_size,
+        vocab_sizes=pair.models.vocab_sizes,
         weights_dtype=pair.models.weights_dtype,
         models=(_weights(resident.get(policy)), _weights(resident.get(reference))),
         pieces=top_pieces(pair.models.tokenizer, ticket.answers.values()),

@@ -70,13 +70,16 @@ class PairCache:
         return sum(weights_bytes(body) for body in self._bodies.values())
 
     def get(self, key: PairKey) -> LoadedPair:
-        """The pair, loaded if need be. Raises ModelLoadError, TokenizerMismatch."""
+        """The pair, loaded if need be, also one whose heads differ in size: who asks says whether that may be.
+
+        Raises ModelLoadError, TokenizerMismatch.
+        """
         if key not in self._pairs:
             while self._pairs and self.weights_bytes + self._bytes_to_load(key) > self._memory_bytes:
                 self._give_up_oldest()
             with self._undone_on_failure(key):
                 models = self._load(*key, bodies=self._bodies)
-                self._pairs[key] = LoadedPair(models, capacity(models))
+                self._pairs[key] = LoadedPair(models, capacity(models, "intersect"))
             while len(self._pairs) > 1 and self.weights_bytes > self._memory_bytes:
                 self._give_up_oldest()  # a hub id's size is known only now
             self._describe()

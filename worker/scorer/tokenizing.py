@@ -8,6 +8,7 @@ import threading
 import time
 
 from jobs.scoring_wire import ItemError
+from rlhf_core.scoring import refuse_mismatch
 from worker.scorer.answers import tokenized
 from worker.scorer.pairs import LoadedPair, PairCache
 from worker.scorer.queue import FairQueue
@@ -33,8 +34,10 @@ class Tokenizing:
         """Tokenise a request's items; those that cannot be scored are answered at once.
 
         Without `wait` not while the other thread tokenises: what is not ready goes with a later batch.
-        Raises ScoringRefused (`input_too_long`): it is more than could ever be admitted.
+        Raises ScoringRefused (`input_too_long`): it is more than could ever be admitted. TokenizerMismatch: the
+        heads differ in size, and the request does not ask for their intersection.
         """
+        refuse_mismatch(pair.models, ticket.request.vocab_mismatch)
         if not self._busy.acquire(blocking=wait):
             return
         try:

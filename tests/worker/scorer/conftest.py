@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from jobs.scoring_wire import ModelSource, ScoreRequest, decode_reply, encode_reply
 from rlhf_core.models import WeightSource
 from tests import tiny_models
 from tests.worker.scorer.bench import CountingLoader
@@ -34,3 +35,25 @@ def pairs(loader):
 @pytest.fixture
 def batcher(pairs):
     return Batcher(pairs, max_batch_tokens=256, max_queued_tokens=1000)
+
+
+@pytest.fixture
+def score(tiny, pairs):
+    """What a request's items come back as, through both wire formats."""
+    batcher = Batcher(pairs, max_batch_tokens=256, max_queued_tokens=100_000)
+
+    def call(*items, policy=None, reference=None, **rest):
+        policy, base = policy or WeightSource(str(tiny.adapter), str(tiny.base)), str(reference or tiny.base)
+        request = ScoreRequest(
+            policy=ModelSource(path=policy.path, base=policy.base),
+            reference=ModelSource(path=base),
+            items=list(items),
+            **rest,
+        )
+        wire = ScoreRequest.model_validate_json(request.model_dump_json())
+        future = batcher.submit(wire, (policy, WeightSource(base)))
+        while not future.done():
+            batcher.step()
+        return decode_reply(encode_reply(future.result(0))).items
+
+    return call

@@ -20,8 +20,8 @@ from jobs.scoring_wire import (
     encode_reply,
 )
 from jobs.settings import Settings
-from rlhf_core.models import WeightSource
-from rlhf_core.scoring import ScoredText, TopItems
+from rlhf_core.models import WeightSource, load_pair
+from rlhf_core.scoring import ScoredText, TopItems, score_texts
 from rlhf_core.tokenization import TokenizedText
 from tests import tiny_models
 from tests.worker.scorer.bench import drain, in_background, serving, settings_for, wait_until
@@ -33,27 +33,6 @@ from worker.scorer.sources import AllowedSources
 @pytest.fixture(scope="module")
 def tokenizer(tiny):
     return tiny_models.PreTrainedTokenizerFast.from_pretrained(tiny.base)
-
-
-@pytest.fixture
-def score(tiny, pairs):
-    batcher = Batcher(pairs, max_batch_tokens=256, max_queued_tokens=100_000)
-
-    def call(*items, policy=None, reference=None, **rest):
-        policy, base = policy or WeightSource(str(tiny.adapter), str(tiny.base)), str(reference or tiny.base)
-        request = ScoreRequest(
-            policy=ModelSource(path=policy.path, base=policy.base),
-            reference=ModelSource(path=base),
-            items=list(items),
-            **rest,
-        )
-        wire = ScoreRequest.model_validate_json(request.model_dump_json())
-        future = batcher.submit(wire, (policy, WeightSource(base)))
-        while not future.done():
-            batcher.step()
-        return decode_reply(encode_reply(future.result(0))).items
-
-    return call
 
 
 def chat(*turns):
@@ -152,6 +131,34 @@ def test_a_token_for_which_the_model_has_no_row_fails_alone(tiny, pairs, tmp_pat
     drain(batcher)
     assert [item.code for item in one.result(0).items] == ["token_id_out_of_range"] * 2
     assert isinstance(other.result(0).items[0], ItemScores)
+
+
+def test_heads_of_different_size_are_scored_for_those_who_ask_for_their_intersection(tiny, pairs, tmp_path):
+    """Two requests wait for one pair; the one that did not ask is refused alone."""
+    wider = tiny_models.save_padded(tiny, tmp_path / "wider", rows=47)
+    key = (WeightSource(str(wider)), WeightSource(str(tiny.base)))
+    batcher = Batcher(pairs, max_batch_tokens=256, max_queued_tokens=1000)
+
+    def asked(**options):
+        sources = {"policy": ModelSource(path=str(wider)), "reference": ModelSource(path=str(tiny.base))}
+        return batcher.submit(
+            ScoreRequest(items=[ScoreItem(text="the cat sat")], top_k=20, **sources, **options), key
+        )
+
+    strict, willing = asked(), asked(vocab_mismatch="intersect")
+    drain(batcher)
+    assert strict.exception(0).code == "tokenizer_mismatch"
+    reply = decode_reply(encode_reply(willing.result(0)))
+    shared = reply.vocab_size
+    assert reply.vocab_sizes == (shared + 47, shared)
+    (item,) = reply.items
+    assert (item.top.ids[item.scored] < shared).all()
+    (expected,) = score_texts(
+        load_pair(*key),
+        [TokenizedText(item.token_ids, item.start, item.end, 1)],
+        vocab_mismatch="intersect",
+    )
+    np.testing.assert_allclose(item.quantities["kl"], expected.quantities["kl"], rtol=1e-6)
 
 
 def padded(tiny, folder):
