@@ -102,6 +102,7 @@ def create_app(
         title="kleash",
         version=VERSION,
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
+        openapi_url=None,  # FastAPI would write the document anew for each request; routes/docs.py has it ready
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
         lifespan=_running(parts.live, *loops, wake=wake, own=own),
