@@ -127,6 +127,22 @@ def test_settings_accept_the_environment_of_each_service(
     assert settings.unsafe_no_auth is False
 
 
+def test_the_switches_that_a_person_may_set_reach_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"KLEASH_GZIP": "true", "KLEASH_RETENTION_DAYS": "7", "KLEASH_OUTBOUND_ALLOW": '["rewards:8080"]'}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    found = json.loads(compose("--format", "json"))["services"]["api"]["environment"]
+    assert {name: found[name] for name in given} == given
+    for name in given:
+        monkeypatch.delenv(name)
+    by_default = json.loads(compose("--format", "json"))["services"]["api"]["environment"]
+    assert {name: by_default[name] for name in given} == {
+        "KLEASH_GZIP": "false",
+        "KLEASH_RETENTION_DAYS": "",
+        "KLEASH_OUTBOUND_ALLOW": "[]",
+    }
+
+
 def test_no_environment_of_the_caller_s_opens_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     """The API listens on all addresses of its container, where open mode would be refused, and would be no use."""
     monkeypatch.setenv("KLEASH_UNSAFE_NO_AUTH", "true")
