@@ -94,7 +94,8 @@ def create_app(
         store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
-        scorer = HttpScorer(*settings.scorer_urls)
+        token = settings.scorer_token
+        scorer = HttpScorer(*settings.scorer_urls, token=None if token is None else token.get_secret_value())
         own.push_async_callback(scorer.aclose)
     parts, loops, wake = assemble(settings, store, broker, scorer)
 
