@@ -97,7 +97,8 @@ def create_app(
         store = own.enter_context(closing(open_store(settings)))
     broker = broker or CeleryBroker(settings.broker_url.get_secret_value())
     if scorer is None:
-        scorer = HttpScorer(*settings.scorer_urls)
+        token = settings.scorer_token
+        scorer = HttpScorer(*settings.scorer_urls, token=None if token is None else token.get_secret_value())
         own.push_async_callback(scorer.aclose)
     parts, loops, wake = assemble(settings, store, broker, scorer)
 
@@ -105,6 +106,7 @@ def create_app(
         title="kleash",
         version=VERSION,
         summary="Per-token KL of a language model from its reference, and PPO on a leash.",
+        openapi_url=None,  # FastAPI would write the document anew for each request; routes/docs.py has it ready
         docs_url=None,  # FastAPI's page loads scripts from elsewhere; routes/docs.py has ours
         redoc_url=None,
         lifespan=_running(parts.live, parts.feeds, *loops, wake=wake, own=own),

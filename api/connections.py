@@ -121,9 +121,11 @@ class LimitedConnection(AbortableProtocol):
                 self._refuse(LARGE_HEAD)
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins; the time of one after an answer runs from here."""
         self._in_head = self._head_began = True
         self._received = 0
+        if self.cycle is not None and self.cycle.response_complete and not self._unsent():
+            self._since = self.loop.time()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -176,7 +178,7 @@ class LimitedConnection(AbortableProtocol):
         self._timer = self.loop.call_later(self._census.timeout_s / LOOKS, self._look_again)
         if now - self._since < self._allowed_s(now):
             return
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._unsent()
         log.info("client_dropped", in_head=self._in_head, unsent=unsent)
         in_body = self.cycle is not None and not self.cycle.response_started
         if (self._in_head or in_body) and not unsent:
@@ -188,7 +190,7 @@ class LimitedConnection(AbortableProtocol):
         """The seconds that what it does may take; `_since` is now where it does nothing or goes on well."""
         timeout_s, cycle = self._census.timeout_s, self.cycle
         answered = cycle is None or cycle.response_complete
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._unsent()
         if unsent and (answered or self.flow.write_paused or self.transport.is_closing()):
             before, self._untaken = (
                 self._untaken,
@@ -198,10 +200,15 @@ class LimitedConnection(AbortableProtocol):
                 self._since = now
             return timeout_s
         if answered:
-            return timeout_s if cycle is None else timeout_s + self.timeout_keep_alive
+            return timeout_s if cycle is None or self._in_head else max(timeout_s, self.timeout_keep_alive)
         if not cycle.more_body or self.flow.read_paused:  # it is our turn
             self._since = now
         return timeout_s + self._received / UP_BYTES_PER_S
+
+    def _unsent(self) -> int:
+        """Bytes of answers that the kernel has not taken yet."""
+        size: int = self.transport.get_write_buffer_size()
+        return size
 
     def _refuse(self, refusal: Refusal) -> None:
         if not self.transport.is_closing():

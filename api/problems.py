@@ -85,10 +85,13 @@ def http_error(request: Request, error: Exception) -> Response:
     """What the router raises: no such path, wrong method, body too large."""
     assert isinstance(error, HTTPException)
     code = HTTP_CODES.get(error.status_code, "malformed_request")
-    headers = dict(getattr(error, "headers", None) or {})
+    headers, detail = dict(getattr(error, "headers", None) or {}), str(error.detail)
+    if error.status_code == 404:
+        detail = "there is no such route: /docs and /openapi.json have them all"
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
-    return problem(request.scope, error.status_code, code, str(error.detail), headers=headers)
+        detail = f"this route takes {headers['Allow']}"
+    return problem(request.scope, error.status_code, code, detail, headers=headers)
 
 
 def _methods(request: Request) -> list[str]:

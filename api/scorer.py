@@ -35,17 +35,22 @@ class _Broken(ScorerUnavailable):
 class _Endpoint:
     """One scorer process, and what this API process has with it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None) -> None:
         socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         self.url, self.in_flight, self.shunned_until = url, 0, 0.0
         base_url = "http://scorer" if socket else url
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.client = httpx2.AsyncClient(
             base_url=base_url,
+            headers=headers,
             transport=httpx2.AsyncHTTPTransport(uds=socket),
             trust_env=False,  # no proxy stands between the two
         )
         self.probe = httpx2.Client(
-            base_url=base_url, transport=httpx2.HTTPTransport(uds=socket), trust_env=False
+            base_url=base_url,
+            headers=headers,
+            transport=httpx2.HTTPTransport(uds=socket),
+            trust_env=False,
         )
 
     async def ask(self, path: str, body: str, timeout_s: float) -> bytes:
@@ -98,9 +103,9 @@ class _Endpoint:
 class HttpScorer:
     """Scorers at `unix:/path` or `http://host:port`, for one event loop; what does not wait, for any thread."""
 
-    def __init__(self, *urls: str) -> None:
+    def __init__(self, *urls: str, token: str | None = None) -> None:
         self._waiting: Counter[str] = Counter()  # by client
-        self._endpoints = [_Endpoint(url) for url in urls]
+        self._endpoints = [_Endpoint(url, token) for url in urls]
 
     async def score(self, request: ScoreRequest, *, timeout_s: float) -> ScoreReply:
         """Score every item; cancelling it gives the request up.
@@ -210,6 +215,8 @@ def _error(response: httpx2.Response) -> Exception:
         return ScorerOverloaded(int(response.headers["Retry-After"]))
     if response.status_code == 503:
         return ScorerUnavailable("the scorer takes no requests now")
+    if response.status_code == 401:
+        return ScorerUnavailable("the scorer does not take our KLEASH_SCORER_TOKEN")
     if response.status_code == 504:
         return DeadlineExceeded("the scorer did not answer in time", _spent(response))
     if response.status_code >= 500:

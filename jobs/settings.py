@@ -23,8 +23,14 @@ from jobs.signatures import LEAST_SECRET_BYTES, PREFIX, key_of
 
 CLIENT_SHARE = 0.5  # of the scorer's queue, in tokens: one client alone never shuts the others out
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-SECRETS = ("database_url", "broker_url", "reward_secret")  # each may lie in a file, named by KLEASH_…_FILE
+SECRETS = (
+    "database_url",
+    "broker_url",
+    "reward_secret",
+    "scorer_token",
+)  # each may lie in a file, named by KLEASH_…_FILE
 REWARD_SECRET = frozenset({"KLEASH_REWARD_SECRET", "KLEASH_REWARD_SECRET_FILE"})  # for those who sign alone
+SCORER_TOKEN = frozenset({"KLEASH_SCORER_TOKEN", "KLEASH_SCORER_TOKEN_FILE"})
 
 
 class RegisteredModel(BaseModel):
@@ -74,6 +80,7 @@ class Settings(BaseSettings):
     broker_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     # unix:/path or http://host:port; for the API several, separated by commas
     scorer_url: str = "unix:.kleash/scorer.sock"
+    scorer_token: SecretStr | None = None  # what a scorer is shown; one on TCP off loopback must have it
     data: Path = Path(".kleash")
     uploads_dir: Path | None = None  # of uploaded files; DATA/uploads
     models_file: Path | None = None  # JSON of `Registry`; relative sources are relative to it
@@ -161,10 +168,17 @@ class Settings(BaseSettings):
                     raise ValueError(f"{variable} names a file that cannot be read: {reason}") from None
         return values
 
-    @field_validator("reward_secret", mode="before")
+    @field_validator("reward_secret", "scorer_token", mode="before")
     @classmethod
-    def _empty_signs_nothing(cls, given: object) -> object:
+    def _empty_is_none(cls, given: object) -> object:
         return None if given == "" else given
+
+    @field_validator("scorer_token")
+    @classmethod
+    def _fits_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and re.fullmatch(r"[!-~]{16,200}", token.get_secret_value()) is None:
+            raise ValueError("must be 16 to 200 characters of ASCII without blanks")
+        return token
 
     @field_validator("reward_secret")
     @classmethod

@@ -59,7 +59,6 @@ REQUESTS: dict[Action, dict[str, str]] = {
         "cancelled": "cancelled",
     },
 }
-LIVE = frozenset(REQUESTS[Action.CANCEL]) - TERMINAL  # public names of what has not ended
 
 
 def public_status(status: Status, desired: Desired) -> str:

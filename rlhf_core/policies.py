@@ -1,6 +1,7 @@
 """Policies to be trained, each with its frozen reference: an adapter on it, or all weights beside a copy."""
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -51,7 +52,7 @@ class TokenizerCodec:
 
 
 class Policy(ABC):
-    """An `experience.TrainablePolicy` that can be saved. `source` is the model it started from."""
+    """An `experience.TrainablePolicy` that can be saved. `source` is where the model it started from lies."""
 
     def __init__(self, model: Any, source: str, trainable: dict[str, nn.Parameter]) -> None:
         self.source = source
@@ -75,6 +76,11 @@ class Policy(ABC):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return dict(self._trainable)
+
+    @property
+    def base(self) -> str:
+        """What others may call the model it started from: no folder of ours."""
+        return str(self._model.config.name_or_path)
 
     @property
     def hidden_size(self) -> int:
@@ -124,7 +130,12 @@ class LoraPolicy(Policy):
 
     def save(self, folder: Path) -> None:
         """Write adapter and tokenizer so that AutoModelForCausalLM and PEFT load them."""
-        self._peft.save_pretrained(str(folder), safe_serialization=True, selected_adapters=["default"])
+        self._peft.save_pretrained(
+            str(folder),
+            safe_serialization=True,
+            selected_adapters=["default"],
+            save_embedding_layers=False,  # they are the base's; PEFT would ask the hub for what is called as it is
+        )
         self.tokenizer.save_pretrained(str(folder))
 
 
@@ -208,6 +219,17 @@ def load_policy(source: str, folder: Path, options: ModelConfig, *, device: str 
     return _full_policy(_load(str(folder), options, device), _load(source, options, device), source, options)
 
 
+def public_name(source: str, options: ModelConfig) -> str:
+    """What a checkpoint, which may be downloaded, calls its base: a hub id, or the job's name for a folder."""
+    return options.name if os.path.isabs(source) or os.path.isdir(source) else source
+
+
+def _rename(model: Any, source: str, options: ModelConfig) -> str:
+    """Let the model be called so wherever transformers and PEFT write down what it is."""
+    model.name_or_path = model.config.name_or_path = public_name(source, options)
+    return str(model.name_or_path)
+
+
 def _load(path: str, options: ModelConfig, device: str) -> Body:
     body = load_body(path, device=device, products=options.dtype == "float32")
     if not body.causal_lm.splits:
@@ -242,7 +264,7 @@ def _peft_config(body: Body, lora: LoraConfig, targets: str | set[str]) -> PeftL
 
 
 def _lora_policy(body: Body, source: str, options: ModelConfig, seed: int) -> LoraPolicy:
-    body.peft.peft_config["default"].base_model_name_or_path = source
+    body.peft.peft_config["default"].base_model_name_or_path = _rename(body.model, source, options)
     causal_lm = _to_train(body, options)
     if options.value_adapter is None:
         return LoraPolicy(body, source, causal_lm)
@@ -250,6 +272,7 @@ def _lora_policy(body: Body, source: str, options: ModelConfig, seed: int) -> Lo
 
 
 def _full_policy(policy: Body, reference: Body, source: str, options: ModelConfig) -> FullPolicy:
+    _rename(policy.model, source, options)
     config = copy.deepcopy(policy.model.config)
     causal_lm = _to_train(policy, options)
     return FullPolicy(policy.model, source, causal_lm, _to_train(reference, options), config)

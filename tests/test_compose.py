@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from jobs.settings import Settings
+from jobs.settings import SECRETS, Settings
+from jobs.signatures import new_secret
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = Path(sys.executable).parent / "docker-compose"
@@ -103,7 +105,7 @@ def test_secrets_are_files(stack: dict[str, Any]) -> None:
 
 def test_every_kleash_variable_is_one_that_settings_reads(stack: dict[str, Any]) -> None:
     known = {f"KLEASH_{field.upper()}" for field in Settings.model_fields}
-    known |= {"KLEASH_DATABASE_URL_FILE", "KLEASH_BROKER_URL_FILE"}
+    known |= {f"KLEASH_{name.upper()}_FILE" for name in SECRETS}
     used = {
         variable
         for service in stack["services"].values()
@@ -118,13 +120,34 @@ def test_every_kleash_variable_is_one_that_settings_reads(stack: dict[str, Any])
 def test_settings_accept_the_environment_of_each_service(
     stack: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "secret").write_text("redis://a-secret")
+    kinds = {"URL": "redis://a-secret", "TOKEN": "t" * 48, "SECRET": new_secret()}
+    for kind, secret in kinds.items():
+        (tmp_path / kind).write_text(secret)
     for variable, value in stack["services"][name]["environment"].items():
-        monkeypatch.setenv(variable, str(tmp_path / "secret") if variable.endswith("_URL_FILE") else value)
+        kind = variable.removesuffix("_FILE").rpartition("_")[2]
+        secret = variable.endswith("_FILE") and kind in kinds
+        monkeypatch.setenv(variable, str(tmp_path / kind) if secret else value)
     settings = Settings()
+    assert (settings.reward_secret is not None) == name.startswith("worker"), "who signs alone"
     assert settings.database_url.get_secret_value() == "redis://a-secret"
     assert settings.data == Path("/data")
     assert settings.unsafe_no_auth is False
+
+
+def test_the_switches_that_a_person_may_set_reach_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"KLEASH_GZIP": "true", "KLEASH_RETENTION_DAYS": "7", "KLEASH_OUTBOUND_ALLOW": '["rewards:8080"]'}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    found = json.loads(compose("--format", "json"))["services"]["api"]["environment"]
+    assert {name: found[name] for name in given} == given
+    for name in given:
+        monkeypatch.delenv(name)
+    by_default = json.loads(compose("--format", "json"))["services"]["api"]["environment"]
+    assert {name: by_default[name] for name in given} == {
+        "KLEASH_GZIP": "false",
+        "KLEASH_RETENTION_DAYS": "",
+        "KLEASH_OUTBOUND_ALLOW": "[]",
+    }
 
 
 def test_no_environment_of_the_caller_s_opens_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,5 +237,9 @@ def test_secrets_script_writes_each_declared_secret(stack: dict[str, Any], tmp_p
     password = (tmp_path / "secrets" / "postgres_password").read_text()
     assert len(password) == 48
     assert f":{password}@postgres:" in (tmp_path / "secrets" / "database_url").read_text()
-    again = subprocess.run(["sh", script], check=False, capture_output=True)
-    assert again.returncode == 1
+    before = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    (tmp_path / "secrets" / "scorer_token").unlink()  # as in a deployment that is older than it
+    subprocess.run(["sh", script], check=True)
+    after = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    assert [name for name in before if after[name] != before[name]] == ["scorer_token"]
+    Settings(scorer_token=SecretStr(after["scorer_token"]), reward_secret=SecretStr(after["reward_secret"]))

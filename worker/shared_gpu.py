@@ -42,13 +42,14 @@ def scorers_asleep(settings: Settings, who: str) -> Iterator[None]:
     if not settings.scorer_shares_gpu:
         yield
         return
-    over = threading.Event()
+    over, token = threading.Event(), settings.scorer_token
+    headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
     def ask(what: str, *, timeout_s: float, **query: float) -> None:
         path = f"{what}?{urlencode({'who': who, **query})}"
         for url in settings.scorer_urls:
             try:
-                _ask(url, path, timeout_s)
+                _ask(url, path, headers, timeout_s)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 log.warning("scorer %s: %s failed: %s", url, what, error)
 
@@ -70,7 +71,7 @@ def scorers_asleep(settings: Settings, who: str) -> Iterator[None]:
         ask("/wake", timeout_s=CALL_TIMEOUT_S)
 
 
-def _ask(url: str, path: str, timeout_s: float) -> None:
+def _ask(url: str, path: str, headers: dict[str, str], timeout_s: float) -> None:
     """POST without a body. Raises OSError, HTTPException."""
     if url.startswith("unix:"):
         connection: http.client.HTTPConnection = _UnixConnection(url.removeprefix("unix:"), timeout_s)
@@ -78,7 +79,7 @@ def _ask(url: str, path: str, timeout_s: float) -> None:
         parts = urlsplit(url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
-        connection.request("POST", path)
+        connection.request("POST", path, headers=headers)
         response = connection.getresponse()
         if response.status >= 400:
             raise http.client.HTTPException(f"it answered {response.status}")

@@ -18,7 +18,7 @@ from jobs.faults import point
 from jobs.files import LocalFiles
 from jobs.leftovers import remove_leftovers
 from jobs.ports import Clock, Files
-from jobs.settings import REWARD_SECRET, Settings
+from jobs.settings import REWARD_SECRET, SCORER_TOKEN, Settings
 from jobs.spec import Job, JobFailure
 from jobs.states import Desired, Status
 from jobs.store import Store
@@ -285,12 +285,12 @@ class Supervisor:
 
 
 def withheld(job: Job) -> frozenset[str]:
-    """The variables that the job's child has no use for: only requests to reward endpoints are signed."""
+    """The variables that the job's child has no use for: it asks no scorer, and few ask an endpoint."""
     if job.spec.type == "ppo":
         gold = job.ppo.evaluation.gold_reward
         if urls_of(job.ppo.reward) or (gold is not None and urls_of(gold)):
-            return frozenset()
-    return REWARD_SECRET
+            return SCORER_TOKEN
+    return SCORER_TOKEN | REWARD_SECRET
 
 
 def _start_failure(error: OSError) -> tuple[JobFailure, int | None]:

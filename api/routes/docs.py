@@ -1,8 +1,11 @@
-"""/docs: a page of ours that shows the OpenAPI document, with nothing of another host; / leads there."""
+"""/openapi.json, and /docs: a page of ours that shows it, with nothing of another host; / leads there."""
 
+import asyncio
 from pathlib import Path
 
+import orjson
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from api.version import VERSION
@@ -32,6 +35,17 @@ def _serve(path: str, name: str, media_type: str) -> None:
 
 for _path, _file in FILES.items():
     _serve(_path, *_file)
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    """The document, written once, beside what else is asked: it takes a second, and anybody may ask for it."""
+    app = request.app
+    if not hasattr(app.state, "openapi"):
+        app.state.openapi = asyncio.ensure_future(run_in_threadpool(lambda: orjson.dumps(app.openapi())))
+    if not app.state.openapi.done():
+        await asyncio.wait([app.state.openapi])  # which outlives a client that leaves
+    return Response(app.state.openapi.result(), media_type="application/json")
 
 
 @router.get("/")

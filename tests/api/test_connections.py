@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 import threading
@@ -22,6 +23,7 @@ from api.schemas import Problem
 from jobs.schema import metadata
 from jobs.settings import Settings
 from jobs.sql_store import SqlStore
+from tests.api import slow_clients
 from tests.api.serving import serving
 
 TIMEOUT_S = 1.5  # more than a busy machine keeps an honest client from sending
@@ -137,6 +139,12 @@ def test_slow_clients_are_dropped_in_time_while_polls_are_answered(server: tuple
             if said:
                 refused(said, 408, "request_timeout")
     assert sorted(polls.took)[len(polls.took) // 2] < TIMEOUT_S / 2
+
+
+@pytest.mark.skipif("KLEASH_SOAK" not in os.environ, reason="it measures times: KLEASH_SOAK=1")
+def test_the_default_timeouts_drop_every_slow_client_within_15_seconds() -> None:
+    told = slow_clients.measured(20)
+    assert told["violations"] == [], told
 
 
 def test_what_arrives_fast_enough_is_answered_however_small_its_pieces(server: tuple[str, int]) -> None:

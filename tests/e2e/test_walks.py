@@ -131,19 +131,23 @@ def test_a_finished_job_is_a_model_to_score(
     check(answer["data"][0], TEXT, sources(registry)[0], str(weights))
 
 
-def test_the_exported_checkpoint_says_what_our_policy_says(weights: Path) -> None:
+def test_the_exported_checkpoint_says_what_our_policy_says(
+    job: dict[str, Any], registry: Path, weights: Path
+) -> None:
     """Greedy text of AutoModelForCausalLM + PEFT on the exported folder equals that of our own loop."""
-    from peft import AutoPeftModelForCausalLM
+    from peft import PeftModel
 
     from rlhf_core.config.ppo import ModelConfig
     from rlhf_core.policies import load_policy
     from rlhf_core.rollout import generate, response_ids
 
-    exported = AutoPeftModelForCausalLM.from_pretrained(weights)
+    base = sources(registry)[0]
+    exported = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), weights)
+    named = exported.peft_config["default"].base_model_name_or_path
+    assert named == job["spec"]["config"]["model"]["name"], "and no folder of the server"
     tokenizer = AutoTokenizer.from_pretrained(weights)
     inputs = tokenizer("The weather was", return_tensors="pt")
     theirs = exported.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
-    base = exported.peft_config["default"].base_model_name_or_path
     policy = load_policy(base, weights, ModelConfig(name=base))
     with policy.policy() as model:
         ours = generate(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _settings(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(database_url=SecretStr(str(store.engine.url)))
-    monkeypatch.setattr(keys_command, "Settings", lambda: settings)
+    monkeypatch.setattr(keys_command, "settings_or_exit", lambda: settings)
 
 
 def test_a_key_is_made_listed_and_revoked(store: SqlStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from rlhf_core.checkpoint import MANIFEST, read_checkpoint, verify_checkpoint, write_checkpoint
 from rlhf_core.config.ppo import PPOConfig
 from rlhf_core.errors import CheckpointError
-from rlhf_core.policies import Policy, new_policy
+from rlhf_core.policies import Policy, new_policy, public_name
 from rlhf_core.ppo import train
 from rlhf_core.rewards import make_reward
 from rlhf_core.update import TrainState, fresh_state
@@ -122,6 +123,47 @@ def test_t26_resume_is_bit_identical_at_every_step_boundary(
         assert digest(policy, state, tmp_path / f"resumed-{boundary}") == expected
 
 
+@pytest.mark.parametrize("model", [LORA, VALUE, FULL], ids=["lora", "value-adapter", "full"])
+def test_no_file_tells_where_the_base_lies(
+    tiny_model: Path, tmp_path: Path, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are downloaded. They say instead what the job calls the model, and nobody is asked for that."""
+    folder, again = tmp_path / "first", tmp_path / "again"
+    base = tmp_path / "canary" / "tiny"
+    shutil.copytree(tiny_model, base)
+    options = config({"kind": "pi"}, model)
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", None)
+    policy = new_policy(str(base), options.model, seed=0)
+    for place, made in ((folder, policy), (again, None)):
+        place.mkdir()
+        if made is None:
+            made, state = read_checkpoint(folder, options, source=str(base))
+        else:
+            state = fresh_state(made, options)
+        digest = write_checkpoint(place, made, state)
+        verify_checkpoint(place, digest)
+        for file in place.iterdir():
+            assert b"canary" not in file.read_bytes(), file.name
+        assert json.loads((place / "manifest.json").read_text())["base"] == options.model.name
+    if options.model.lora is not None:
+        named = json.loads((folder / "adapter_config.json").read_text())
+        assert named["base_model_name_or_path"] == options.model.name
+        assert f"base_model: {options.model.name}\n" in (folder / "README.md").read_text()
+    assert public_name("org/name", options.model) == "org/name"
+
+
+def test_a_checkpoint_that_still_names_a_folder_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    """As those written before did; the folder may have gone since."""
+    options = config({"kind": "pi"})
+    policy = new_policy(str(tiny_model), options.model, seed=0)
+    write_checkpoint(tmp_path, policy, fresh_state(policy, options))
+    file = tmp_path / "adapter_config.json"
+    old = json.loads(file.read_text()) | {"base_model_name_or_path": "/gone/since"}
+    file.write_text(json.dumps(old))
+    again, _ = read_checkpoint(tmp_path, options, source=str(tiny_model))
+    assert again.base == options.model.name
+
+
 def test_the_generators_of_the_process_go_on_where_they_were(tiny_model: Path, tmp_path: Path) -> None:
     """A reward may draw from Python's, numpy's or torch's generator: each is part of the state."""
 
@@ -171,8 +213,9 @@ def test_a_checkpoint_is_safetensors_and_json_and_says_what_made_it(saved: tuple
     assert environment["threads"] == torch.get_num_threads()
 
 
-def test_peft_and_transformers_load_it(saved: tuple[Path, str]) -> None:
-    from peft import AutoPeftModelForCausalLM
+def test_peft_and_transformers_load_it(saved: tuple[Path, str], tiny_model: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
 
-    model = AutoPeftModelForCausalLM.from_pretrained(saved[0])
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), saved[0])
     assert model.peft_config["default"].r == 2

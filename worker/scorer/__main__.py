@@ -19,7 +19,7 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
 from jobs.errors import ScoringRefused  # noqa: E402
-from jobs.settings import Settings, settings_or_exit  # noqa: E402
+from jobs.settings import LOOPBACK, Settings, settings_or_exit  # noqa: E402
 from rlhf_core.errors import RLHFError  # noqa: E402
 from rlhf_core.kernels import scores as kernels  # noqa: E402
 from rlhf_core.models import Body, ModelPair, WeightSource, load_pair  # noqa: E402
@@ -61,6 +61,7 @@ def main() -> int:
     """Serve until told to stop; 1 if the default pair cannot be loaded or the models' thread crashes."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     settings = settings_or_exit()
+    token_for(settings)  # before anything is loaded
     sources = AllowedSources(settings)
     batcher = Batcher(
         PairCache(_load, memory_bytes=take_share(settings)),
@@ -69,7 +70,9 @@ def main() -> int:
         max_queued_requests=settings.max_queued_requests,
     )
     ready = threading.Event()
-    app = create_app(batcher, sources, ready, max_timeout_s=settings.score_timeout_s)
+    app = create_app(
+        batcher, sources, ready, max_timeout_s=settings.score_timeout_s, token=token_for(settings)
+    )
     server = DrainingServer(_serving(app, settings), batcher, grace_s=settings.stop_grace_s)
 
     def own_the_models() -> int:
@@ -116,8 +119,20 @@ def serve(server: uvicorn.Server, batcher: Batcher, own_the_models: Callable[[],
     return code
 
 
-def _serving(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def token_for(settings: Settings) -> str | None:
+    """The token to ask for. Raises SystemExit where strangers could reach the scorer and there is none."""
     (address,) = settings.scorer_urls  # several are for the API
+    if settings.scorer_token is not None:
+        return settings.scorer_token.get_secret_value()
+    if not address.startswith("unix:") and (urlsplit(address).hostname or "127.0.0.1") not in LOOPBACK:
+        raise SystemExit(
+            f"a scorer on {address} needs KLEASH_SCORER_TOKEN (or _FILE), which APIs and workers must have too"
+        )
+    return None
+
+
+def _serving(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    (address,) = settings.scorer_urls
     url = urlsplit(address)
     return uvicorn.Config(
         app,

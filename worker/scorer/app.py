@@ -6,6 +6,7 @@ Answers are binary (jobs/scoring_wire.py) and say in Server-Timing where the tim
 """
 
 import asyncio
+import hmac
 import threading
 from concurrent.futures import Future
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.errors import DeadlineExceeded, JobError, ScorerOverloaded, ScorerUnavailable, ScoringRefused
 from jobs.residents import Residents
@@ -26,14 +28,25 @@ from worker.scorer.sources import AllowedSources
 from worker.scorer.tokens import Tokenizers
 
 MAX_SLEEP_S = 3600.0  # whoever wants more asks again
+OPEN = frozenset({"/health", "/ready"})
 STATUS = {"input_too_long": 413}  # other refusals are 422
 
 
 def create_app(
-    batcher: Batcher, sources: AllowedSources, ready: threading.Event, *, max_timeout_s: float
+    batcher: Batcher,
+    sources: AllowedSources,
+    ready: threading.Event,
+    *,
+    max_timeout_s: float,
+    token: str | None = None,
 ) -> FastAPI:
-    """The application; `ready` is set once the default pair is loaded and warm."""
+    """The application; `ready` is set once the default pair is loaded and warm.
+
+    With a token, all but /health and /ready asks for `Authorization: Bearer` and it.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if token is not None:
+        app.add_middleware(TokenDemanded, token=token)
 
     @app.post("/score")
     async def score(request: Request, timeout_s: Annotated[float, Header(gt=0)] = max_timeout_s) -> Response:
@@ -103,6 +116,25 @@ def create_app(
     app.add_exception_handler(JobError, _known)
     app.add_exception_handler(ValidationError, _malformed)
     return app
+
+
+class TokenDemanded:
+    """Answers 401 to whoever does not show the token, before anything of the request is read."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._wanted = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what may pass."""
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            shown = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(shown, self._wanted):
+                refusal = _refusal(
+                    401, "unauthenticated", "the scorer's token (KLEASH_SCORER_TOKEN) is needed"
+                )
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 async def _while_wanted(

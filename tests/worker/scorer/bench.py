@@ -60,7 +60,7 @@ def settings_for(tmp_path, tiny, **rest):
 
 
 @contextmanager
-def serving(batcher, settings, folder, *, ready=None):
+def serving(batcher, settings, folder, *, ready=None, token=None):
     """The application on a unix socket; nothing is scored until the test steps the batcher."""
     path = str(folder / "s.sock")
     app = create_app(
@@ -68,6 +68,7 @@ def serving(batcher, settings, folder, *, ready=None):
         AllowedSources(settings),
         ready or threading.Event(),
         max_timeout_s=settings.score_timeout_s,
+        token=token,
     )
     server = uvicorn.Server(uvicorn.Config(app, uds=path, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
