@@ -46,7 +46,7 @@ bench-ppo: $(MODELS) $(PEERS)/.done ## PPO beside TRL's last: time, memory, rewa
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: bench-http
-bench-http: $(MODELS) ## Polls beside a bare FastAPI handler, and goodput at four times the load: ROUNDS=, ONLY="polls …"
+bench-http: $(MODELS) ## HTTP beside a bare handler, 500 streams, scoring and training, 100,000 jobs, overload: ROUNDS=, ONLY="polls …"
 	@$(PY) -W ignore -m benchmarks.http --registry $(MODELS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: recipes

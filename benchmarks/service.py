@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kleash.spawn import spawn
@@ -16,10 +16,18 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
-def running(registry: Path, *options: str, **settings: str) -> Iterator[tuple[str, Path]]:
-    """Start it with these settings, wait until the pair is loaded, end it: its URL and its data folder."""
+def running(
+    registry: Path, *options: str, prepare: Callable[[Path], None] | None = None, **settings: str
+) -> Iterator[tuple[str, Path]]:
+    """Start it with these settings, wait until the pair is loaded, end it: its URL and its data folder.
+
+    `prepare` may put something into the folder before.
+    """
     with tempfile.TemporaryDirectory(prefix="kleash-bench-") as folder:
         data, log = Path(folder, "data"), Path(folder, "log")
+        if prepare is not None:
+            data.mkdir(mode=0o700)
+            prepare(data)
         command = [sys.executable, "-W", "ignore", "-m", "kleash", "up", "--json", "--port", "0", *options]
         command += ["--data", str(data), "--models", str(registry)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("KLEASH_")}

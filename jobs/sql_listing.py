@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from sqlalchemy import ColumnElement, Select, UnaryExpression, and_, func, or_, select, union_all
+from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, func, or_, select, union_all
 
 from jobs.schema import jobs
 from jobs.schema_jobs import job_labels, label_of
 from jobs.spec import Job
 from jobs.sql_base import SqlBase
 from jobs.sql_rows import job_of
-from jobs.states import Desired, Status
+from jobs.states import TERMINAL, Desired, Status
 from jobs.store_jobs import ALL, JobAt, JobFilter, QueuePlace
 
 # the statuses a client can filter by that are stored as (running, desired)
@@ -32,7 +32,9 @@ class ListingRows(SqlBase):
         found = _page(owner, where, after, oldest_first, limit)
         with self.reading() as connection:
             ids = list(connection.execute(found).scalars())
-            rows = connection.execute(select(jobs).where(jobs.c.id.in_(ids)).order_by(_by_time(oldest_first)))
+            rows = connection.execute(
+                select(jobs).where(jobs.c.id.in_(ids)).order_by(_by_time(jobs.c.id, oldest_first))
+            )
             return [job_of(row) for row in rows]
 
     def list_versions(
@@ -49,7 +51,7 @@ class ListingRows(SqlBase):
         with self.reading() as connection:
             ids = list(connection.execute(found).scalars())
             versions = select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(ids))
-            rows = connection.execute(versions.order_by(_by_time(oldest_first)))
+            rows = connection.execute(versions.order_by(_by_time(jobs.c.id, oldest_first)))
             return [JobAt(job_id, version) for job_id, version in rows]
 
     def count_jobs(self, *, owner: str | None = None, where: JobFilter = ALL) -> int:
@@ -81,32 +83,48 @@ def _page(
     owner: str | None, where: JobFilter, after: str | None, oldest_first: bool, limit: int
 ) -> Select[tuple[str]]:
     """The page's ids. Of each status it takes no more than fit on the page."""
-    some = _matching(owner, where)
-    if after is not None:
-        some = [query.where(jobs.c.id > after if oldest_first else jobs.c.id < after) for query in some]
-    some = [query.order_by(_by_time(oldest_first)).limit(limit) for query in some]
+    some = []
+    for query in _matching(owner, where):
+        at = query.selected_columns[0]
+        if after is not None:
+            query = query.where(at > after if oldest_first else at < after)
+        some.append(query.order_by(_by_time(at, oldest_first)).limit(limit))
     if len(some) == 1:
         return some[0]
     found = union_all(*(select(query.subquery()) for query in some)).subquery()
-    return select(found.c.id).order_by(found.c.id.asc() if oldest_first else found.c.id.desc()).limit(limit)
+    return select(found.c[0]).order_by(_by_time(found.c[0], oldest_first)).limit(limit)
 
 
-def _by_time(oldest_first: bool) -> UnaryExpression[str]:
-    return jobs.c.id.asc() if oldest_first else jobs.c.id.desc()
+def _by_time(job_id: ColumnElement[str], oldest_first: bool) -> ColumnElement[str]:
+    return job_id.asc() if oldest_first else job_id.desc()
 
 
 def _matching(owner: str | None, where: JobFilter) -> list[Select[tuple[str]]]:
     """The jobs' ids: a query for each status, so that each runs along an index, and none has another's jobs."""
-    query: Select[tuple[str]] = select(jobs.c.id).where(*_conditions(where))
+    names: list[str | None] = [*dict.fromkeys(where.statuses)]
+    return [_in_status(owner, where, name) for name in names or [None]]
+
+
+def _in_status(owner: str | None, where: JobFilter, name: str | None) -> Select[tuple[str]]:
+    """Along the jobs of the status where these are few (live ones), else along those of a label, if given."""
+    labels = [label_of(*pair) for pair in where.metadata.items()]
+    if labels and (name is None or name in TERMINAL):
+        query = select(job_labels.c.job_id).where(_labelled(job_labels, owner, labels.pop()))
+    else:
+        query = select(jobs.c.id)
+    query = query.where(*_conditions(where), *([] if name is None else [_has_status(name)]))
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
-    for key, value in where.metadata.items():
-        labelled = select(job_labels.c.job_id).where(job_labels.c.label == label_of(key, value))
-        if owner is not None:
-            labelled = labelled.where(job_labels.c.owner == owner)
-        query = query.where(jobs.c.id.in_(labelled))
-    names = dict.fromkeys(where.statuses)
-    return [query.where(_has_status(name)) for name in names] or [query]
+    besides = job_labels.alias("besides")
+    for label in labels:
+        query = query.where(exists().where(_labelled(besides, owner, label)))
+    return query
+
+
+def _labelled(labels: FromClause, owner: str | None, label: str) -> ColumnElement[bool]:
+    """The row says that the job has the label."""
+    of_job = and_(labels.c.job_id == jobs.c.id, labels.c.label == label)
+    return of_job if owner is None else and_(of_job, labels.c.owner == owner)
 
 
 def _conditions(where: JobFilter) -> Iterator[ColumnElement[bool]]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +47,9 @@ class Service(NamedTuple):
 
 
 @contextlib.contextmanager
-def service(registry: Path) -> Iterator[Service]:
+def service(registry: Path, prepare: Callable[[Path], None] | None = None) -> Iterator[Service]:
     """`kleash up`: one key, which may ask as often as it likes, SQLite, the scorer with the default pair."""
-    with running(registry, KLEASH_REQUESTS_PER_MINUTE="0") as (url, data):
+    with running(registry, prepare=prepare, KLEASH_REQUESTS_PER_MINUTE="0") as (url, data):
         processes = marked(f"KLEASH_DATA={data}")
         api = next(each for each in processes if b"\0-m\0api\0" in Path(f"/proc/{each}/cmdline").read_bytes())
         yield Service(url, (data / "key").read_text().strip(), api, f"sqlite:///{data}/kleash.db")

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import event, insert, select, text
 
 from jobs.schema import job_events, jobs
+from jobs.schema_jobs import job_labels, label_of
 from jobs.sql_store import SqlStore
 from jobs.states import Status
 from jobs.store_jobs import JobFilter
@@ -24,6 +25,11 @@ def in_status(*names: str) -> Callable[[SqlStore], Any]:
     return lambda store: store.list_versions(owner="me", where=JobFilter(statuses=names), limit=PAGE)
 
 
+def of_team(team: str, *names: str) -> Callable[[SqlStore], Any]:
+    where = JobFilter(metadata={"team": team}, statuses=names)
+    return lambda store: store.list_versions(owner="me", where=where, limit=PAGE)
+
+
 ASKED: dict[str, Callable[[SqlStore], Any]] = {
     "first page": lambda s: s.list_jobs(owner="me", limit=PAGE),
     "oldest first": lambda s: s.list_jobs(owner="me", limit=PAGE, oldest_first=True),
@@ -34,7 +40,10 @@ ASKED: dict[str, Callable[[SqlStore], Any]] = {
     "live ones": in_status("queued", "running", "pausing", "cancelling", "paused"),
     "ended ones": in_status("succeeded", "failed", "cancelled"),
     "how many wait": lambda s: s.count_jobs(owner="me", where=JobFilter(statuses=("queued", "paused"))),
-    "of a team": lambda s: s.list_versions(owner="me", where=JobFilter(metadata={"team": "x"}), limit=PAGE),
+    "of no team": of_team("x"),
+    "of a large team": of_team("rl"),
+    "failed ones of a team": of_team("rl", "failed"),
+    "live ones of a team": of_team("rl", "queued", "running", "paused"),
     "one job": lambda s: s.get_job("job_1"),
     "its place": lambda s: s.queue_place(s.get_job("job_1")),
     "its version": lambda s: s.job_versions(["job_1"]),
@@ -53,7 +62,7 @@ def job_id(number: int) -> str:
 
 
 def add(store: SqlStore, numbers: range) -> None:
-    """Jobs of "me" that have ended, every third in the same way, with an event each."""
+    """Jobs of "me" that have ended, every third in the same way, with an event each, half of them of a team."""
     with store.writing() as connection:
         like = dict(connection.execute(select(jobs).where(jobs.c.id == "job_1")).mappings().one())
         rows = [
@@ -65,9 +74,13 @@ def add(store: SqlStore, numbers: range) -> None:
         connection.execute(
             insert(job_events), [happened | {"job_id": job_id(n), "created_at": 1.0} for n in numbers]
         )
+        of_team = [
+            {"owner": "me", "label": label_of("team", "rl"), "job_id": job_id(n)} for n in numbers if n % 2
+        ]
+        connection.execute(insert(job_labels), of_team)
     if store.engine.dialect.name == "postgresql":
         with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE jobs, job_events"))
+            connection.execute(text("VACUUM ANALYZE jobs, job_events, job_labels"))
 
 
 @contextmanager
