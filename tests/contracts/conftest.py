@@ -120,7 +120,7 @@ class Valkey:
         command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(self.socket)]
         command += ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), 500)
+        retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), 3000)
         patient = redis.Redis(
             unix_socket_path=str(self.socket),
             retry=retry,
