@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,13 +21,24 @@ class UpError(Exception):
     """The stack cannot start, or one of its processes ended; the message is for people."""
 
 
+_held: list[socket.socket] = []
+
+
 def free_port(host: str, port: int) -> int:
-    """The port, free at this moment; any free one for 0."""
+    """The port, free at this moment; any free one for 0.
+
+    On Linux that one stays free until this process ends: a socket is bound to it and never listens, so the kernel
+    gives it to nobody else who wants any port, and a server that asks for this one, with SO_REUSEADDR, gets it.
+    """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
+        with contextlib.ExitStack() as around:
+            probe = around.enter_context(socket.socket(family, kind))
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+            if port == 0 and sys.platform == "linux":
+                _held.append(probe)
+                around.pop_all()
             return int(probe.getsockname()[1])
     except OSError as error:
         hint = "Stop what listens there, or choose another with --port."

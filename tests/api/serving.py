@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import httpx2
 
 from jobs.settings import Settings
+from kleash.claims import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BODY = 20_000
@@ -23,9 +23,7 @@ def serving(
     settings: Settings, tmp_path: Path, *, command: Sequence[str] = ("-m", "api"), **env: str
 ) -> Iterator[tuple[str, Path, subprocess.Popen[bytes]]]:
     """`python -m api` without broker and scorer; a test that ends it itself also waits for it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1", 0)
     environment = os.environ | {
         "KLEASH_DATABASE_URL": settings.database_url.get_secret_value(),
         "KLEASH_BROKER_URL": f"redis+socket://{tmp_path}/nowhere.sock",

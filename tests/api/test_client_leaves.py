@@ -72,11 +72,11 @@ def test_its_places_in_the_scorer_s_queue_are_free_again(served, path):
 
 def test_a_504_says_where_the_time_went_and_nothing_was_computed(served):
     batcher, (host, port) = served
-    body = {"input": "the cat sat", "request_timeout_s": 0.2}
-    late = httpx2.post(f"http://{host}:{port}/v1/scores", json=body, trust_env=False)
+    body = {"input": "the cat sat", "request_timeout_s": 1.0}
+    late = httpx2.post(f"http://{host}:{port}/v1/scores", json=body, trust_env=False, timeout=PATIENCE_S)
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
     spent = late.json()["context"]
-    assert spent.pop("queue_s") >= 0.2
+    assert spent.pop("queue_s") > 0.1  # of what the API has left it
     assert spent == {"tokenize_s": 0, "compute_s": 0}
     stats = batcher.stats()
     assert (stats.expired_requests, stats.waiting_requests, stats.items) == (1, 0, 0)

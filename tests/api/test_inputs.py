@@ -161,22 +161,22 @@ def test_the_last_message_must_be_the_assistant_s(client):
 def test_a_megabyte_of_token_ids_is_read_fast_and_one_error_is_enough():
     body = json.dumps({"input": [7] * 330_000}).encode()
     assert 900_000 < len(body) < 1_000_000
-    started = time.perf_counter()
+    started = time.thread_time()
     request = ScoresRequest.model_validate(parse(body))
     assert len(request.items[0].token_ids) == 330_000
-    assert time.perf_counter() - started < 1.0  # 0.1 s alone on its core
+    assert time.thread_time() - started < 1.0  # 0.1 s; others on this core do not count
 
 
 @pytest.mark.parametrize(
     "wrong", ["[null" + ",null" * 190_000 + "]", '["' + '","'.join("a" * 240_000) + '"]']
 )
 def test_a_megabyte_of_wrong_elements_is_refused_fast_and_briefly(client, wrong):
-    started = time.perf_counter()
+    started = time.process_time()
     body = f'{{"input": {{"token_ids": {wrong}}}}}'
     response = client.post("/v1/scores", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
     assert len(response.content) < 2048
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_items_with_a_common_context_are_not_independent(client):

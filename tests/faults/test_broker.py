@@ -42,7 +42,7 @@ def finish(cluster: Cluster, caller: Caller, *ids: str) -> None:
 def test_a_job_outlives_a_broker_that_was_down_and_one_that_was_emptied(
     tmp_path: Path, tiny_registry: Path
 ) -> None:
-    cluster = Cluster(tmp_path, tiny_registry)
+    cluster = Cluster(tmp_path, tiny_registry, env={"KLEASH_LEASE_S": "60"})  # nothing is killed
     (worker,) = cluster.workers
     with cluster.running(but=[cluster.valkey, worker]):
         caller = Caller(cluster.urls, Promises())

@@ -42,7 +42,7 @@ def served() -> Iterator[Served]:
             assert process.poll() is None, f"the server ended with {process.returncode}"
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
             log.seek(0)
             errors = [line for line in log if '"level":"info"' not in line]
         assert not errors, "".join(errors[:40])
