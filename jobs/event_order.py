@@ -1,4 +1,4 @@
-"""The order in which an owner's events are committed: ADR 6.
+"""The order in which an owner's events are committed: ADR 7.
 
 An event's `position` counts all events of its job's owner. The number comes from a row of the owner's that the
 transaction holds until its end; so a later number is committed later, an aborted transaction leaves no hole, and
