@@ -65,6 +65,14 @@ async def parts(request: Request) -> Parts:
 PartsDep = Annotated[Parts, Depends(parts)]
 
 
+async def _trace_id(request: Request) -> str | None:
+    found: str | None = request.state.trace_id
+    return found
+
+
+TraceId = Annotated[str | None, Depends(_trace_id)]  # of the caller's `traceparent`
+
+
 async def _models(found: PartsDep) -> ModelResolver:
     return found.models
 

@@ -61,6 +61,7 @@ class RequestLog:
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)  # in the task that is this request
+        scope["state"]["trace_id"] = trace_id
         if trace_id is not None:
             structlog.contextvars.bind_contextvars(trace_id=trace_id)
         try:

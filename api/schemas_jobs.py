@@ -124,6 +124,7 @@ class JobFields(Document):
     metadata: dict[str, str]
     priority: int = Field(description="0 to 9: of waiting jobs, the highest starts first.")
     resume_from: str | None = Field(description="The checkpoint it started from.")
+    trace_id: str | None = Field(description="Of the `traceparent` that the request for it had.")
     limits: jobs.Limits
     links: Links
 
@@ -153,6 +154,7 @@ class JobFields(Document):
             "metadata": job.metadata,
             "priority": job.priority,
             "resume_from": job.spec.resume_from if isinstance(job.spec, jobs.PPOSpec) else None,
+            "trace_id": job.trace_id,
             "limits": job.spec.limits,
             "links": Links(
                 self=here,

@@ -55,6 +55,7 @@ jobs = Table(
     Column("metadata", Json),
     Column("priority", Integer, nullable=False),  # the dispatcher's order
     Column("resolved", Json, nullable=False),
+    Column("trace_id", String),  # of the request that made it, as W3C Trace Context has it
     Column("max_attempts", Integer, nullable=False),  # of the spec: the reaper decodes no spec
     Column("status", String, nullable=False),
     Column("desired", String, nullable=False),

@@ -102,6 +102,7 @@ class Job:
     metadata: dict[str, str]
     priority: int
     resolved: dict[str, Any]  # what the API resolved: model paths, file paths, the checkpoint to start from
+    trace_id: str | None  # of the request that made it
     status: Status
     desired: Desired
     phase: str | None

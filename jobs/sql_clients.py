@@ -37,6 +37,7 @@ class ClientRows(IdempotencyRows, QuotaRows):
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
         queued_limit: int = 0,
+        trace_id: str | None = None,
     ) -> Created:
         """See jobs.store.Store."""
         use = None
@@ -49,7 +50,8 @@ class ClientRows(IdempotencyRows, QuotaRows):
                     return Created(job=_made(connection, before), replayed=True)
             self.one_more_may_wait(connection, owner, queued_limit)
             _pin(connection, resolved)
-            connection.execute(insert(jobs).values(**self._first_values(job_id, owner, spec, resolved)))
+            values = self._first_values(job_id, owner, spec, resolved)
+            connection.execute(insert(jobs).values(**values, trace_id=trace_id))
             connection.info[CHANGED].add(job_id)
             write_labels(connection, job_id, owner, spec.metadata)
             write_uses(connection, job_id, spec.type, resolved)

@@ -72,6 +72,7 @@ class Store(
         idempotency_key: str | None = None,
         request_sha256: str | None = None,
         queued_limit: int = 0,
+        trace_id: str | None = None,
     ) -> Created:
         """Insert a queued job with its first event, or return the one this owner's key made before.
 

@@ -65,6 +65,7 @@ class Job(TypedDict):
     metadata: dict[str, str]
     priority: int
     resume_from: str | None
+    trace_id: str | None
     limits: Document
     links: dict[str, str | None]
     diagnosis: NotRequired[list[Document] | None]

@@ -197,6 +197,8 @@ class Supervisor:
         if job is None:
             log.info("%s: a stale message (epoch %d) was dropped", job_id, epoch)
             return None
+        trace = "" if job.trace_id is None else f", trace {job.trace_id}"
+        log.info("%s: attempt %d%s", job.id, job.attempt, trace)
         heart = Heartbeat(self._store, job, asked_at=asked_at, settings=self._settings, clock=self._clock)
         try:
             with scorers_asleep(self._settings, self._worker):

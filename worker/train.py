@@ -53,6 +53,8 @@ def main() -> int:
         job = store.get_job(job_id)
         if job.attempt != attempt:
             return EXIT_STOPPED
+        if job.trace_id is not None:
+            structlog.contextvars.bind_contextvars(trace_id=job.trace_id)
         run = run_of(store, job, folder, settings)
         return run.run(stop)
     except Stopped:

@@ -6,7 +6,7 @@ from fastapi import Body, Header, Query, Request, Response
 
 from api.auth import Owner
 from api.conditional import IfNoneMatch
-from api.deps import JobsDep
+from api.deps import JobsDep, TraceId
 from api.entity_tags import etag, matches, versions_of
 from api.examples import JOB_CANCELS, JOB_PATCHES, JOB_STOPS, JOBS
 from api.pages import MAX_PAGE, Limit, clamp, cursor, link_next, page_etag
@@ -56,6 +56,7 @@ def create(
     owner: Owner,
     jobs: JobsDep,
     response: Response,
+    trace_id: TraceId,
     dry_run: Annotated[
         bool, Query(description="Check everything, say what it would take, make nothing.")
     ] = False,
@@ -68,7 +69,7 @@ def create(
     if dry_run:
         told = DryRunDocument.of(jobs.dry_run(spec, owner))
         return Response(told.model_dump_json(), media_type="application/json")
-    created = jobs.create(spec, owner, idempotency_key)
+    created = jobs.create(spec, owner, idempotency_key, trace_id)
     response.headers["Location"] = f"/v1/jobs/{created.job.id}"
     response.headers["ETag"] = etag(created.job.version)
     if created.replayed:

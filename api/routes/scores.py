@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 from fastapi import Body, Depends, Header, Request, Response
 
 from api.auth import CallerDep, Owner
-from api.deps import JobsDep, PartsDep
+from api.deps import JobsDep, PartsDep, TraceId
 from api.entity_tags import etag
 from api.errors import InsufficientScope
 from api.examples import SCORES
@@ -69,6 +69,7 @@ async def create(
     scores: ScoresDep,
     jobs: JobsDep,
     http: Request,
+    trace_id: TraceId,
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -82,7 +83,7 @@ async def create(
             raise InsufficientScope(
                 "Prefer: respond-async makes a job: this needs a key with the scope jobs:write"
             )
-        return await run_sync(_queued, jobs, request, caller.owner, idempotency_key)
+        return await run_sync(_queued, jobs, request, caller.owner, idempotency_key, trace_id)
 
     async def answer() -> Response:
         return await run_sync(_written, await scores.score(request, caller.owner))
@@ -134,8 +135,10 @@ def _written(answered: Answered) -> Response:
     return response
 
 
-def _queued(jobs: JobService, request: ScoresRequest, owner: str, idempotency_key: str | None) -> Response:
-    created = jobs.create(as_job(request), owner, idempotency_key)
+def _queued(
+    jobs: JobService, request: ScoresRequest, owner: str, idempotency_key: str | None, trace_id: str | None
+) -> Response:
+    created = jobs.create(as_job(request), owner, idempotency_key, trace_id)
     headers = {
         "Location": f"/v1/jobs/{created.job.id}",
         "ETag": etag(created.job.version),

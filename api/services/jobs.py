@@ -76,7 +76,9 @@ class JobService:
         self._analysis, self._files, self._live, self._queued_limit = analysis, files, live, queued_limit
         self._outbound = outbound or Outbound()
 
-    def create(self, spec: JobSpec, owner: str, idempotency_key: str | None) -> Created:
+    def create(
+        self, spec: JobSpec, owner: str, idempotency_key: str | None, trace_id: str | None = None
+    ) -> Created:
         """One row, or the job that this owner's key made before.
 
         Raises:
@@ -101,6 +103,7 @@ class JobService:
             idempotency_key=idempotency_key,
             request_sha256=request_sha256,
             queued_limit=self._queued_limit,
+            trace_id=trace_id,
         )
         self._wake()
         return created

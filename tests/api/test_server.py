@@ -61,6 +61,9 @@ def test_over_sockets(server: tuple[str, Path], spec: dict[str, Any]) -> None:
         traced = {"Idempotency-Key": canary, "Traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
         created = client.post("/v1/jobs", json=spec | {"name": canary}, headers=traced)
         assert created.status_code == 201
+        assert created.json()["trace_id"] == TRACE
+        again = client.post("/v1/jobs", json=spec | {"name": canary}, headers={"Idempotency-Key": canary})
+        assert again.json()["trace_id"] == TRACE  # of the request that made it
         score = client.post("/v1/scores", json={"input": canary}, headers={"Traceparent": canary})
         assert (score.status_code, score.json()["code"]) == (503, "scorer_unavailable")
         assert score.headers["retry-after"]

@@ -73,7 +73,15 @@ class Save(NamedTuple):
         }
 
 
-HIDDEN = {"id", "owner", "spec", "resolved", "max_attempts", "priority"}  # the request, as it was,
+HIDDEN = {
+    "id",
+    "owner",
+    "spec",
+    "resolved",
+    "trace_id",
+    "max_attempts",
+    "priority",
+}  # the request, as it was,
 HIDDEN |= {"type", "name", "metadata"}  # and as it has been changed
 
 

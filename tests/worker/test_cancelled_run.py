@@ -1,4 +1,7 @@
-"""A cancel of a real training process: with a last checkpoint, from which another job goes on, or with none."""
+"""A cancel of a real training process: with a last checkpoint, from which another job goes on, or with none.
+
+And the process logs under the trace of the request for its job.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +17,7 @@ from rlhf_core.checkpoint import verify_checkpoint
 from tests.worker.supervised import LONG_S, wait_until
 from worker.supervisor import Supervisor
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 NEVER = 10_000  # steps that no test waits for
 
 
@@ -38,13 +42,16 @@ def test_a_cancelled_run_leaves_what_its_client_wanted(
     settings = Settings(data=tmp_path, heartbeat_s=0.05, lease_s=60.0, stop_grace_s=0.0)
     supervisor = Supervisor(store, settings, worker="w")
     model = {"model": {"path": str(tiny_model)}}
-    store.create_job("job_1", "me", spec(NEVER), model)
+    store.create_job("job_1", "me", spec(NEVER), model, trace_id=TRACE)
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(supervisor.run, "job_1", 1)
         wait_until(lambda: store.get_job("job_1").step >= 2 or run.done())
         store.request("job_1", Action.CANCEL, ending=Ending(saves=saves, grace_s=LONG_S))
         assert run.result() is Status.CANCELLED
     job, saved = store.get_job("job_1"), store.list_checkpoints("job_1")
+    lines = (settings.artifacts / "job_1" / "1" / "log.txt").read_text().splitlines()
+    told = [line for line in lines if TRACE in line]
+    assert len(told) >= 3  # the run, and each step
     folders = [path.name for path in (settings.artifacts / "job_1").glob("*/*") if path.is_dir()]
     assert folders == [checkpoint.name for checkpoint in saved]
     if not saves:
