@@ -1,9 +1,9 @@
 """Saving and resuming the whole training state: safetensors and JSON only, every file's sha256 in a manifest.
 
 A folder holds the weights and tokenizer (an adapter in PEFT's format, or a whole model for AutoModelForCausalLM),
-`trainer.safetensors` (value head and its adapter, optimizer moments, torch's RNG), `trainer.json` (step, controller,
-evaluations, Python's and numpy's RNG) and `manifest.json`. It names no folder of this machine. Making it durable and
-visible is the caller's: write → fsync → rename → row.
+`trainer.safetensors` (value head and its adapter, optimizer moments, torch's RNG), `trainer.json` (step,
+controller, evaluations, Python's and numpy's RNG) and `manifest.json`. It names no folder of this machine. Making
+it durable and visible is the caller's: write → fsync → rename → row.
 """
 
 import hashlib
