@@ -27,7 +27,7 @@ from tests.api.serving import ROOT, serving
 from worker.supervisor import Supervisor
 
 DATABASE, BROKER = "canary-database-5e1f", "canary-broker-77b2"
-REWARD = new_secret()
+REWARD, SCORER = new_secret(), "canary-scorer-19c4"
 SPEC: dict[str, Any] = {
     "config": {
         "model": {"name": "m"},
@@ -63,6 +63,7 @@ def environment(database_url: str, folder: Path) -> dict[str, str]:
         "KLEASH_DATA": str(folder),
         "KLEASH_UNSAFE_NO_AUTH": "false",
         "KLEASH_REWARD_SECRET": REWARD,
+        "KLEASH_SCORER_TOKEN": SCORER,
     }
 
 
@@ -120,7 +121,7 @@ def test_an_api_that_works_and_fails_tells_no_secret(
     assert statuses >= {200, 201, 401, 415, 503}
     places = {"answers": "".join(f"{answer.headers}{answer.text}" for answer in answers)}
     places |= {"log": log.read_text(), "database": dump(database_url), "command lines": lines}
-    absent([DATABASE, BROKER, REWARD, key.secret, wrong.secret], places)
+    absent([DATABASE, BROKER, REWARD, SCORER, key.secret, wrong.secret], places)
 
 
 def test_a_webhook_s_secrets_are_told_once_and_kept_in_one_table(
@@ -166,7 +167,7 @@ def test_a_webhook_s_secrets_are_told_once_and_kept_in_one_table(
         "command lines": lines,
     }
     places |= {"log": log.read_text(), "other tables": dump(database_url, but="webhooks")}
-    absent([*secrets, REWARD], places)
+    absent([*secrets, REWARD, SCORER], places)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_a_webhook_s_secrets_are_told_once_and_kept_in_one_table(
     ],
     ids=["no endpoint", "score", "reward", "gold reward"],
 )
-def test_only_a_child_that_signs_is_given_the_reward_secret(
+def test_a_child_is_given_no_secret_that_it_has_no_use_for(
     database_url: str,
     store: SqlStore,
     tmp_path: Path,
@@ -200,6 +201,7 @@ def test_only_a_child_that_signs_is_given_the_reward_secret(
     seen = dict(item.split("=", 1) for item in (tmp_path / "seen").read_text().split("\0") if item)
     assert (seen.get("KLEASH_REWARD_SECRET") == REWARD) is signs
     assert ("KLEASH_REWARD_SECRET_FILE" in seen) is signs
+    assert "KLEASH_SCORER_TOKEN" not in seen, "a child asks no scorer"
     assert seen["KLEASH_DATABASE_URL"] == database_url, "all else is handed on"
 
 
@@ -229,7 +231,7 @@ def test_a_job_that_fails_tells_no_secret(
     files = {str(path): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert bool(files) == up  # error.json
     absent(
-        [DATABASE, BROKER, REWARD],
+        [DATABASE, BROKER, REWARD, SCORER],
         files | {"out": child.stdout, "log": child.stderr, "database": dump(database_url)},
     )
 
@@ -256,4 +258,4 @@ def test_a_worker_without_its_broker_tells_no_secret(
                 break
         lines = command_lines()
         worker.kill()
-    absent([DATABASE, BROKER, REWARD], {"log": "".join(said), "command lines": lines})
+    absent([DATABASE, BROKER, REWARD, SCORER], {"log": "".join(said), "command lines": lines})
