@@ -33,7 +33,7 @@ from tests.rooms import ROOT, Room, room
 
 COMPOSE = Path(sys.executable).parent / "docker-compose"
 LISTENS = {"api": 8000, "scorer": 8001, "postgres": 5432, "valkey": 6379}  # in the file
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 PATH = re.compile(r"(?<![\w./-])/[a-z][\w./-]*")
 VALKEY_CLI = """#!{python}
 import os, sys, valkey

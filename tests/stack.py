@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 
 
 class Stack:

@@ -14,7 +14,7 @@ from sqlalchemy import event
 from api.abortable import AbortableProtocol
 from jobs.sql_store import SqlStore
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from jobs.sql_store import SqlStore
 from tests.api.test_server import serving
 
 LINE = b'"' + b"a" * 98 + b'"\n'
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def wait_until(holds: Callable[[], object]) -> None:

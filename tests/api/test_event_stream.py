@@ -300,7 +300,7 @@ def test_a_client_that_does_not_read_is_dropped_and_can_go_on(
             frames = quick.frames()
             found = [await anext(frames) for _ in range(43)]  # the snapshot, created, started, the notes
             assert seqs(found) == list(range(1, 43))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while sum(map(len, live._watches.values())) > 1:
                     await asyncio.sleep(0.02)
             note(store, job)

@@ -10,7 +10,7 @@ from jobs.errors import DeadlineExceeded, ScorerOverloaded, ScorerUnavailable, S
 from jobs.scoring_wire import ScoreReply, ScoreRequest
 from tests.api.byte_scorer import byte_answer, post, stream
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 TEXTS = [f"text {index} {'é' * (index % 7)}" for index in range(6 * GROUP + 5)]
 
 

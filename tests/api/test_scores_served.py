@@ -22,7 +22,7 @@ from tests.api.blocking_scorer import blocking
 from tests.api.byte_scorer import post, replying, stream
 from tests.api.offsets import HARD_TEXTS, assert_any_ids_hold, assert_offsets_hold
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.fixture(scope="module")

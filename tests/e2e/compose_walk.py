@@ -24,7 +24,7 @@ JOB: dict[str, Any] = {
     },
 }
 LONG = {"config": JOB["config"] | {"optimization": {"steps": 100_000, "learning_rate": 1e-6}}}
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 
 
 def offer(folder: Path) -> Path:

@@ -53,7 +53,7 @@ class Caller:
     """
 
     def __init__(
-        self, urls: Sequence[str], promises: Promises, *, patience_s: float = 30.0, timeout_s: float = 5.0
+        self, urls: Sequence[str], promises: Promises, *, patience_s: float = 120.0, timeout_s: float = 5.0
     ) -> None:
         self._clients = [httpx2.Client(base_url=url, timeout=timeout_s, trust_env=False) for url in urls]
         self.promises, self._patience_s, self._turn = promises, patience_s, 0

@@ -23,7 +23,7 @@ from kleash.up import CELERY, QUIET
 from tests.faults.processes import descendants, gone, training_job
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 KEEPER_TICK_S = 0.1
 LEASE_S = 3.0
 SETTINGS = {

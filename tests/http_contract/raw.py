@@ -21,7 +21,7 @@ from tests.http_contract.served import Served, served
 from tests.http_contract.server import PPO, SCORE
 
 CANARY = b"canary-7f3a"
-PAUSE_S, PATIENCE_S = 0.3, 20.0
+PAUSE_S, PATIENCE_S = 0.3, 60.0
 SCORES = {"input": [{"prompt": "a", "completion": "bc"}, "two"], "reward": [1, 2], "beta": 0.1}
 DIVERGENCES = {"policy_logprobs": [-1.0, -0.5], "reference_logprobs": [-1.5, -0.25]}
 BODIES: dict[str, tuple[dict[str, Any], ...]] = {

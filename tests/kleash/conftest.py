@@ -18,6 +18,12 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 @pytest.fixture(autouse=True)
+def _room_on_any_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much is free where the tests run is not their matter."""
+    monkeypatch.setattr("kleash.commands.doctor.LEAST_FREE_BYTES", 0)
+
+
+@pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be reached is asked again at once."""
     monkeypatch.setattr("kleash.plans.FIRST_BACKOFF_S", 0.001)

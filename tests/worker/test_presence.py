@@ -14,7 +14,7 @@ from worker.presence import Presence, card, worker_id
 
 
 def wait_until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -43,7 +43,7 @@ def test_it_comes_when_the_database_does_and_goes_with_the_worker(
     first = shown.heartbeat_at
     wait_until(lambda: store.list_workers()[0].heartbeat_at > first)
     presence.stop()
-    assert store.list_workers() == []
+    wait_until(lambda: not store.list_workers())  # a busy machine's last word may come after `stop`
     store.close()
 
 

@@ -14,7 +14,7 @@ from rlhf_core.models import load_pair
 from worker.scorer.app import create_app
 from worker.scorer.sources import AllowedSources
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0  # a scorer imports for a minute where the machine is overloaded
 
 
 class CountingLoader:

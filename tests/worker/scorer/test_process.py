@@ -160,13 +160,15 @@ import pathlib, sys, time
 from worker.scorer import batcher
 from worker.scorer.__main__ import main
 
-go_on, chosen, calls = pathlib.Path(sys.argv[1]), batcher.chosen, []
+go_on, chosen, batches = pathlib.Path(sys.argv[1]), batcher.chosen, []
 
 def held(*given, **more):
-    calls.append(given)
-    while len(calls) > 1 and not go_on.exists():
+    while batches and not go_on.exists():
         time.sleep(0.01)
-    return chosen(*given, **more)
+    batch = chosen(*given, **more)
+    if batch:  # nothing may be tokenised yet
+        batches.append(batch)
+    return batch
 
 batcher.chosen = held
 sys.exit(main())
