@@ -30,6 +30,7 @@ MOST = {
     "busy_304_over_bare": 1.5,
     "busy_200_over_bare": 3.0,
     "streams_late_over_tick": 2.0,
+    "overload_goodput_over_peak": 1.5,  # more: what was taken for the peak was none
 }
 LARGE = 1.5  # what 1000 times as many jobs may cost, by all that is not in COUNTED
 LEAST = {"overload_goodput_over_peak": 0.8, "streams_polls_beside_silent": 0.9}

@@ -15,7 +15,7 @@ import httpx2
 from benchmarks.http.polls import TEXT
 from benchmarks.http.service import Service
 
-DEADLINE_S, ROUND_S, OVERLOAD = 10, 12.0, 4
+DEADLINE_S, ROUND_S, OVERLOAD = 20, 12.0, 4
 CLIENTS, CLIMB_S = (8, 16, 32), 10.0  # tried for the peak, so long each
 EXPECTED = ("200", "503 with Retry-After", "429 with Retry-After", "504")
 LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
