@@ -26,14 +26,7 @@ KL_STYLES = (
 )
 PIPE_WIDTH = 120
 SHOWN_K1 = 0.3  # nats: from here on the number stands beside the token in the running text
-SHOWN_ALWAYS = (
-    "k1",
-    "kl",
-    "policy_logprob",
-    "reference_logprob",
-    "k3",
-    "entropy",
-)  # as the service's default
+DEFAULT_SUMS = ("k1", "kl", "policy_logprob", "reference_logprob", "k3", "entropy")  # the service's
 NAMED = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x1b": "␛", "\x00": "␀"}
 
 
@@ -108,7 +101,7 @@ def sums(score: Mapping[str, Any]) -> str:
         parts.append(f"Σ k1 = {_number(of['k1'], '+.3f')} nats")
     if "kl" in of:
         parts.append(f"Σ exact KL = {_number(of['kl'], '.4f')} nats")
-    parts += [f"Σ {visible(name)} = {_number(of[name], '.4f')}" for name in of if name not in SHOWN_ALWAYS]
+    parts += [f"Σ {visible(name)} = {_number(of[name], '.4f')}" for name in of if name not in DEFAULT_SUMS]
     if score.get("adjusted_reward") is not None:
         parts.append(f"adjusted reward = {_number(score['adjusted_reward'], '.4f')}")
     return "   ".join([*parts, *map(visible, score.get("warnings") or ())])
@@ -135,8 +128,11 @@ def top_table(top: Mapping[str, Any], tokens: Sequence[Token]) -> Table:
     for token, pieces, terms, rest in zip(tokens, top["text"], top["kl_term"], top["kl_rest"], strict=True):
         if pieces is not None:
             parts = (f"{visible(p)} {_number(x, '.4f')}" for p, x in zip(pieces, terms, strict=True))
-            spelled = visible(token.raw.decode(errors="backslashreplace"))
-            table.add_row(Text(spelled), Text("   ".join(parts)), _number(rest, ".4f"))
+            table.add_row(
+                Text(visible(token.raw.decode(errors="backslashreplace"))),
+                Text("   ".join(parts)),
+                _number(rest, ".4f"),
+            )
     return table
 
 

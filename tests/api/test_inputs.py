@@ -241,6 +241,7 @@ def test_the_top_of_each_scored_token(client):
         "policy_logprob": [None, [0.125, 0.125], [0.25, 0.25]],
         "reference_logprob": [None, [-0.125, -0.125], [-0.25, -0.25]],
         "kl_term": [None, [0.125, 0.125], [0.25, 0.25]],
+        "kl_rest": [None, 0.0, 0.0],  # these terms are more than the kl of t/8
     }
 
 
@@ -250,10 +251,12 @@ def test_only_as_many_top_terms_as_asked_for_are_shown():
     terms = ids.astype(np.float32)
     top = TopTerms(ids=ids, policy_logprob=terms, reference_logprob=terms, kl_term=terms)
     scored, pieces = np.array([False, True]), {4: "a", 5: "b", 6: "c"}
-    shown = json.loads(json_response(top_columns(top, scored, pieces, k=2, encoding="float")).body)
+    kl = np.array([np.nan, 30.0], np.float32)
+    shown = json.loads(json_response(top_columns(top, kl, scored, pieces, k=2, encoding="float")).body)
     assert (shown["k"], shown["ids"], shown["text"]) == (2, [None, [4, 5]], [None, ["a", "b"]])
     assert shown["kl_term"] == [None, [4.0, 5.0]]
-    packed = top_columns(top, scored, pieces, k=2, encoding="base64")
+    assert shown["kl_rest"] == [None, 21.0]  # 30 − 4 − 5: the third, which is not shown, is among the rest
+    packed = top_columns(top, kl, scored, pieces, k=2, encoding="base64")
     assert np.frombuffer(base64.b64decode(packed["ids"]), "<i4").tolist() == [-1, -1, 4, 5]
 
 
@@ -275,6 +278,7 @@ def test_base64_holds_the_same_numbers(client):
         assert numbers(packed["tokens"][name], "<f4") == plain["tokens"][name]
     for name in ("policy_logprob", "reference_logprob", "kl_term"):
         assert numbers(packed["top"][name], "<f4", 5, 3) == plain["top"][name]
+    assert numbers(packed["top"]["kl_rest"], "<f4") == plain["top"]["kl_rest"]
     assert numbers(packed["top"]["ids"], "<i4", 5, 3) == [[-1] * 3, *plain["top"]["ids"][1:]]
     for name in ("text", "scored"):
         assert packed["tokens"][name] == plain["tokens"][name]
