@@ -10,8 +10,8 @@ from api.schemas_scores import (
     Score,
     ScoredModel,
     ScoreError,
+    SharedTokenizer,
     Summary,
-    Tokenizer,
     Usage,
 )
 from api.schemas_tokens import Encoding
@@ -26,7 +26,7 @@ class ScoreSummary(BaseModel):
     metadata: dict[str, str]
     policy: ScoredModel
     reference: ScoredModel
-    tokenizer: Tokenizer | None = Field(description="null if the scorer took no item.")
+    tokenizer: SharedTokenizer | None = Field(description="null if the scorer took no item.")
     numerics: Numerics | None
     encoding: Encoding | None = Field(description="null where numbers are JSON.")
     complete: bool = Field(description="True if every item has its line.")

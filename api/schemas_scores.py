@@ -119,7 +119,7 @@ class ScoredModel(ModelId):
     )
 
 
-class Tokenizer(BaseModel):
+class SharedTokenizer(BaseModel):
     """The tokenizer that both models share."""
 
     sha256: str
@@ -207,7 +207,7 @@ class ScoreList(BaseModel):
     metadata: dict[str, str]
     policy: ScoredModel
     reference: ScoredModel
-    tokenizer: Tokenizer
+    tokenizer: SharedTokenizer
     numerics: Numerics
     encoding: Encoding | None = Field(description="null where numbers are JSON.")
     partial: bool = Field(description="True if some texts could not be scored.")

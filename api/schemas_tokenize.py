@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from api.schemas_inputs import MAX_ITEMS, TokenIdList
-from api.schemas_scores import ModelId, Tokenizer
+from api.schemas_scores import ModelId
 from api.schemas_tokens import Offsets
 from rlhf_core.config.base import Config, PathName
 
@@ -81,6 +81,13 @@ class TokenUsage(BaseModel):
     """Tokens of all items."""
 
     input_tokens: int
+
+
+class Tokenizer(BaseModel):
+    """The tokenizer of the model that was asked for."""
+
+    sha256: str
+    vocab_size: int
 
 
 class TokenizedList(BaseModel):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, text
 
-from api import event_stream
+from api import feed_stream
 from api.app import create_app
 from api.services import feeds
 from jobs import sql_base
@@ -189,7 +189,7 @@ def test_streams_over_http_that_are_cut_lose_and_repeat_nothing(
 ) -> None:
     """Each goes on from its Last-Event-ID, from memory or from the database, until it has seen the last job."""
     monkeypatch.setattr(feeds, "HELD", 5)
-    monkeypatch.setattr(event_stream, "PAGE", PAGE)
+    monkeypatch.setattr(feed_stream, "PAGE", PAGE)
     app_store = SqlStore(writer.engine.url.render_as_string(hide_password=False))
     settings = Settings(data=tmp_path, unsafe_no_auth=True)
     app = create_app(settings, store=app_store, broker=FakeBroker(), scorer=FakeScorer())

@@ -144,7 +144,7 @@ def test_the_exported_checkpoint_says_what_our_policy_says(
     base = sources(registry)[0]
     exported = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), weights)
     named = exported.peft_config["default"].base_model_name_or_path
-    assert named == job["spec"]["config"]["model"]["name"], "and no folder of the server"
+    assert named == job["config"]["model"]["name"], "and no folder of the server"
     tokenizer = AutoTokenizer.from_pretrained(weights)
     inputs = tokenizer("The weather was", return_tensors="pt")
     theirs = exported.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)

@@ -3,6 +3,7 @@
 And the process logs under the trace of the request for its job.
 """
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_a_cancelled_run_leaves_what_its_client_wanted(
     tmp_path: Path, store: SqlStore, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, saves: bool
 ) -> None:
     monkeypatch.setenv("KLEASH_DATA", str(tmp_path))
+    monkeypatch.setenv("KLEASH_MODEL_ROOTS", json.dumps([str(tiny_model.parent)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = Settings(data=tmp_path, heartbeat_s=0.05, lease_s=60.0, stop_grace_s=0.0)
     supervisor = Supervisor(store, settings, worker="w")
