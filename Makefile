@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 TORCH_PIP_ARGS ?=
 MODELS := .kleash/models.json
 PEERS := .kleash/bench/packages
+export PYTHONDONTWRITEBYTECODE :=  # hundreds of processes that tests start would each compile our code anew
 # $(call given,NAME,--option): the option, if NAME= was typed after `make`; many a shell exports its own PORT.
 given = $(if $(filter command,$(origin $1)),$2 "$($1)")
 

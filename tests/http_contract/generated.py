@@ -21,7 +21,8 @@ from tests.http_contract.served import Served, served
 
 SEMANTIC = (
     *("scores_create", "scores_stream", "tokens_encode", "tokens_decode", "divergences_create"),
-    *("jobs_create", "jobs_change", "files_create", "api_keys_create", "webhooks_create", "webhooks_update"),
+    *("jobs_create", "jobs_change", "files_create", "checkpoints_update"),
+    *("api_keys_create", "webhooks_create", "webhooks_update"),
 )
 WHOLE = 10_000  # cases from which on all phases are run
 EXAMPLES = {"owner": 40, "stranger": 40, "nobody": 10, "narrow": 10, "revoked": 3, "expired": 3}
