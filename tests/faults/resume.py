@@ -99,14 +99,8 @@ def places_of_kept_reference() -> Iterator[Place]:
 
 
 QUICK = {  # the steps before are unsaved: what SIGTERM does there differs most from what kill -9 does
-    "lora": {
-        "after:SqlStore.record_step:2",
-        "before:_sample:15",
-        "before:BaseTuner.enable_adapter_layers:11",
-        "after:update_minibatch:6",
-        "after:save_file:1",
-    },
-    "full": {"after:update_minibatch:6", "before:FullPolicy.save:1"},
+    "lora": {"before:_sample:15", "before:BaseTuner.enable_adapter_layers:11", "after:save_file:1"},
+    "full": {"after:update_minibatch:6"},
     "lora-exact": {"before:BaseTuner.enable_adapter_layers:17"},
 }
 

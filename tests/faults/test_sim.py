@@ -9,8 +9,8 @@ import pytest
 
 from tests.faults.sim.run import Simulator, simulator
 
-SEEDS = 60
-PARTS = 4
+SEEDS = 24
+PARTS = 3
 
 
 @pytest.fixture(scope="module")
