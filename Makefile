@@ -26,7 +26,7 @@ up: $(VENV)/.worker $(MODELS) ## The whole stack in the foreground until Ctrl-C:
 
 .PHONY: test
 test: $(VENV)/.dev $(MODELS) ## All tests (at most 10 minutes on 2 cores)
-	@$(PY) -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
+	@$(PY) -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## kill -9 and SIGSTOP of every process under load: ROUNDS=12, SEED=, one JSON object at the end

@@ -15,8 +15,8 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each worker will need it. What an instrumented module is the first to import is compiled anew, 3,000 files a
-    # process; imported before, it comes from the caches that pip made.
+    # What an instrumented module is the first to import is compiled anew, here 3,000 files; imported before, it
+    # comes from the caches that pip made.
     import peft  # noqa: F401
 
 CORE = Path(__file__).parents[1] / "rlhf_core"
@@ -25,9 +25,7 @@ SHAPED = [
     for file in CORE.rglob("*.py")
     if "from jaxtyping import" in file.read_text()
 ]
-install_import_hook(
-    SHAPED, "beartype.beartype"
-)  # shapes and dtypes are checked in every test; types, by mypy
+install_import_hook(SHAPED, "beartype.beartype")  # shapes and dtypes, in every test; types are mypy's
 
 settings.register_profile("kleash", deadline=None)  # no test asserts a time
 settings.load_profile("kleash")
