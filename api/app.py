@@ -15,6 +15,7 @@ from api.assembly import Loop, assemble
 from api.audit import AuditTrail
 from api.compression import Compression
 from api.limits import BodyLimit
+from api.polls import Polls
 from api.routes import (
     api_keys,
     checkpoints,
@@ -50,7 +51,6 @@ from jobs.store import Store
 STOP_TIMEOUT_S = 5.0
 THREADS = 56  # of the routes; what waits for scores needs none meanwhile
 ROUTERS = (
-    job_live.polled,
     job_live.router,
     events.router,
     health.router,
@@ -119,6 +119,7 @@ def create_app(
         app.add_middleware(Compression)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     app.add_middleware(AuditTrail, store=store)
+    app.add_middleware(Polls, parts=parts)
     app.add_middleware(request_log.RequestLog, counts=parts.requests)
     browser.install(app, settings)  # added last: outermost
     problems.install(app)

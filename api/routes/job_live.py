@@ -11,14 +11,12 @@ from api.entity_tags import etag, matches
 from api.event_stream import EventStream, snapshot_frame
 from api.held import held
 from api.pages import INT32
-from api.polled_route import PolledRoute, current
+from api.polls import current
 from api.prefer import Prefer, Wait, wait_s
 from api.routing import DESCRIPTIONS, TEXT, Responses, problems, v1_router
 from api.schemas_jobs import JobDocument, ResolvedJobDocument
 
 router = v1_router("jobs", "jobs:read")
-polled = v1_router("jobs", "jobs:read")
-polled.route_class = PolledRoute
 
 GONE = 499  # for the log; there is nobody to read it
 HINT = TEXT | {"description": "Seconds after which another look is worth it; of a job that is not done."}
@@ -33,7 +31,7 @@ STREAM: Responses = {
 }
 
 
-@polled.get(
+@router.get(
     "/jobs/{job_id}",
     operation_id="jobs_get",
     summary="Show a job",

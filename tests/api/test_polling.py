@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from httpx2 import Response
 from starlette.testclient import TestClient
 
 from api.event_stream import event_frame
@@ -190,6 +191,38 @@ def test_what_is_at_hand_is_so_for_its_owner_only(
         assert [answer.status_code for answer in answers] == [404, 401, 401]
         assert not [answer for answer in answers if "etag" in answer.headers]
     assert keyed_client.get(url, headers=mine | {"If-None-Match": '"1"'}).status_code == 304
+
+
+def test_a_poll_without_options_is_answered_as_one_with_options_that_change_nothing(
+    keyed_client: TestClient, new_key: Callable[..., dict[str, str]], spec: dict[str, Any]
+) -> None:
+    """The one before the router, the other by the route's function."""
+    mine = new_key()
+    url = keyed_client.post("/v1/jobs", json=spec, headers=mine).headers["location"]
+    known, nowhere = {"If-None-Match": '"1"'}, f"/v1/jobs/job_{'0' * 32}"
+    narrow, key = new_key(scopes=["score"]), mine["Authorization"]
+    asked = [(url, mine), (url, mine | known), (url, mine | {"If-None-Match": '"0", W/"1"'}), (nowhere, mine)]
+    asked += [
+        (url, {}),
+        (url, known),
+        (url, narrow | known),
+        (url, {"Authorization": key.replace("Bearer", "Basic")}),
+    ]
+    answers = []
+    for query in ("", "?wait=0"):
+        found = [keyed_client.get(path + query, headers=headers) for path, headers in asked]
+        assert [answer.status_code for answer in found] == [200, 304, 304, 404, 401, 401, 403, 401]
+        answers.append([told(answer) for answer in found])
+    assert answers[0] == answers[1]
+
+
+def told(answer: Response) -> tuple[dict[str, str], dict[str, Any]]:
+    """Headers and document, without what every request has for itself."""
+    headers = {name: value for name, value in answer.headers.items() if "request-id" not in name}
+    headers.pop("ratelimit", None)
+    body = answer.json() if answer.content else {}
+    body.pop("request_id", None)
+    return headers, body
 
 
 def test_what_this_process_wrote_no_poll_misses(client: TestClient, store: SqlStore, made: str) -> None:

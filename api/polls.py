@@ -1,54 +1,71 @@
-"""The route of polls: what has no options is answered before FastAPI solves the dependencies.
+"""Polls, `GET /v1/jobs/{job_id}` without options, are answered before the router.
 
-These cost several times what the rest of such an answer does. A key is needed all the same: `at_once` asks whom
-the dependencies would ask, and raises what they would raise. What is not plain is left to the route's function.
+The router and FastAPI's dependencies cost several times what the rest of such an answer does. A key is needed all
+the same: `Polls` asks whom the dependencies would ask, and refuses as they would. What is not plain is left to the
+route's function.
 """
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import NamedTuple
 
 from fastapi import Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import bearer_token, identify, permit
 from api.deps import Parts
 from api.entity_tags import etag, matches
+from api.problem_table import ANSWERS
+from api.problems import known_error
 from api.services.job_documents import Written
-from api.strict_json import StrictRoute
+from api.services.job_ids import JOB_ID
 from jobs.states import Status
 from jobs.store_live import JobVersion
 
 POLL_HINT_S = {Status.QUEUED: "5", Status.RUNNING: "2", Status.PAUSED: "30"}
+PREFIX = "/v1/jobs/"
 
 
-class PolledRoute(StrictRoute):
-    """GET of a job, `{job_id}` in its path, with the scope jobs:read."""
+class Named(NamedTuple):
+    """All that logs and counts want of a route."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler behind `at_once`."""
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            return await at_once(request) or await handler(request)
-
-        return handle
+    path: str
 
 
-async def at_once(request: Request) -> Response | None:
-    """The answer to a poll without options. Raises Unauthenticated, InsufficientScope, JobNotFound, …"""
-    if_none_match = authorization = None
-    for name, value in request.scope["headers"]:
-        if name == b"if-none-match" and if_none_match is None:
-            if_none_match = value.decode("latin-1")
-        elif name == b"authorization" and authorization is None:
-            authorization = value.decode("latin-1")
-        elif name == b"prefer":
+REFUSALS = tuple(ANSWERS)
+SHOW = Named("/v1/jobs/{job_id}")
+
+
+class Polls:
+    """ASGI middleware, inside the request log."""
+
+    def __init__(self, app: ASGIApp, parts: Parts) -> None:
+        self.app, self._parts = app, parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI
+        answer = await self._answer(scope) if scope["type"] == "http" and scope["method"] == "GET" else None
+        await (answer or self.app)(scope, receive, send)
+
+    async def _answer(self, scope: Scope) -> Response | None:
+        """None if it is no poll, or has options."""
+        path: str = scope["path"]
+        job_id = path.removeprefix(PREFIX)
+        if job_id == path or scope["query_string"] or not JOB_ID.fullmatch(job_id):
             return None
-    if request.scope["query_string"]:
-        return None
-    parts: Parts = request.app.state.parts
-    caller = await identify(request, parts, bearer_token(authorization))
-    permit(caller, "jobs:read")
-    return await current(parts, request.path_params["job_id"], caller.owner, if_none_match)
+        if_none_match = authorization = None
+        for name, value in scope["headers"]:
+            if name == b"if-none-match" and if_none_match is None:
+                if_none_match = value.decode("latin-1")
+            elif name == b"authorization" and authorization is None:
+                authorization = value.decode("latin-1")
+            elif name == b"prefer":
+                return None
+        scope["route"] = SHOW
+        request, parts = Request(scope), self._parts
+        try:
+            caller = await identify(request, parts, bearer_token(authorization))
+            permit(caller, "jobs:read")
+            return await current(parts, job_id, caller.owner, if_none_match)
+        except REFUSALS as error:
+            return known_error(request, error)
 
 
 async def current(
