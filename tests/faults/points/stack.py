@@ -5,13 +5,14 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults.callers import Caller, Promises, Refused, unasked
 from tests.faults.checker import violations
 from tests.faults.checker_rows import read_database
-from tests.faults.cluster import Cluster, Postgres
+from tests.faults.cluster import Cluster, Postgres, until
 from tests.faults.processes import children, command
 from tests.faults.work import job, score_job
 
@@ -28,6 +29,7 @@ class Outcome(NamedTuple):
 
 class Scenario:
     """Jobs that together pass every point: one plain, one paused and resumed, one cancelled, one that scores.
+    What a client may do to checkpoints and jobs that have ended comes after them.
 
     `light`: two plain ones.
     """
@@ -69,6 +71,7 @@ class Scenario:
             self.promises.created.remove(doomed)
             for made in self.promises.keys.values():
                 made.discard(doomed)
+            self._expire(paused)
         return [
             f"{job_id} {seen[job_id]['status']}, not {status}: {seen[job_id]['error']}"
             for job_id, status in wanted.items()
@@ -88,6 +91,22 @@ class Scenario:
         """Whoever is killed on the way has deleted it or not: a repeat may find nothing."""
         with contextlib.suppress(Refused):
             self.caller.ask("DELETE", path)
+
+    def _expire(self, job_id: str) -> None:
+        """Its oldest checkpoint has three seconds. An API looks for such when it starts: one dies for it."""
+        oldest = self.caller.ask("GET", f"/v1/jobs/{job_id}/checkpoints")["data"][0]["id"]
+        over = datetime.now(UTC) + timedelta(seconds=3)
+        self.caller.ask("PATCH", f"/v1/checkpoints/{oldest}", body={"expires_at": over.isoformat()})
+        until(lambda: datetime.now(UTC) > over, "three seconds")
+        self._cluster.apis[0].kill()
+        until(lambda: self._is_gone(f"/v1/checkpoints/{oldest}"), "the end of a checkpoint that has expired")
+
+    def _is_gone(self, path: str) -> bool:
+        try:
+            self.caller.ask("GET", path)
+        except Refused as refused:
+            return refused.status == 404
+        return False
 
     def _kill_an_owner(self) -> None:
         """The reaper's points are passed only when somebody's lease runs out."""
