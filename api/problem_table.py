@@ -52,6 +52,7 @@ from jobs.errors import (
     TooManyWebhooks,
     TooMuchMetadata,
     VersionConflict,
+    WebhookDeleted,
     WebhookNotFound,
 )
 from jobs.outbound_urls import OutboundError
@@ -134,6 +135,12 @@ ANSWERS: dict[type[Exception], Answer] = {
         "deleted",
         "What the Idempotency-Key made has been deleted",
         "the job that this Idempotency-Key made has been deleted: use a new key to make another",
+    ),
+    WebhookDeleted: Answer(
+        410,
+        "deleted",
+        "What the Idempotency-Key made has been deleted",
+        "the webhook that this Idempotency-Key made has been deleted: use a new key to make another",
     ),
     IdempotencyInProgress: Answer(
         409,

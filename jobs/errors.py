@@ -20,6 +20,7 @@ JobError
 ├── CheckpointInUse          a job needs it
 ├── IdempotencyKeyReused     the key was used with another request
 ├── WebhookNotFound          no such webhook or delivery (or not this caller's)
+├── WebhookDeleted           the webhook that an idempotency key made has been deleted
 ├── TooManyWebhooks          the owner has as many as one may have
 ├── IdempotencyInProgress    a request with the same key has not ended yet
 ├── StoreUnavailable         the database is down, locked or overloaded: try again
@@ -174,6 +175,10 @@ class IdempotencyKeyReused(JobError):
 
 class WebhookNotFound(JobError):
     """No such webhook, or no such delivery of it."""
+
+
+class WebhookDeleted(JobError):
+    """The webhook that an idempotency key made has been deleted."""
 
 
 class TooManyWebhooks(JobError):

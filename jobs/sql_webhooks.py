@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, select, update
 
-from jobs.errors import TooManyWebhooks, WebhookNotFound
+from jobs.errors import TooManyWebhooks, WebhookDeleted, WebhookNotFound
 from jobs.outbox import insert_delivery
 from jobs.schema_webhooks import webhook_deliveries, webhooks
 from jobs.sql_idempotency import IdempotencyRows, KeyUse
@@ -36,7 +36,10 @@ class WebhookRows(IdempotencyRows):
             if use is not None:
                 before = self.claim_key(connection, use, webhook_id)
                 if before is not None:
-                    row = _one(connection, before, owner)
+                    try:
+                        row = _one(connection, before, owner)
+                    except WebhookNotFound:
+                        raise WebhookDeleted(before) from None
                     return CreatedWebhook(webhook=_webhook(row), secret=row.secret, replayed=True)
             count = select(func.count()).where(webhooks.c.owner == owner)
             if connection.execute(count).scalar_one() >= most:

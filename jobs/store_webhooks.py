@@ -92,7 +92,10 @@ class WebhookStore(Protocol):
         request_sha256: str = "",
         most: int = 20,
     ) -> CreatedWebhook:
-        """Insert, or return what this key made before. Raises IdempotencyKeyReused, TooManyWebhooks."""
+        """Insert, or return what this key made before.
+
+        Raises IdempotencyKeyReused, WebhookDeleted, TooManyWebhooks.
+        """
         ...
 
     def get_webhook(self, webhook_id: str, owner: str) -> Webhook:

@@ -32,7 +32,7 @@ PAGE: Responses = {200: {"headers": {"Link": TEXT}}}
     operation_id="webhooks_create",
     summary="Create a webhook",
     status_code=201,
-    responses=CREATED | BODY_PROBLEMS | problems(409),
+    responses=CREATED | BODY_PROBLEMS | problems(409, 410),
 )
 def create(
     body: Annotated[NewWebhookRequest, Body(openapi_examples=WEBHOOKS)],

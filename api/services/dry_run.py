@@ -30,9 +30,9 @@ def dry_run(spec: JobSpec, resolved: dict[str, Any]) -> DryRun:
 
 
 def resolved_config(spec: JobSpec, resolved: Mapping[str, Any]) -> PPOConfig | ScoreConfig:
-    """With every default, and the names of the default pair where the request had none."""
+    """With every default, and the names of the default pair where the request had none (nor its row has any)."""
     if isinstance(spec, ScoreSpec):
-        return spec.config.model_copy(update=resolved["names"])
+        return spec.config.model_copy(update=resolved.get("names", {}))
     return spec.config
 
 

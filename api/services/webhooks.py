@@ -40,7 +40,7 @@ class WebhookService:
         self._store, self._outbound = store, outbound
 
     def create(self, fields: Mapping[str, Any], owner: str, idempotency_key: str | None) -> CreatedWebhook:
-        """One with a secret of its own. Raises OutboundError, TooManyWebhooks, IdempotencyKeyReused."""
+        """One with a secret of its own. Raises OutboundError, TooManyWebhooks, …: see the store."""
         self._outbound.check(fields["url"])
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return self._store.create_webhook(

@@ -16,7 +16,7 @@ from api.prefer import wait_s
 from api.services.job_documents import QUEUED_S
 from api.services.live import GOOD_FOR_TICKS, TICK_S, Live
 from jobs.settings import Settings
-from jobs.spec import JobFailure
+from jobs.spec import JobFailure, ScoreSpec
 from jobs.sql_store import SqlStore
 from jobs.states import Action, Status
 from jobs.store_live import JobVersion
@@ -395,3 +395,15 @@ def test_without_a_database_polls_are_refused_and_waiters_wait(
 
     with listening(served) as port:
         asyncio.run(outage(port))
+
+
+def test_a_score_job_whose_row_names_no_models_is_shown_with_the_config_that_it_has(
+    client: TestClient, store: SqlStore
+) -> None:
+    """As rows have that were written before names were kept."""
+    made = f"job_{'a' * 32}"
+    store.create_job(
+        made, "local", ScoreSpec.model_validate({"type": "score", "config": {"items": ["a"]}}), {}
+    )
+    shown = client.get(f"/v1/jobs/{made}?include=resolved_config").json()
+    assert shown["resolved_config"] == shown["config"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import IdempotencyKeyReused, TooManyWebhooks, WebhookNotFound
+from jobs.errors import IdempotencyKeyReused, TooManyWebhooks, WebhookDeleted, WebhookNotFound
 from jobs.outbound import Answer, Outbound
 from jobs.outbound_urls import OutboundError
 from jobs.signatures import new_secret, signed_headers
@@ -234,6 +234,9 @@ def test_a_key_makes_one_webhook(store: SqlStore) -> None:
     with pytest.raises(TooManyWebhooks):
         store.create_webhook("wh_4", OWNER, new, most=1)
     assert new.secret not in repr((new, first))
+    store.delete_webhook("wh_1", OWNER)
+    with pytest.raises(WebhookDeleted):
+        store.create_webhook("wh_5", OWNER, new, idempotency_key="k", request_sha256="a")
 
 
 def test_the_signature_is_that_of_the_standards_own_example() -> None:
